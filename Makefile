@@ -1,0 +1,32 @@
+# make repro | make test | make ui     (README.md gives the plain commands behind each)
+PYTHON ?= python3
+BIN := .venv/bin
+# A stage is `python -m …`: the environment's python must come first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: repro test ui lint venv
+
+repro: venv
+	dvc repro
+
+test: venv
+	python -m pytest
+
+ui: venv
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" \
+		--host 127.0.0.1 --port 5000
+
+lint: venv
+	ruff check .
+	ruff format --check .
+
+# The copy of requirements.txt is written last: an install that was cut off is done again.
+venv:
+	@cmp -s requirements.txt .venv/requirements.txt || { \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+			{ echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }; \
+		echo "installing into .venv (a few minutes, once)"; \
+		$(PYTHON) -m venv .venv && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
+		cp requirements.txt .venv/requirements.txt; }

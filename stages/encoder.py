@@ -1,0 +1,22 @@
+"""encoders/<encoder>.yaml → models/encoder/"""
+
+from pathlib import Path
+
+from storyflower import encoder
+from storyflower.errors import exit_with_line
+from storyflower.params import Params
+
+
+def main() -> None:
+    params = Params.load()
+    card = encoder.prepare(
+        Path("encoders") / f"{params.encoder}.yaml",
+        Path("data/interim/dialogues.parquet"),
+        Path("models/encoder"),
+        seed=params.seed,
+    )
+    print(f"encoder {params.encoder}: {card.kind}, {card.tokenizer}, licence {card.license}")
+
+
+if __name__ == "__main__":
+    exit_with_line(main)

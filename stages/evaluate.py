@@ -1,0 +1,32 @@
+"""models/classifier/ + Validation → reports/"""
+
+from pathlib import Path
+
+from storyflower import evaluation
+from storyflower.errors import exit_with_line
+from storyflower.params import Params
+
+
+def main() -> None:
+    params = Params.load()
+    result = evaluation.evaluate(
+        Path("models/classifier"),
+        Path("data/interim/tokens"),
+        Path("data/interim/dialogues.parquet"),
+        Path("reports/history.csv"),
+        Path("reports/run.json"),
+        Path("reports"),
+        Path("data/interim/predictions.parquet"),
+        target=params.target,
+        device=params.device,
+        precision=params.precision,
+        seed=params.seed,
+    )
+    print(
+        f"accuracy {result['accuracy']:.4f} (95% interval {result['accuracy_low']:.4f} to "
+        f"{result['accuracy_high']:.4f}), macro-F1 {result['macro_f1']:.4f}\n{result['verdict']}"
+    )
+
+
+if __name__ == "__main__":
+    exit_with_line(main)

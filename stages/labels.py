@@ -1,0 +1,21 @@
+"""data/interim/dialogues.parquet → data/interim/labels.json"""
+
+from pathlib import Path
+
+from storyflower import labels
+from storyflower.errors import exit_with_line
+from storyflower.params import Params
+
+
+def main() -> None:
+    params = Params.load()
+    index = labels.build(
+        Path("data/interim/dialogues.parquet"),
+        Path("data/interim/labels.json"),
+        target=params.target,
+    )
+    print(f"{len(index)} classes: {', '.join(index.names[:12])}{' …' * (len(index) > 12)}")
+
+
+if __name__ == "__main__":
+    exit_with_line(main)

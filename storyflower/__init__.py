@@ -1,0 +1,17 @@
+"""StoryFlower (담화): which of six feelings a Korean diary text carries."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from storyflower.predict import Classifier, Prediction
+
+__all__ = ["Classifier", "Prediction"]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported at the top: every stage imports this package, and few of them need torch.
+    if name in __all__:
+        from storyflower import predict
+
+        return getattr(predict, name)
+    raise AttributeError(f"module 'storyflower' has no attribute {name!r}")

@@ -1,0 +1,17 @@
+"""python -m storyflower predict …"""
+
+import sys
+
+from storyflower.errors import InputError, exit_with_line
+
+
+def main() -> None:
+    if sys.argv[1:2] != ["predict"]:
+        raise InputError('usage: python -m storyflower predict "오늘 드디어 합격했어!"')
+    from storyflower.predict import command_line
+
+    command_line(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    exit_with_line(main)

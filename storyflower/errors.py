@@ -1,0 +1,20 @@
+"""The one exception that means "your input or your set-up, not our code"."""
+
+import sys
+from collections.abc import Callable
+
+
+class InputError(Exception):
+    """Bad input, said in one line: where (file, sheet, row, key), what was found, what to do."""
+
+
+def exit_with_line(main: Callable[[], None]) -> None:
+    """Run a command's main(); an InputError becomes one line on stderr and exit code 1.
+
+    Anything else is a defect of ours and keeps its traceback.
+    """
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,185 @@
+"""fit(): the loop, and nothing but the loop.
+
+Enters: a classifier, the token tables of Training and Validation, the params. Leaves: the trained
+classifier and one row of history an epoch. As in the original notebook: AdamW, cosine schedule
+with warm-up from 0, gradient clipping. Given up against it: padding to max_len (a batch is padded
+to its longest dialogue) and the fixed order of the rows (`shuffle: false` restores it).
+
+"Train accuracy" is the running one: dropout on, weights moving, each dialogue counted when it was
+trained on. Test accuracy is reported each epoch and never used to choose a checkpoint.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from storyflower import metrics, scoring
+from storyflower.device import Placement
+from storyflower.errors import InputError
+from storyflower.history import Epoch
+from storyflower.model import EmotionClassifier
+from storyflower.params import Params
+from storyflower.tensors import TokenTable
+
+
+def fit(
+    model: EmotionClassifier,
+    train: TokenTable,
+    test: TokenTable,
+    params: Params,
+    *,
+    learning_rate: float,
+    pad_id: int,
+    placement: Placement,
+    on_epoch: Callable[[Epoch], None],
+) -> list[Epoch]:
+    """Train the model in place and return the history.
+
+    `learning_rate` is the peak rate; params.learning_rate may be "auto" and is not looked at.
+    `on_epoch` is called after each epoch. Raises InputError when the loss is no longer finite.
+    """
+    device = placement.device
+    model.to(device)
+    steps = math.ceil(len(train) / params.batch_size)  # an epoch
+    total, warmup = steps * params.num_epochs, int(steps * params.num_epochs * params.warmup_ratio)
+    optimizer = make_optimizer(model, learning_rate, params.weight_decay, device)
+    # Does nothing unless the precision is fp16, whose small gradients would vanish unscaled.
+    scaler = torch.amp.GradScaler(device.type, enabled=placement.precision == "fp16")
+    lengths = train.lengths
+    history: list[Epoch] = []
+    for epoch in range(params.num_epochs):
+        order = epoch_order(len(train), epoch, params)
+        progress = Progress(epoch + 1, params, steps)
+        # Sums live on the device: reading one waits for it, so they are read when shown.
+        loss_sum = torch.zeros((), device=device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        seen = 0
+        started = time.perf_counter()
+        model.train()
+        for step in range(steps):
+            rows = order[step * params.batch_size : (step + 1) * params.batch_size]
+            ids, mask = (torch.from_numpy(a).to(device) for a in train.padded(rows, pad_id))
+            labels = torch.from_numpy(train.labels[rows]).to(device)  # (batch,)
+            with placement.autocast():
+                logits = model(ids, mask)  # (batch, classes)
+            loss = nn.functional.cross_entropy(logits.float(), labels)
+
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * schedule(epoch * steps + step, warmup, total)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), params.max_grad_norm)
+            scaler.step(optimizer)
+            scaler.update()
+
+            loss_sum += loss.detach() * len(rows)
+            correct += (logits.detach().argmax(dim=-1) == labels).sum()
+            seen += len(rows)
+            progress.step(loss_sum, correct, seen)
+        placement.synchronize()
+        seconds = time.perf_counter() - started
+        progress.close()
+        mean_loss = loss_sum.item() / seen
+        if not math.isfinite(mean_loss):
+            raise InputError(
+                f"epoch {epoch + 1}: loss {mean_loss}; lower learning_rate ({learning_rate:g})"
+            )
+        probability = scoring.probabilities(model, test, placement, pad_id)
+        right = int((probability.argmax(axis=1) == test.labels).sum())
+        row = Epoch(
+            epoch=epoch + 1,
+            loss=mean_loss,
+            train_accuracy=correct.item() / seen,
+            test_loss=metrics.cross_entropy(probability, test.labels),
+            test_accuracy=right / len(test),
+            seconds=seconds,
+            tokens=int(lengths[order].sum()),
+        )
+        print(
+            f"epoch {row.epoch}/{params.num_epochs}: loss {row.loss:.4f}, "
+            f"train accuracy {row.train_accuracy:.4f}, test loss {row.test_loss:.4f}, "
+            f"test accuracy {row.test_accuracy:.4f}, {row.seconds:.1f} s",
+            flush=True,
+        )
+        history.append(row)
+        on_epoch(row)
+    return history
+
+
+def epoch_order(rows: int, epoch: int, params: Params) -> np.ndarray:
+    """The order of Training in an epoch, (rows,); a function of seed and epoch alone."""
+    if not params.shuffle:
+        return np.arange(rows)
+    return np.random.default_rng([params.seed, epoch]).permutation(rows)
+
+
+def schedule(step: int, warmup: int, total: int) -> float:
+    """Share of the peak rate at a step from 0: linear from 0, then half a cosine down to 0.
+
+    The same as transformers' get_cosine_schedule_with_warmup, which the notebook used.
+    """
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def make_optimizer(
+    model: nn.Module, learning_rate: float, weight_decay: float, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW with decay on everything but biases and LayerNorm weights."""
+    exempt = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(module, nn.LayerNorm) or name.endswith("bias")
+    }
+    decayed = [p for p in model.parameters() if id(p) not in exempt]
+    others = [p for p in model.parameters() if id(p) in exempt]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=device.type in ("cpu", "cuda"))
+
+
+class Progress:
+    """A bar in a terminal; elsewhere one line every log_interval steps."""
+
+    def __init__(self, epoch: int, params: Params, steps: int):
+        self.prefix = f"epoch {epoch}/{params.num_epochs}"
+        self.interval = params.log_interval
+        self.steps = steps
+        self.done = 0
+        self.shown = self.started = time.perf_counter()
+        self.bar = tqdm(total=steps, desc=self.prefix, unit="step", disable=not sys.stderr.isatty())
+
+    def step(self, loss_sum: torch.Tensor, correct: torch.Tensor, seen: int) -> None:
+        """Count a step; show the running figures when it is time to, which waits for the device."""
+        self.done += 1
+        self.bar.update()
+        now = time.perf_counter()
+        if not self.bar.disable and now - self.shown > 1:
+            self.shown = now
+            rate = seen / (now - self.started)
+            self.bar.set_postfix_str(
+                f"loss {loss_sum.item() / seen:.4f}, accuracy {correct.item() / seen:.4f}, "
+                f"{rate:.0f} dialogues/s"
+            )
+        elif self.bar.disable and self.done % self.interval == 0:
+            rate = seen / (now - self.started)
+            left = (now - self.started) / self.done * (self.steps - self.done)
+            print(
+                f"{self.prefix}, step {self.done}/{self.steps}: loss {loss_sum.item() / seen:.4f}, "
+                f"accuracy {correct.item() / seen:.4f}, {rate:.0f} dialogues/s, {left:.0f} s left",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        self.bar.close()
