@@ -36,6 +36,7 @@ class Card:
     tokenizer: str  # sentencepiece (spiece.model) or wordpiece (vocab.txt)
     learning_rate: float  # the peak rate that learning_rate: auto means
     license: str  # SPDX name, or "unknown"
+    optimizer: str = "adamw"  # what optimizer: auto means: adamw or notebook
     pretokenize: str | None = None  # sentencepiece: bert (the notebook's way) or none
     path: str | None = None  # kind path: a folder under encoders/
     # Kind scratch: the shape
