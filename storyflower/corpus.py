@@ -91,6 +91,10 @@ def find_files(folder: Path) -> dict[str, Path]:
         # "~$" is Excel's lock file beside an open workbook; "._" is a macOS side file.
         if path.is_file() and not path.name.startswith(("~$", "."))
     ]
+    for path in present:
+        if "\ufffd" in os.fsencode(path.name).decode("utf-8", "replace"):
+            # A cp949 name out of a Windows zip, which neither the report nor the table can hold.
+            raise InputError(f"{folder}: the file name {path.name!a} is not utf-8; rename the file")
     tables = [path for path in present if path.suffix.lower() in SUFFIXES]
     found = {}
     for split in SPLITS:
@@ -213,14 +217,14 @@ def ingest_split(
             if len(pending["row"]) == ROW_GROUP:
                 flush()
     if not read:
-        raise InputError(f"{table.where}: no rows below the header")
+        raise InputError(f"{table.where}: holds no dialogue, only the header at most")
     total = dropped.total()
     if total > max_dropped * read:
         reason, number = next(iter(first_dropped.items()))
         counts = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
         raise InputError(
             f"{table.where}: {total} of {read} rows unusable ({counts}; first {table.row_word} "
-            f"{number}: {reason}), above max_dropped {max_dropped:g}"
+            f"{number}: {reason}), above max_dropped {max_dropped:g}; complete them or raise it"
         )
     if total == read:
         raise InputError(f"{table.where}: no usable row")
@@ -293,16 +297,25 @@ def text_encoding(path: Path) -> str:
 def open_json(path: Path) -> Table:
     columns = [MAJOR, FINE] + [TURN.format(turn) for turn in range(1, 5)]
 
-    def lines() -> Iterator[tuple[int, Any]]:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, parse(line, f"{path}, item {number}")
+    def items() -> Iterator[tuple[int, Any]]:
+        try:
+            if path.suffix.lower() == ".jsonl":
+                with path.open(encoding="utf-8-sig") as file:
+                    for number, line in enumerate(file, start=1):
+                        if line.strip():
+                            yield number, parse(line, f"{path}, item {number}")
+                return
+            whole = parse(path.read_text(encoding="utf-8-sig"), str(path))
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: not utf-8; AI Hub's JSON is") from None
+        if not isinstance(whole, list):
+            raise InputError(f"{path}: expected a JSON list of dialogues")
+        yield from enumerate(whole, start=1)
 
     def parse(text: str, where: str) -> Any:
         try:
             return json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: a number of 4,301 digits
             raise InputError(f"{where}: not valid JSON ({error}); was it cut off?") from None
 
     def cells(number: int, item: Any) -> list:
@@ -321,22 +334,12 @@ def open_json(path: Path) -> Table:
             raise InputError(f"{where}: unknown emotion code {code!r}, expected E10-E69")
         return [*EMOTIONS.get(code.strip(), ("", "")), *turns]
 
-    try:
-        if path.suffix.lower() == ".jsonl":
-            items = lines()
-        else:
-            whole = parse(path.read_text(encoding="utf-8-sig"), str(path))
-            if not isinstance(whole, list):
-                raise InputError(f"{path}: expected a JSON list of dialogues")
-            items = enumerate(whole, start=1)
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not utf-8; AI Hub's JSON is") from None
-    return Table(str(path), "item", columns, ((n, cells(n, item)) for n, item in items), {})
+    return Table(str(path), "item", columns, ((n, cells(n, item)) for n, item in items()), {})
 
 
 def header(cells: list) -> list[str]:
-    """Column names, NFC and stripped; an unnamed column is ""."""
-    return [unicodedata.normalize("NFC", str(cell)).strip() for cell in cells]
+    """Column names, NFC and on one line; an unnamed column is ""."""
+    return [" ".join(unicodedata.normalize("NFC", str(cell)).split()) for cell in cells]
 
 
 def column_of(table: Table, name: str) -> int:
@@ -354,12 +357,13 @@ def cell_text(table: Table, number: int, column: int, cells: list) -> str:
     """A cell as stripped text, "" when empty; raises InputError for a number, date or bool."""
     cell = cells[column] if column < len(cells) else ""
     if isinstance(cell, str):
-        return cell.strip()
-    if cell is None or cell != cell:  # None, or NaN from an export
+        text = cell.strip()
+        return "" if text in ("nan", "NaN") else text  # str() of an empty cell, from an export
+    if cell is None or cell != cell:  # null or NaN in JSON
         return ""
     raise InputError(
-        f"{table.where}, {table.row_word} {number}: {table.columns[column]} holds "
-        f"a {type(cell).__name__}, not text; format the column as text"
+        f"{table.where}, {table.row_word} {number}: {table.columns[column]} is "
+        f"{str(cell)[:40]} (a {type(cell).__name__}), not text; write it as text"
     )
 
 

@@ -80,6 +80,9 @@ def build(table: Path, output: Path, *, target: str) -> LabelIndex:
                     f"{dialogues.source(table, split)}, row {row}: label {name!r} is not in "
                     f"Training ({', '.join(names)}); correct it or remove the row"
                 )
-    index = LabelIndex(names)
+    try:
+        index = LabelIndex(names)
+    except InputError as error:
+        raise InputError(f"{dialogues.source(table, 'Training')}: {error}") from None
     index.save(output)
     return index

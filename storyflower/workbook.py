@@ -9,13 +9,14 @@ that was cached when the file was last saved. Given up: .xls, .xlsb and sheets b
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import python_calamine
-from python_calamine import CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
+from python_calamine import CalamineWorkbook
 
 from storyflower.errors import InputError
 
@@ -23,9 +24,12 @@ MAX_CELLS = 20_000_000  # the rectangle that calamine allocates, at about 24 byt
 MAX_UNPACKED = 2 * 2**30  # bytes of XML in one workbook; a zip bomb has more
 CHUNK = 4 * 2**20
 
-CELL = re.compile(rb"<(?:\w+:)?c\s[^>]*?\br=[\"']([A-Z]{1,3})(\d{1,7})[\"'][^>]*>")
-FORMULA = re.compile(CELL.pattern + rb"\s*<(?:\w+:)?f[\s>/]")
-RELATION = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id"
+# r="B7" of a cell or r="7" of a row, in whatever tag: an address that is missed could end the
+# process, because calamine aborts when its rectangle does not fit into memory.
+ADDRESS = re.compile(rb"\br\s*=\s*[\"']([A-Za-z]*)(\d{1,20})[\"']")
+FORMULA = re.compile(
+    rb"<(?:\w+:)?c\s[^>]*?\br=[\"']([A-Z]{1,3})(\d{1,7})[\"'][^>]*>\s*<(?:\w+:)?f[\s>/]"
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def read_sheet(path: Path) -> Sheet:
     try:
         name, formulas = survey(path)
         sheet = CalamineWorkbook.from_path(str(path)).get_sheet_by_name(name)
-        rows = enumerate(sheet.iter_rows(), start=1 + (sheet.start or (0, 0))[0])
+        rows = enumerate(sheet.iter_rows(), start=1)  # from row 1 wherever the table begins
     except python_calamine.PasswordError:
         raise InputError(f"{path}: the workbook is encrypted; save it without a password") from None
     except (
@@ -67,6 +71,7 @@ def read_sheet(path: Path) -> Sheet:
         ElementTree.ParseError,
         NotImplementedError,  # a compression method that zipfile lacks
         RuntimeError,  # an encrypted zip member
+        zlib.error,
         EOFError,
         KeyError,
         OSError,
@@ -118,18 +123,19 @@ def survey(path: Path) -> tuple[str, dict[int, int]]:
             rest = b""
             while chunk := stream.read(CHUNK):
                 block = rest + chunk
-                cells = CELL.findall(block)
-                if cells:
-                    columns.update(letters for letters, _ in cells)
-                    first = min(first, int(cells[0][1]))
-                    last = max(last, max(int(row) for _, row in cells))
+                if addresses := ADDRESS.findall(block):
+                    letters, numbers = map(set, zip(*addresses, strict=True))
+                    columns |= letters
+                    rows = [int(number) for number in numbers]
+                    first, last = min(first, *rows), max(last, *rows)
                 for match in FORMULA.finditer(block):
                     formulas.setdefault(column_index(match[1]), int(match[2]))
                 # A cell's tag may straddle two chunks; no tag is as long as this.
                 rest = block[-1024:]
     if columns:
-        indices = [column_index(letters) for letters in columns]
-        span = (max(indices) - min(indices) + 1) * max(last - first + 1, 1)
+        # A row's address has no letters: column -1, one more than the cells need.
+        indices = [column_index(column) for column in columns]
+        span = (max(indices) - min(indices) + 1) * (last - first + 1)
         if span > MAX_CELLS:
             raise InputError(
                 f"{path}, sheet {name!r}: spans {span:,} cells (limit {MAX_CELLS:,}); "
@@ -140,29 +146,27 @@ def survey(path: Path) -> tuple[str, dict[int, int]]:
 
 def first_visible_sheet(path: Path, archive: zipfile.ZipFile) -> tuple[str, str]:
     """Return (sheet name, its zip member)."""
-    metadata = CalamineWorkbook.from_path(str(path)).sheets_metadata
-    visible = [
-        sheet.name
-        for sheet in metadata
-        if sheet.visible == SheetVisibleEnum.Visible and sheet.typ == SheetTypeEnum.WorkSheet
-    ]
-    if not visible:
-        raise InputError(f"{path}: no visible worksheet")
     relations = {
-        node.get("Id"): node.get("Target", "")
+        node.get("Id"): node
         for node in ElementTree.fromstring(archive.read("xl/_rels/workbook.xml.rels"))
     }
     for node in ElementTree.fromstring(archive.read("xl/workbook.xml")).iter():
-        if node.tag.endswith("}sheet") and node.get("name") == visible[0]:
-            target = relations.get(node.get(RELATION), "")
-            member = target.lstrip("/") if target.startswith("/") else f"xl/{target}"
-            return visible[0], member
-    raise InputError(f"{path}: sheet {visible[0]!r} is listed but not in the file; export it again")
+        if not node.tag.endswith("}sheet") or node.get("state", "visible") != "visible":
+            continue
+        # r:id; its namespace differs in a workbook saved as "Strict Open XML".
+        identity = next((value for key, value in node.items() if key.endswith("}id")), None)
+        name, relation = node.get("name", ""), relations.get(identity)
+        if relation is None:
+            raise InputError(f"{path}: sheet {name!r} is listed but not in the file; export again")
+        if relation.get("Type", "").endswith("/worksheet"):  # a chart sheet has no cells
+            target = relation.get("Target", "")
+            return name, target.lstrip("/") if target.startswith("/") else f"xl/{target}"
+    raise InputError(f"{path}: no visible worksheet; unhide the one with the dialogues")
 
 
 def column_index(letters: bytes) -> int:
-    """b"A" → 0, b"AA" → 26."""
+    """b"A" → 0, b"AA" → 26; b"" → -1."""
     index = 0
-    for letter in letters:
+    for letter in letters.upper():
         index = index * 26 + letter - 64
     return index - 1

@@ -1,0 +1,163 @@
+"""The label index, and how it is built from a table of dialogues."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storyflower import corpus, dialogues, labels
+from storyflower.errors import InputError
+from storyflower.labels import LabelIndex
+
+# Names as they may come: any text that utf-8 can hold, 2 to 100 of them.
+NAMES = st.lists(st.text(), min_size=2, max_size=12, unique=True) | st.integers(2, 100).map(
+    lambda count: [f"감정 {number}" for number in range(count)]
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(NAMES, st.data())
+def test_round_trip(names: list[str], data: st.DataObject) -> None:
+    index = LabelIndex(names)
+    sample = data.draw(st.lists(st.sampled_from(names)))
+    numbers = index.encode(sample)
+    assert numbers.dtype == "int64"
+    assert numbers.shape == (len(sample),)
+    assert numbers.tolist() == [names.index(name) for name in sample]
+    assert index.decode(numbers) == sample
+    assert len(index) == len(names)
+
+
+@settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(NAMES)
+def test_saved_and_loaded(tmp_path: Path, names: list[str]) -> None:
+    path = tmp_path / "new" / "labels.json"
+    LabelIndex(names).save(path)
+    assert LabelIndex.load(path) == LabelIndex(names)
+    assert LabelIndex.load(path).names == tuple(names)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"labels": names}
+
+
+def test_file_is_readable_by_people(tmp_path: Path) -> None:
+    LabelIndex(["기쁨", "분노"]).save(tmp_path / "labels.json")
+    assert "기쁨" in (tmp_path / "labels.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("count", [0, 1, 101, 500])
+def test_number_of_classes(count: int) -> None:
+    with pytest.raises(InputError, match=f"^{count} distinct labels; 2 to 100 can be learned$"):
+        LabelIndex(str(number) for number in range(count))
+
+
+def test_repeated_name() -> None:
+    with pytest.raises(InputError, match="appears twice: 기쁨, 분노, 기쁨"):
+        LabelIndex(["기쁨", "분노", "기쁨"])
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(InputError, match="^label '슬픔' is not one of 기쁨, 분노$"):
+        LabelIndex(["기쁨", "분노"]).encode(["분노", "슬픔"])
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_unknown_number(number: int) -> None:
+    with pytest.raises(KeyError):
+        LabelIndex(["기쁨", "분노"]).decode([number])
+
+
+def test_equality_minds_the_order() -> None:
+    assert LabelIndex(["기쁨", "분노"]) != LabelIndex(["분노", "기쁨"])
+    assert len({LabelIndex(["기쁨", "분노"]), LabelIndex(["기쁨", "분노"])}) == 1
+
+
+def build(folder: Path, training: list, validation: list, target: str = "major") -> LabelIndex:
+    """Ingest two csv files of (감정_대분류, 감정_소분류) and build their index."""
+    for split, pairs in (("Training", training), ("Validation", validation)):
+        lines = [
+            "감정_대분류,감정_소분류,사람문장1",
+            *(f"{major},{fine},가" for major, fine in pairs),
+        ]
+        (folder / f"{split}.csv").write_text("\n".join(lines), encoding="utf-8")
+    table = folder / "out" / "dialogues.parquet"
+    settings = {"turns": 1, "target": target, "max_dropped": 0.5}
+    corpus.ingest(folder, table, folder / "out" / "ingest.json", **settings)
+    index = labels.build(table, folder / "out" / "labels.json", target=target)
+    assert LabelIndex.load(folder / "out" / "labels.json") == index
+    return index
+
+
+TRAINING = [
+    ("슬픔", "우울한"),
+    ("상처 ", "고립된"),
+    ("당황", "고립된 "),
+    ("상처", "고립된"),
+    ("슬픔", "낙담한"),
+]
+
+
+def test_order_of_first_appearance(tmp_path: Path) -> None:
+    validation = [("당황", "고립된"), ("슬픔", "우울한")]
+    assert build(tmp_path, TRAINING, validation).names == ("슬픔", "상처", "당황")
+    fine = ("슬픔/우울한", "상처/고립된", "당황/고립된", "슬픔/낙담한")
+    assert build(tmp_path, TRAINING, validation, "fine").names == fine
+
+
+@pytest.mark.parametrize(
+    ("row", "target", "name"),
+    [(("기쁨", "우울한"), "major", "기쁨"), (("당황", "우울한"), "fine", "당황/우울한")],
+)
+def test_validation_label_that_training_lacks(
+    tmp_path: Path, row: tuple, target: str, name: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        build(tmp_path, TRAINING, [TRAINING[0], ("", ""), row], target)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    assert message.startswith(
+        f"{tmp_path / 'Validation.csv'}, row 4: label {name!r} is not in Training ("
+    )
+    assert not (tmp_path / "out" / "labels.json").exists()
+
+
+def test_too_few_classes_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        build(tmp_path, TRAINING[:1], TRAINING[:1])
+    assert str(caught.value).startswith(f"{tmp_path / 'Training.csv'}: 1 distinct labels; ")
+
+
+def test_too_many_classes_names_the_file(tmp_path: Path) -> None:
+    pairs = [(f"감정{number}", "") for number in range(101)]
+    with pytest.raises(InputError) as caught:
+        build(tmp_path, pairs, pairs)
+    assert str(caught.value).startswith(f"{tmp_path / 'Training.csv'}: 101 distinct labels; ")
+
+
+@pytest.mark.parametrize("training", [1, 65_535, 65_536, 65_537, 140_000])
+def test_batches_keep_the_splits_apart(tmp_path: Path, training: int) -> None:
+    """A batch holds up to 65,536 rows, wherever Training ends."""
+    splits = ["Training"] * training + ["Validation"] * 3
+    columns = {
+        "split": splits,
+        "row": range(len(splits)),
+        "text": ["가"] * len(splits),
+        "label": [f"label {number % 7}" for number in range(len(splits))],
+        "fine": [None] * len(splits),
+    }
+    path = tmp_path / "dialogues.parquet"
+    pq.write_table(pa.table(columns, schema=dialogues.SCHEMA), path)
+    read: dict[str, list[int]] = {"Training": [], "Validation": []}
+    for split, batch in dialogues.batches(path, ["row"]):
+        assert 0 < batch.num_rows <= 65_536
+        read[split] += batch.column("row").to_pylist()
+    assert read["Training"] == list(range(training))
+    assert read["Validation"] == list(range(training, training + 3))
+    for split in read:
+        whole = dialogues.read_split(path, split, ["row", "label"])
+        assert whole.column("row").to_pylist() == read[split]
+        assert dialogues.class_names(whole, "major") == [f"label {row % 7}" for row in read[split]]
