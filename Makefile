@@ -14,6 +14,7 @@ test: venv
 	python -m pytest
 
 ui: venv
+	@echo "In the page: choose 'Model training' (top left), then your corpus, then Runs."
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" \
 		--host 127.0.0.1 --port 5000
 

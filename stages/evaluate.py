@@ -24,8 +24,10 @@ def main() -> None:
     )
     print(
         f"accuracy {result['accuracy']:.4f} (95% interval {result['accuracy_low']:.4f} to "
-        f"{result['accuracy_high']:.4f}), macro-F1 {result['macro_f1']:.4f}\n{result['verdict']}"
+        f"{result['accuracy_high']:.4f}), macro-F1 {result['macro_f1']:.4f}"
     )
+    for baseline in result["baselines"]:
+        print(baseline["verdict"])
 
 
 if __name__ == "__main__":

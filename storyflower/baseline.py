@@ -10,10 +10,12 @@ import numpy as np
 
 
 def majority(train_labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
-    """Always the most frequent class of Training; one-hot float32 (rows, classes)."""
-    result = np.zeros((rows, classes), dtype=np.float32)
-    result[:, np.bincount(train_labels, minlength=classes).argmax()] = 1
-    return result
+    """Each class's share of Training, for every row: float32 (rows, classes).
+
+    Its most probable class is always the most frequent one.
+    """
+    shares = np.bincount(train_labels, minlength=classes) / len(train_labels)
+    return np.tile(shares.astype(np.float32), (rows, 1))
 
 
 def tfidf_logistic_regression(

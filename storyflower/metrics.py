@@ -91,8 +91,8 @@ def summary(
         "macro_f1": macro_f1(counts),
         "loss": cross_entropy(probabilities, actual),
         "calibration_error": calibration_error(probabilities, actual),
-        "classes": {
-            name: {key: values[i].item() for key, values in scores.items()}
+        "classes": [
+            {"name": name, **{key: values[i].item() for key, values in scores.items()}}
             for i, name in enumerate(names)
-        },
+        ],
     }

@@ -30,7 +30,8 @@ from storyflower.errors import InputError, exit_with_line
 
 OUTBOX = Path(".storyflower") / "outbox"  # under the main repository's root
 KEY_TAG = "storyflower.key"
-CLOSE_SECONDS = 8  # how long the end of a stage may wait for MLflow
+CLOSE_SECONDS = 8  # how long the end of a stage may wait for a server
+LOCAL_CLOSE_SECONDS = 60  # and for a local store, which only a busy machine makes slow
 BATCH = 100  # MLflow's limit of params or tags in one request; metrics may be 1000
 LIBRARIES = ("torch", "transformers", "sentencepiece", "numpy", "mlflow", "dvc")
 
@@ -81,6 +82,10 @@ def new_record(
         "git_commit": commit,
         "dvc_experiment": dvc_name,
         "dataset_digest": digest,
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.name": "stages.train",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": os.environ.get("USER"),
         "python": platform.python_version(),
         **{library: version(library) for library in LIBRARIES},
         **tags,
@@ -135,11 +140,12 @@ class Run:
         self.record.status, self.record.end = status, milliseconds()
         self._closing = True
         self._save()
-        self._thread.join(CLOSE_SECONDS)
+        wait = CLOSE_SECONDS if is_remote(tracking_uri(self.root)) else LOCAL_CLOSE_SECONDS
+        self._thread.join(wait)
         if self._delivered == self._changes:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        reason = self._error or f"no answer within {CLOSE_SECONDS} s"
+        reason = self._error or f"no answer within {wait} s"
         print(
             f"MLflow has not got this run ({reason}); nothing is lost. When it is back: "
             "python -m storyflower.tracking sync",
@@ -202,18 +208,18 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     import logging
 
     import filelock
 
     # A new database reports each of its migrations.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-    local = not uri.startswith(("http://", "https://", "databricks"))
+    uri = tracking_uri(root)
+    local = not is_remote(uri)
     # Of several processes on a new database all but one fail in its migrations.
     lock = root / OUTBOX.parent / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -231,6 +237,16 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
             if known is None:
                 raise
             return client, known.experiment_id
+
+
+def tracking_uri(root: Path) -> str:
+    """Where runs go: MLFLOW_TRACKING_URI, or a database in the main repository."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a server answers, rather than a file on this machine."""
+    return uri.startswith(("http://", "https://", "databricks"))
 
 
 def sync(root: Path) -> tuple[int, int]:

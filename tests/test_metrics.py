@@ -179,6 +179,6 @@ def test_summary() -> None:
     assert scores["loss"] == metrics.cross_entropy(probabilities, actual)
     assert scores["calibration_error"] == metrics.calibration_error(probabilities, actual)
     recall = reference.recall_score(actual, predicted, average=None)
-    assert list(scores["classes"]) == list(names)
-    assert [scores["classes"][name]["recall"] for name in names] == pytest.approx(list(recall))
-    assert sum(scores["classes"][name]["count"] for name in names) == 500
+    assert [row["name"] for row in scores["classes"]] == list(names)
+    assert [row["recall"] for row in scores["classes"]] == pytest.approx(list(recall))
+    assert sum(row["count"] for row in scores["classes"]) == 500

@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -95,9 +96,13 @@ def test_repro_makes_every_report_and_learns(finished: Path) -> None:
     assert metrics["accuracy"] == metrics["correct"] / 24
     assert metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"]
     assert metrics["accuracy"] >= 0.9  # each word gives its class away
-    assert set(metrics["classes"]) == {"기쁨", "분노", "불안"}
-    assert metrics["baselines"]["majority"]["accuracy"] == pytest.approx(1 / 3)
-    assert metrics["verdict"]
+    assert {row["name"] for row in metrics["classes"]} == {"기쁨", "분노", "불안"}
+    majority, tfidf = metrics["baselines"]
+    assert majority["accuracy"] == pytest.approx(1 / 3)
+    assert majority["loss"] == pytest.approx(math.log(3), abs=1e-3)
+    assert majority["verdict"].startswith("The classifier is better than always answering")
+    assert tfidf["difference"] == pytest.approx(metrics["accuracy"] - tfidf["accuracy"])
+    assert tfidf["low"] <= tfidf["difference"] <= tfidf["high"]
     for name in ("confusion.png", "learning_curves.png"):
         assert (finished / "reports" / name).read_bytes().startswith(b"\x89PNG")
 
@@ -115,8 +120,9 @@ def test_repro_makes_every_report_and_learns(finished: Path) -> None:
 
     predictions = pq.read_table(finished / "data/interim/predictions.parquet").to_pylist()
     assert [row["row"] for row in predictions] == list(range(2, 26))  # as the sheet counts
+    classes = [row["name"] for row in metrics["classes"]]
     for row in predictions:
-        shares = {name: row[f"p({name})"] for name in metrics["classes"]}
+        shares = {name: row[f"p({name})"] for name in classes}
         assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
         assert row["predicted"] == max(shares, key=shares.get)
         assert row["right"] == (row["actual"] == row["predicted"])
@@ -173,13 +179,13 @@ def test_the_run_in_mlflow(finished: Path) -> None:
     (run_,) = mlflow_runs(finished)
     assert run_.info.status == "FINISHED"
     params = yaml.safe_load((finished / "params.yaml").read_text(encoding="utf-8"))
-    for key, value in params.items():
-        expected = "0.003" if key == "learning_rate" else str(value)  # auto: the card's, in numbers
-        assert run_.data.params[key] == expected
+    resolved = {"learning_rate": 0.003, "optimizer": "adamw"}  # auto: the card's
+    for key, value in {**params, **resolved}.items():
+        assert run_.data.params[key] == str(value)
     assert run_.data.params["pretokenize"] == "bert"
     metrics = json.loads((finished / "reports/metrics.json").read_text(encoding="utf-8"))
     assert run_.data.metrics["final_accuracy"] == metrics["accuracy"]
-    assert run_.data.metrics["final_classes.기쁨.f1"] == metrics["classes"]["기쁨"]["f1"]
+    assert run_.data.metrics["final_macro_f1"] == metrics["macro_f1"]
     commit = command(finished, "git", "rev-parse", "HEAD").strip()
     assert run_.data.tags["git_commit"] == commit
     assert run_.info.run_name == f"repro-{commit[:7]}"
@@ -270,7 +276,11 @@ def test_fine_emotions_as_classes(make_repository) -> None:
     root = make_repository(target="fine")
     command(root, "dvc", "repro")
     metrics = json.loads((root / "reports/metrics.json").read_text(encoding="utf-8"))
-    assert set(metrics["classes"]) == {"기쁨/감사하는", "분노/짜증내는", "불안/초조한"}
+    assert {row["name"] for row in metrics["classes"]} == {
+        "기쁨/감사하는",
+        "분노/짜증내는",
+        "불안/초조한",
+    }
 
 
 @pytest.mark.slow
