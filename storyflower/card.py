@@ -106,7 +106,7 @@ def check_values(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     one_of("pretokenize", PRETOKENIZE)
     one_of("optimizer", OPTIMIZERS)
     text("license", ".+", "text")
-    text("revision", r"[\w.-]+(/[\w.-]+)*", "a commit, tag or branch, in quotes if all digits")
+    text("revision", r"\w[\w.-]*(/\w[\w.-]*)*", "a commit, tag or branch, in quotes if all digits")
     text("vocabulary", NAME, "a file name")
     need("pad_id", is_count(raw.get("pad_id"), 0), "a whole number from 0")
     try:

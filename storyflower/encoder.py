@@ -215,7 +215,8 @@ def check_lock(card_file: Path, lock: Lock | None, source: Source) -> None:
 
 def report_unlocked(card_file: Path, card: Card, pinned: Mapping[str, Any]) -> None:
     revision = f" at {pinned['revision']}" if pinned["revision"] else ""
-    files = ", ".join(f"{name} {checksum}" for name, checksum in pinned["files"].items())
+    # The whole checksums stand in card.json.
+    files = ", ".join(f"{name} {checksum[:19]}…" for name, checksum in pinned["files"].items())
     print(
         f"WARNING: {card_file} is not locked, so its source may change unseen; got {card.source}"
         f"{revision}: {files}. Pin it: python -m storyflower.encoder lock {card_file.stem}",

@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Protocol
+from urllib.parse import quote
 
 from storyflower.errors import InputError
 
@@ -154,7 +155,7 @@ class UrlFolder:
     def __init__(self, base: str, checksums: Mapping[str, str], unpacked: Path):
         """`unpacked` is a folder for the archives' content, which is not kept between runs."""
         self.files = {
-            name: download(f"{base.rstrip('/')}/{name}", checksum)
+            name: download(f"{base.rstrip('/')}/{quote(name)}", name, checksum)
             for name, checksum in checksums.items()
         }
         self._found = dict(self.files)
@@ -176,8 +177,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("STORYFLOWER_CACHE") or Path.home() / ".cache" / "storyflower")
 
 
-def download(url: str, checksum: str) -> Path:
-    """Fetch a file into the cache, or find it there; its checksum is taken each time.
+def download(url: str, name: str, checksum: str) -> Path:
+    """Fetch a file into the cache under a name, or find it there; its checksum is taken each time.
 
     `checksum` is "md5:…" or "sha256:…", or the beginning of one. Resumes what an earlier run left,
     and tries again with growing waits. Raises InputError when it cannot be had or is another file.
@@ -185,7 +186,6 @@ def download(url: str, checksum: str) -> Path:
     import filelock
     from huggingface_hub import constants
 
-    name = url.rsplit("/", 1)[-1]
     folder = cache_folder() / checksum.replace(":", "-")
     target, part = folder / name, folder / f"{name}.part"
     try:
