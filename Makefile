@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test ui lint venv
+.PHONY: repro test ui conformance lint venv
 
 repro: venv
 	dvc repro
@@ -17,16 +17,20 @@ ui: venv
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" \
 		--host 127.0.0.1 --port 5000
 
+# Installs the retired originals (mxnet, gluonnlp) into .venv-original and compares with them.
+conformance: venv
+	python -m pytest -s tests/test_conformance.py
+
 lint: venv
 	ruff check .
 	ruff format --check .
 
-# The copy of requirements.txt is written last: an install that was cut off is done again.
+# The copy gets its name last, so an install that was cut off is done again.
 venv:
 	@cmp -s requirements.txt .venv/requirements.txt || { \
 		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 			{ echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }; \
 		echo "installing into .venv (a few minutes, once)"; \
-		$(PYTHON) -m venv .venv && \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
-		cp requirements.txt .venv/requirements.txt; }
+		$(PYTHON) -m venv .venv && cp requirements.txt .venv/wanted.txt && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r .venv/wanted.txt && \
+		mv .venv/wanted.txt .venv/requirements.txt; }

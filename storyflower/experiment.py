@@ -33,12 +33,13 @@ def train(
     """Train a classifier and write its folder, history.csv and the run's record."""
     card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
     learning_rate = card["learning_rate"] if params.learning_rate is None else params.learning_rate
+    optimizer = card["optimizer"] if params.optimizer == "auto" else params.optimizer
     placement = choose(params.device, params.precision)
     print(placement, flush=True)
     torch.manual_seed(params.seed)
     index = LabelIndex.load(labels)
     network = model.build(encoder, len(index), params.dr_rate)
-    used = {**asdict(params), "learning_rate": learning_rate}
+    used = {**asdict(params), "learning_rate": learning_rate, "optimizer": optimizer}
     run = tracking.Run(
         tracking.new_record(
             experiment=params.corpus,
@@ -54,6 +55,7 @@ def train(
             TokenTable.load(tokens, "Validation"),
             params,
             learning_rate=learning_rate,
+            optimizer_name=optimizer,
             pad_id=network.encoder.config.pad_token_id,
             placement=placement,
             on_epoch=lambda row: run.log(epoch_metrics(row), row.epoch),

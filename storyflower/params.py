@@ -16,6 +16,7 @@ import yaml
 from storyflower.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+OPTIMIZERS = ("auto", "adamw", "notebook")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TARGETS = ("major", "fine")
 
@@ -36,6 +37,7 @@ class Params:
     num_epochs: int  # passes over Training, 1..1000
     batch_size: int  # dialogues per optimizer step, 1..65536
     learning_rate: float | None  # peak, (0, 1]; None ("auto"): the value on the encoder's card
+    optimizer: str  # auto (the card's), adamw (torch's) or notebook (transformers 3's AdamW)
     warmup_ratio: float  # share of all steps over which the rate rises from 0, [0, 1]
     max_grad_norm: float  # gradients are scaled down to this L2 norm, > 0
     weight_decay: float  # AdamW's, not on biases and LayerNorm, [0, 1]
@@ -57,7 +59,7 @@ class Params:
             raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{path}: not found; run this in the repository's root") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: not utf-8, or 2024-13-01
             reason = " ".join(str(error).split())
             raise InputError(f"{path}: not readable as YAML: {reason}") from None
         if not isinstance(raw, dict):
@@ -96,22 +98,23 @@ class Params:
                 raise fail(key, f"a whole number in [{low}, {high}]")
             return value
 
-        def number(key: str, low: float, high: float, brackets: str = "[]") -> float:
-            rule = f"a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
+        def number(
+            key: str, low: float, high: float, brackets: str = "[]", other: str = ""
+        ) -> float:
+            rule = f"{other}a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
             value = raw[key]
-            # YAML 1.1 reads 5e-5 (which `dvc exp run -S` writes) as text.
-            if isinstance(value, str):
-                try:
-                    value = float(value)
-                except ValueError:
-                    raise fail(key, rule) from None
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            # Text, too: YAML 1.1 reads 5e-5 (which `dvc exp run -S` writes) as text.
+            if isinstance(value, bool) or not isinstance(value, int | float | str):
                 raise fail(key, rule)
+            try:
+                value = float(value)
+            except (ValueError, OverflowError):
+                raise fail(key, rule) from None
             above = value > low if brackets[0] == "(" else value >= low
             below = value < high if brackets[1] == ")" else value <= high
             if not (above and below):
                 raise fail(key, rule)
-            return float(value)
+            return value
 
         def boolean(key: str) -> bool:
             if not isinstance(raw[key], bool):
@@ -128,9 +131,10 @@ class Params:
             max_len=integer("max_len", 3, 512),
             num_epochs=integer("num_epochs", 1, 1000),
             batch_size=integer("batch_size", 1, 65536),
-            learning_rate=None if auto_rate else number("learning_rate", 0, 1, "(]"),
+            learning_rate=None if auto_rate else number("learning_rate", 0, 1, "(]", "auto or "),
+            optimizer=choice("optimizer", OPTIMIZERS),
             warmup_ratio=number("warmup_ratio", 0, 1),
-            max_grad_norm=number("max_grad_norm", 0, math.inf, "(]"),
+            max_grad_norm=number("max_grad_norm", 0, math.inf, "()"),
             weight_decay=number("weight_decay", 0, 1),
             dr_rate=number("dr_rate", 0, 1, "[)"),
             shuffle=boolean("shuffle"),

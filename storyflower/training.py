@@ -35,13 +35,15 @@ def fit(
     params: Params,
     *,
     learning_rate: float,
+    optimizer_name: str,
     pad_id: int,
     placement: Placement,
     on_epoch: Callable[[Epoch], None],
 ) -> list[Epoch]:
     """Train the model in place and return the history.
 
-    `learning_rate` is the peak rate; params.learning_rate may be "auto" and is not looked at.
+    `learning_rate` (the peak) and `optimizer_name` (adamw or notebook) are what the params or the
+    encoder's card say; the params' own values may be "auto" and are not looked at.
     `on_epoch` is called after each epoch. Raises InputError when the loss is no longer finite.
     """
     device = placement.device
@@ -70,8 +72,12 @@ def fit(
                 logits = model(ids, mask)  # (batch, classes)
             loss = nn.functional.cross_entropy(logits.float(), labels)
 
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * schedule(epoch * steps + step, warmup, total)
+            set_rate(
+                optimizer,
+                learning_rate * schedule(epoch * steps + step, warmup, total),
+                epoch * steps + step,
+                optimizer_name,
+            )
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
@@ -128,6 +134,19 @@ def schedule(step: int, warmup: int, total: int) -> float:
     if step < warmup:
         return step / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, name: str) -> None:
+    """Prepare the update of a step from 0.
+
+    `notebook` is the AdamW of transformers 3, which adds eps = 1e-6 to the root of v before the
+    bias correction, where torch adds it after. With t updates done, the corrected root is
+    sqrt(v) / sqrt(1 - beta2^t), so an eps larger by the same factor is the same arithmetic.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if name == "notebook":
+            group["eps"] = 1e-6 / math.sqrt(1 - group["betas"][1] ** (step + 1))
 
 
 def make_optimizer(

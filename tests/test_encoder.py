@@ -920,6 +920,7 @@ def test_folder_elsewhere_is_locked_and_watched(pieces, cards, tmp_path, capsys)
     place = unpack(files, tmp_path / "elsewhere" / "mine")
     encoder.main(["card", "mine", str(place)], cards)
     capsys.readouterr()
+    (place / "model.safetensors").write_bytes(b"was not there when it was locked")
     prepare(cards / "mine.yaml")
     assert capsys.readouterr().err == ""
     (place / "config.json").write_bytes(files["config.json"] + b"\n")

@@ -1,0 +1,90 @@
+"""The two functions of the kobert package, for notebooks written against it.
+
+Enters: the encoder folder of a kobert card (`dvc repro encoder` with `encoder: kobert` makes it).
+Leaves: what `kobert` returned: a path for BERTSPTokenizer, and (model, vocab). Instead of
+
+    from kobert.utils import get_tokenizer
+    from kobert.pytorch_kobert import get_pytorch_kobert_model
+
+write `from storyflower.kobert import get_tokenizer, get_pytorch_kobert_model`. Given up: fetching.
+The old functions downloaded on their own and returned None when that failed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storyflower.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ENCODER = Path("models/encoder")
+
+
+class Vocab:
+    """Pieces and their ids, with the names that gluonnlp's BERTVocab has.
+
+    BERTSPTokenizer and BERTSentenceTransform work with it: they look up tokens by `vocab[...]` and
+    `to_indices`, and ask for the special tokens by attribute.
+    """
+
+    unknown_token, padding_token = "[UNK]", "[PAD]"
+    cls_token, sep_token, mask_token = "[CLS]", "[SEP]", "[MASK]"
+    bos_token = eos_token = None
+    reserved_tokens = ["[CLS]", "[SEP]", "[MASK]", "[PAD]"]
+
+    def __init__(self, pieces: Sequence[str]):
+        """`pieces` in the order of their ids."""
+        self.idx_to_token = list(pieces)
+        self.token_to_idx = {piece: index for index, piece in enumerate(self.idx_to_token)}
+
+    def __len__(self) -> int:
+        return len(self.idx_to_token)
+
+    def __contains__(self, token: str) -> bool:
+        return token in self.token_to_idx
+
+    def __getitem__(self, tokens: str | Sequence[str]) -> int | list[int]:
+        """The id of a token, or of each of several; [UNK]'s id for an unknown one."""
+        if isinstance(tokens, str):
+            return self.token_to_idx.get(tokens, self.token_to_idx[self.unknown_token])
+        return [self[token] for token in tokens]
+
+    to_indices = __call__ = __getitem__
+
+    def to_tokens(self, indices: int | Sequence[int]) -> str | list[str]:
+        """The token of an id, or of each of several; raises ValueError for an id out of range."""
+        if isinstance(indices, int):
+            if not 0 <= indices < len(self):
+                raise ValueError(f"token index {indices} is not in [0, {len(self) - 1}]")
+            return self.idx_to_token[indices]
+        return [self.to_tokens(index) for index in indices]
+
+
+def get_tokenizer(cachedir: str | Path = ENCODER) -> str:
+    """Path of an encoder folder's SentencePiece model; raises InputError when there is none."""
+    path = Path(cachedir) / "spiece.model"
+    if not path.is_file():
+        raise InputError(f"{path}: not found; set encoder: kobert and run 'dvc repro encoder'")
+    return str(path)
+
+
+def get_pytorch_kobert_model(
+    ctx: str = "cpu", cachedir: str | Path = ENCODER
+) -> tuple["PreTrainedModel", Vocab]:
+    """(model, vocab) of an encoder folder, on device `ctx`, in evaluation mode.
+
+    The model answers with tuples, (sequence output, pooled output), as the notebook's
+    `_, pooler = bert(input_ids=..., token_type_ids=..., attention_mask=...)` expects.
+    """
+    import torch
+    from sentencepiece import SentencePieceProcessor
+    from transformers import BertModel
+
+    processor = SentencePieceProcessor(model_file=get_tokenizer(cachedir))
+    model = BertModel.from_pretrained(
+        cachedir, local_files_only=True, dtype=torch.float32, return_dict=False
+    )
+    pieces = [processor.id_to_piece(index) for index in range(len(processor))]
+    return model.to(torch.device(ctx)).eval(), Vocab(pieces)
