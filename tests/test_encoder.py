@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -24,6 +26,7 @@ import sentencepiece
 import torch
 import transformers
 import yaml
+from conftest import ROOT, TINY_PARAMS, WORDS, command, set_params
 from huggingface_hub import constants
 
 from storyflower import encoder, fetch, model, tokenization
@@ -32,7 +35,6 @@ from storyflower.errors import InputError
 from storyflower.tensors import TokenTable
 from storyflower.tokenizer import load_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 NO_TABLE = Path("there-is-no-table")  # only kind scratch reads it
 TEXTS = [
     "오늘 드디어 합격했어! 너무 기뻐서 눈물이 났어.",
@@ -41,7 +43,8 @@ TEXTS = [
     "",
     "회사 일이 많아서 지쳤다",
 ]
-SPECIAL = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+# What the vocabularies are made of: these texts, and those of the tests' corpus.
+LETTERS = [*TEXTS, encoder.GOLDEN_TEXT, *chain(*WORDS.values()), "0123456789 번째"]
 BODY = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -60,9 +63,9 @@ def pieces(tmp_path_factory) -> bytes:
     """A SentencePiece model with KoBERT's special ids."""
     prefix = tmp_path_factory.mktemp("pieces") / "spiece"
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*TEXTS, encoder.GOLDEN_TEXT] * 20),
+        sentence_iterator=iter(LETTERS * 20),
         model_prefix=str(prefix),
-        vocab_size=120,
+        vocab_size=160,
         hard_vocab_limit=False,
         unk_id=0,
         pad_id=1,
@@ -83,7 +86,7 @@ def plain_ids(pieces: bytes, text: str) -> list[int]:
 
 
 def word_pieces(special: list[str]) -> list[str]:
-    letters = sorted(set("".join([*TEXTS, encoder.GOLDEN_TEXT])) - {" "})
+    letters = sorted(set("".join(LETTERS)) - {" "})
     words = ["오늘", "마음", "##이", "##했어", "한국어", "##을", "모델"]
     return [*special, *letters, *(f"##{letter}" for letter in letters), *words]
 
@@ -342,6 +345,29 @@ def test_each_family_computes_what_transformers_computes(name, pieces, hub, card
     assert "is not locked" in said
     assert commit in said
     assert document["files"]["config.json"][:19] in said
+
+
+@pytest.mark.slow
+def test_each_family_goes_through_the_whole_pipeline(
+    pieces, hub, make_repository: Callable[..., Path]
+):
+    root = make_repository()
+    mirror = {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home")}
+    for name in ("kobert", "roberta", "electra", "distilbert"):
+        files, _, keys = family(name, pieces)
+        hub.publish(f"lab/{name}", files)
+        write(root / "encoders", name, source=f"lab/{name}", **keys)
+        set_params(root, **{**TINY_PARAMS, "encoder": name})
+        command(root, "dvc", "repro", **mirror)
+        # The classifier says what its own encoder says, so nothing of the last family is left.
+        config = json.loads((root / "models/classifier/config.json").read_text())
+        assert config["model_type"] == name.removeprefix("ko")
+        metrics = json.loads((root / "reports/metrics.json").read_text(encoding="utf-8"))
+        assert 0 <= metrics["accuracy"] <= 1
+        hub.log.clear()
+        said = command(root, sys.executable, "-m", "storyflower", "predict", "합격했어")
+        assert said.split("\t")[0] in WORDS
+        assert hub.log == []
 
 
 @pytest.mark.parametrize("lower", [False, True])
