@@ -355,7 +355,7 @@ def check_golden(folder: Path, card: Card, golden: Mapping[str, Any]) -> None:
     ids = tokenizer.encode([golden["text"]], GOLDEN_LENGTH).ids.tolist()
     if ids != golden["ids"]:
         raise InputError(
-            f"{card.source}: another vocabulary: {golden['text']!r} becomes {ids}, "
+            f"{card.source}: another vocabulary or tokenizer: {golden['text']!r} becomes {ids}, "
             f"but it should become {golden['ids']}"
         )
 

@@ -775,7 +775,7 @@ def fewer_rows(weights):
         ("layer", "the weights lack encoder.layer.2.attention"),
         ("pad in config", "lab/tiny: [PAD] is id 1 in the vocabulary, 0 in config.json"),
         ("pad on card", "lab/tiny: [PAD] is id 1 in the vocabulary, 0 on the card"),
-        ("golden", "lab/tiny: another vocabulary: '한국어 모델을 공유합니다.' becomes [2, "),
+        ("golden", "lab/tiny: another vocabulary or tokenizer: '한국어 모델을"),
         ("config", "config.json: not readable as JSON"),
         ("no weights", "lab/tiny: pytorch_model.bin: holds more than named tensors"),
         ("not pieces", "spiece.model: not a SentencePiece model"),
@@ -827,6 +827,17 @@ def test_golden_sentence_is_checked_the_way_it_says(pieces, hub, cards):
     card = {"tokenizer": "sentencepiece", "pretokenize": "bert"}
     golden["ids"] = plain_ids(pieces, golden["text"])
     prepare(write(cards, golden=golden, **card))
+
+
+def test_locked_golden_sentence_notices_another_tokenizer(pieces, hub, cards):
+    hub.publish("lab/tiny", kobert(pieces)[0])
+    card = write(cards)
+    encoder.lock(card)
+    file = cards / "tiny.lock.json"
+    lock = json.loads(file.read_text(encoding="utf-8"))
+    lock["golden"]["ids"].insert(1, 0)  # as if the code had cut the sentence in another way then
+    file.write_text(json.dumps(lock), encoding="utf-8")
+    assert "lab/tiny: another vocabulary" in refused(card)
 
 
 def test_failure_leaves_the_old_encoder(pieces, hub, cards):
