@@ -1,125 +1,81 @@
 """A card → a verified encoder folder with its tokenizer.
 
-Enters: a card, encoders/<name>.yaml, and the table of dialogues. Leaves: a folder in the
-from_pretrained format with the tokenizer's files and card.json. Two kinds of card: `scratch` makes
-a SentencePiece vocabulary from the Training texts and a small BERT with random weights; `path`
-takes a from_pretrained folder beside the card. Given up: code that comes with a checkpoint; it is
-never run.
+Enters: a card, encoders/<name>.yaml, its lock beside it if it has one, and the table of dialogues.
+Leaves: a folder in the from_pretrained format with the tokenizer's files and card.json. Four kinds
+of card: `scratch` makes a SentencePiece vocabulary from the Training texts and a small BERT with
+random weights; `hub` names a repository of the Hugging Face hub, `url` files with their checksums,
+`path` a folder.
+
+Given up: code that comes with a checkpoint (neither fetched nor run), pickled objects (of a .bin
+file only tensors are read), weights in several files, families other than FAMILIES.
 """
 
+import argparse
 import json
-import logging
+import os
+import pickle
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from storyflower import dialogues
-from storyflower.errors import InputError
-from storyflower.tokenizer import TOKENIZER_FILES, basic_tokenize, load_tokenizer
+from storyflower.card import VOCABULARY, Card, Lock, write_card
+from storyflower.errors import InputError, exit_with_line
+from storyflower.fetch import HubFolder, LocalFolder, Source, UrlFolder, digest, first_line, matches
+from storyflower.tokenizer import basic_tokenize, load_tokenizer, read_json
+
+if TYPE_CHECKING:
+    import torch
 
 SPECIAL = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")  # KoBERT's ids 0..4
-KINDS = ("scratch", "path")
-TOKENIZERS = ("sentencepiece", "wordpiece")
-PRETOKENIZE = ("bert", "none")
-SHAPE = ("vocab_size", "layers", "hidden_size", "heads", "intermediate_size")
+FAMILIES = ("bert", "roberta", "electra", "distilbert")  # model_type in config.json
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 MAX_SENTENCES = 500_000  # texts that the SentencePiece trainer sees; more change little
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a card says. Keys that its kind does not use are None."""
-
-    kind: str  # scratch or path
-    tokenizer: str  # sentencepiece (spiece.model) or wordpiece (vocab.txt)
-    learning_rate: float  # the peak rate that learning_rate: auto means
-    license: str  # SPDX name, or "unknown"
-    optimizer: str = "adamw"  # what optimizer: auto means: adamw or notebook
-    pretokenize: str | None = None  # sentencepiece: bert (the notebook's way) or none
-    path: str | None = None  # kind path: a folder under encoders/
-    # Kind scratch: the shape
-    vocab_size: int | None = None  # pieces, at most
-    layers: int | None = None
-    hidden_size: int | None = None
-    heads: int | None = None
-    intermediate_size: int | None = None
-
-    @classmethod
-    def load(cls, file: Path) -> "Card":
-        """Read and check a card; raises InputError naming the file, the key and the value."""
-        try:
-            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            names = ", ".join(sorted(card.stem for card in file.parent.glob("*.yaml")))
-            raise InputError(f"{file}: no such encoder card; there are {names}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{file}: not readable as YAML: {' '.join(str(error).split())}"
-            ) from None
-        if not isinstance(raw, dict):
-            raise InputError(f"{file}: expected 'key: value' lines")
-        if raw.get("kind") not in KINDS:
-            raise InputError(
-                f"{file}: kind must be one of {', '.join(KINDS)}, got {raw.get('kind')!r}"
-            )
-        scratch = raw["kind"] == "scratch"
-        needed = {"kind", "tokenizer", "learning_rate", "license"}
-        needed |= set(SHAPE) if scratch else {"path"}
-        needed |= {"pretokenize"} if raw.get("tokenizer") == "sentencepiece" else set()
-        if missing := sorted(needed - raw.keys()):
-            raise InputError(f"{file}: key {missing[0]!r} is missing")
-        if unknown := sorted(str(key) for key in raw.keys() - needed):
-            known = ", ".join(field.name for field in fields(cls) if field.name in needed)
-            raise InputError(f"{file}: unknown key {unknown[0]!r}; this kind knows {known}")
-
-        def need(key: str, good: bool, rule: str) -> None:
-            if not good:
-                raise InputError(f"{file}: {key} must be {rule}, got {raw[key]!r}")
-
-        need("tokenizer", raw["tokenizer"] in TOKENIZERS, "one of " + ", ".join(TOKENIZERS))
-        if "pretokenize" in needed:
-            need(
-                "pretokenize", raw["pretokenize"] in PRETOKENIZE, "one of " + ", ".join(PRETOKENIZE)
-            )
-        need("license", isinstance(raw["license"], str), "text")
-        try:
-            # YAML 1.1 reads 5e-5 as text.
-            rate = raw["learning_rate"] = float(raw["learning_rate"])
-        except (TypeError, ValueError):
-            rate = 0.0
-        need("learning_rate", 0 < rate <= 1, "a number in (0, 1]")
-        if scratch:
-            need("tokenizer", raw["tokenizer"] == "sentencepiece", "sentencepiece for kind scratch")
-            for key in SHAPE:
-                good = isinstance(raw[key], int) and not isinstance(raw[key], bool) and raw[key] > 0
-                need(key, good, "a whole number above 0")
-            need("hidden_size", raw["hidden_size"] % raw["heads"] == 0, "a multiple of heads")
-            need("vocab_size", raw["vocab_size"] >= 16, "at least 16")
-        else:
-            inside = isinstance(raw["path"], str) and ".." not in Path(raw["path"]).parts
-            # DVC watches encoders/, so a folder elsewhere could change unseen.
-            inside = inside and not Path(raw["path"]).is_absolute()
-            need("path", inside, "a folder beside the card (a link to a folder elsewhere will do)")
-        return cls(**raw)
+SPARE_ROWS = 128  # some embeddings are padded to a multiple of this; more is another vocabulary
+GOLDEN_TEXT = "한국어 모델을 공유합니다."  # from KoBERT's README
+GOLDEN_LENGTH = 512  # ids, at most
 
 
 def prepare(card_file: Path, table: Path, output: Path, *, seed: int) -> Card:
-    """Make, or take over and verify, the encoder that a card names; write it to `output`.
+    """Make, or fetch and verify, the encoder that a card names; write it to `output`.
 
-    Raises InputError when the card, the folder it names, or their fit is wrong.
+    Returns the card, completed with what its source says. `output` appears whole or not at all; the
+    work is done in `<output>.part`. Warns on stderr when the card is not locked. Raises InputError
+    when the card, its source, or their fit is wrong.
     """
     card = Card.load(card_file)
-    output.mkdir(parents=True, exist_ok=True)
-    document = {"name": card_file.stem, **asdict(card)}
-    (output / "card.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    if card.kind == "scratch":
-        train_vocabulary(card, table, output / "spiece.model", seed=seed)
-        draw_weights(card, output, seed=seed)
-    else:
-        take_over(card_file.parent / str(card.path), output)
-    verify(output)
+    work = output.with_name(f"{output.name}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    folder = work / "encoder"
+    folder.mkdir(parents=True)
+    try:
+        if card.kind == "scratch":
+            train_vocabulary(card, table, folder / "spiece.model", seed=seed)
+            draw_weights(card, folder, seed=seed)
+            pinned: dict[str, Any] = {}
+        else:
+            pin = Lock.load(card_file, card)
+            if pin is None and not watched(card_file, card):
+                raise InputError(
+                    f"{card_file}: a folder outside {card_file.parent} must be locked: "
+                    f"python -m storyflower.encoder lock {card_file.stem}"
+                )
+            card, pinned = take_over(card_file, card, pin, work, folder)
+            if pin is None and card.kind != "path":
+                report_unlocked(card_file, card, pinned)
+        card = verify(folder, card)
+        document = {"name": card_file.stem, **asdict(card), **pinned}
+        document["max_length"] = max_length(folder)
+        text = json.dumps(document, ensure_ascii=False, indent=2)
+        (folder / "card.json").write_text(text + "\n", encoding="utf-8")
+        shutil.rmtree(output, ignore_errors=True)
+        os.replace(folder, output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return card
 
 
@@ -174,7 +130,7 @@ def draw_weights(card: Card, output: Path, *, seed: int) -> None:
 
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=load_tokenizer(output).vocab_size,
+        vocab_size=load_tokenizer(output, asdict(card)).vocab_size,
         num_hidden_layers=card.layers,
         hidden_size=card.hidden_size,
         num_attention_heads=card.heads,
@@ -184,50 +140,289 @@ def draw_weights(card: Card, output: Path, *, seed: int) -> None:
     BertModel(config).save_pretrained(output)
 
 
-def take_over(folder: Path, output: Path) -> None:
-    """Copy a from_pretrained folder's tokenizer and store its weights as float32 safetensors."""
-    import torch
-    from transformers import AutoModel
+def take_over(
+    card_file: Path, card: Card, lock: Lock | None, work: Path, folder: Path
+) -> tuple[Card, dict[str, Any]]:
+    """Fetch what a card names; write its vocabulary and, as float32 safetensors, its weights.
 
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such encoder folder")
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, output / name)
-    # A checkpoint with another head reports every weight it drops; the encoder's are checked below.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    Returns the card with its tokenizer's kind, and what was taken: the revision and the sha256 of
+    each file. Nothing is read before it has passed the lock.
+    """
+    source = open_source(card_file, card, lock, work)
+
+    def find(name: str) -> Path | None:
+        # A lock names all that was there; nothing else is looked for, so nothing asks the network.
+        if lock is not None and card.kind != "url" and name not in lock.files:
+            return None
+        return source.find(name)
+
+    def first(*names: str) -> Path:
+        for name in names:
+            if path := find(name):
+                return path
+        raise InputError(f"{card.source}: has no {' or '.join(names)}")
+
+    config = first("config.json")
+    if card.tokenizer is None:
+        vocabulary = first(card.vocabulary) if card.vocabulary else first(*VOCABULARY.values())
+        kind = "wordpiece" if vocabulary.suffix == ".txt" else "sentencepiece"
+        card = replace(card, tokenizer=kind)
+    else:
+        vocabulary = first(card.vocabulary or VOCABULARY[card.tokenizer])
+    settings = None
+    if card.tokenizer == "wordpiece":
+        settings = find("tokenizer_config.json")  # whether it lower-cases, among others
+    elif card.pretokenize is None:
+        card = replace(card, pretokenize="none")
+    weights = first(*WEIGHTS)
+
+    check_lock(card_file, lock, source)
+    shutil.copyfile(vocabulary, folder / VOCABULARY[card.tokenizer])
+    if settings:
+        shutil.copyfile(settings, folder / "tokenizer_config.json")
+    body = load_body(card, read_json(config), read_weights(card, weights), folder)
+    body.save_pretrained(folder)
+    if lock is not None:
+        check_golden(folder, card, lock.golden)
+    files = {name: digest(path, "sha256") for name, path in sorted(source.files.items())}
+    return card, {"revision": source.revision, "files": files}
+
+
+def open_source(card_file: Path, card: Card, lock: Lock | None, work: Path) -> Source:
+    if card.kind == "hub":
+        return HubFolder(card.source, lock.revision if lock else card.revision)
+    if card.kind == "url":
+        return UrlFolder(card.source, card.files, work / "unpacked")
+    return LocalFolder(card_file.parent / card.source)
+
+
+def watched(card_file: Path, card: Card) -> bool:
+    """Whether DVC sees a change of the card's source: it watches encoders/, links included."""
+    place = os.path.normpath(card_file.parent / str(card.source))
+    return card.kind != "path" or Path(place).is_relative_to(os.path.normpath(card_file.parent))
+
+
+def check_lock(card_file: Path, lock: Lock | None, source: Source) -> None:
+    """Raise InputError unless each file is the one that was locked."""
+    for name, path in source.files.items() if lock else ():
+        if name not in lock.files or not matches(path, lock.files[name]):
+            raise InputError(
+                f"{path.resolve()}: {digest(path, 'sha256')}, but {Lock.beside(card_file)} says "
+                f"{lock.files.get(name)}; if it is damaged, delete it and run again; if the source "
+                f"has changed: python -m storyflower.encoder lock {card_file.stem}"
+            )
+
+
+def report_unlocked(card_file: Path, card: Card, pinned: Mapping[str, Any]) -> None:
+    revision = f" at {pinned['revision']}" if pinned["revision"] else ""
+    # The whole checksums stand in card.json.
+    files = ", ".join(f"{name} {checksum[:19]}…" for name, checksum in pinned["files"].items())
+    print(
+        f"WARNING: {card_file} is not locked, so its source may change unseen; got {card.source}"
+        f"{revision}: {files}. Pin it: python -m storyflower.encoder lock {card_file.stem}",
+        file=sys.stderr,
+    )
+
+
+def read_weights(card: Card, path: Path) -> "dict[str, torch.Tensor]":
+    """The tensors of a checkpoint by name; raises InputError for anything else in it."""
+    import safetensors
+    import safetensors.torch
+    import torch
+
+    where = f"{card.source}: {path.name}"
     try:
-        model, loading = AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{where}: refused: damaged, or holds objects that could run code"
+        ) from None
+    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise InputError(f"{where}: damaged ({first_line(error)})") from None
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        raise InputError(f"{where}: holds more than named tensors")
+    return weights
+
+
+def load_body(
+    card: Card, settings: dict[str, Any], weights: "dict[str, torch.Tensor]", folder: Path
+) -> Any:
+    """The encoder of a checkpoint, float32, without its pretraining head; raises InputError.
+
+    `folder` holds the vocabulary. A checkpoint without a pooler gets none: one with random weights
+    would pass for pretrained, and the first token's last hidden state is what was trained.
+    """
+    import torch
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+    from transformers.utils import logging
+
+    family = model_type(card, settings)
+    pad_id = pad_token(card, settings, family, folder)
+    settings = {**settings, "pad_token_id": pad_id}
+    for key in ("model_type", "auto_map"):  # auto_map names code
+        settings.pop(key, None)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it reports the pretraining head that is left behind
+    try:
+        config = AutoConfig.for_model(family, **settings)
+        body, report = MODEL_MAPPING[type(config)].from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,
             dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # reported, and judged below
             output_loading_info=True,
         )
-    except Exception as error:  # transformers raises many kinds for a folder that is not one
-        raise InputError(f"{folder}: not a from_pretrained folder: {first_line(error)}") from None
-    # A checkpoint trained without a pooler gets a new one; anything else missing is damage.
-    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise InputError(f"{folder}: the weights lack {missing[0]} and {len(missing) - 1} more")
-    model.save_pretrained(output)
-
-
-def verify(folder: Path) -> None:
-    """Check that vocabulary and embedding belong together; raises InputError."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    tokenizer = load_tokenizer(folder)
-    rows = config["vocab_size"]
-    if tokenizer.vocab_size > rows:
+    except Exception as error:  # transformers raises many kinds for a config that makes no sense
+        raise InputError(f"{card.source}: config.json: {first_line(error)}") from None
+    for name, found, expected in sorted(report["mismatched_keys"]):
         raise InputError(
-            f"{folder}: {tokenizer.vocab_size} pieces, but {rows} rows in the embedding"
+            f"{card.source}: {name} is {shape(found)}, but config.json asks for {shape(expected)}"
+        )
+    missing = sorted(report["missing_keys"])
+    if missing and all(name.startswith("pooler.") for name in missing):
+        body.pooler = None
+    elif missing:
+        raise InputError(
+            f"{card.source}: the weights lack {missing[0]} and {len(missing) - 1} more"
+        )
+    return body
+
+
+def model_type(card: Card, settings: Mapping[str, Any]) -> str:
+    """The family that config.json names; raises InputError unless it is one of FAMILIES."""
+    named = settings.get("model_type")
+    if named is None:
+        # Older than the key: the class says it, and before that there was BERT alone.
+        known = str((settings.get("architectures") or ["bert"])[0]).lower()
+        named = next((family for family in FAMILIES if known.startswith(family)), known)
+    if named not in FAMILIES:
+        raise InputError(
+            f"{card.source}: a model of type {named!r}; those that work: {', '.join(FAMILIES)}"
+        )
+    return named
+
+
+def pad_token(card: Card, settings: Mapping[str, Any], family: str, folder: Path) -> int:
+    """The id of [PAD], on which card, vocabulary and config.json must agree; raises InputError.
+
+    A config.json of old says 0, or nothing, for a vocabulary whose [PAD] is 1 (SKTBrain/KoBERT
+    #36): there the card decides. RoBERTa counts positions from it, so there it must be right.
+    """
+    pad_id = load_tokenizer(folder, asdict(card)).pad_id
+    if card.pad_id not in (None, pad_id):
+        raise InputError(
+            f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {card.pad_id} on the card"
+        )
+    said = settings.get("pad_token_id", 1 if family == "roberta" else pad_id)
+    if said != pad_id and (card.pad_id is None or family == "roberta"):
+        raise InputError(
+            f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {said} in config.json"
+        )
+    return pad_id
+
+
+def verify(folder: Path, card: Card) -> Card:
+    """Check that vocabulary, weights and card belong together; return the card with its pad id.
+
+    Raises InputError. Else a wrong vocabulary shows only in the accuracy (SKTBrain/KoBERT #104).
+    """
+    config = read_json(folder / "config.json")
+    tokenizer = load_tokenizer(folder, asdict(card))
+    pieces, rows = tokenizer.vocab_size, config["vocab_size"]
+    source = card.source or folder
+    if pieces > rows or rows - pieces >= SPARE_ROWS:
+        raise InputError(
+            f"{source}: {pieces} pieces in the vocabulary, but {rows} rows in the embedding"
         )
     if tokenizer.pad_id != config.get("pad_token_id"):
         raise InputError(
-            f"{folder}: [PAD] is id {tokenizer.pad_id} in the vocabulary, "
+            f"{source}: [PAD] is id {tokenizer.pad_id} in the vocabulary, "
             f"{config.get('pad_token_id')} in config.json"
+        )
+    if card.golden:
+        check_golden(folder, card, card.golden)
+    return replace(card, pad_id=tokenizer.pad_id)
+
+
+def check_golden(folder: Path, card: Card, golden: Mapping[str, Any]) -> None:
+    """Raise InputError unless the golden text gets its ids, [CLS] and [SEP] included."""
+    way = golden.get("pretokenize", card.pretokenize)
+    tokenizer = load_tokenizer(folder, {"tokenizer": card.tokenizer, "pretokenize": way})
+    ids = tokenizer.encode([golden["text"]], GOLDEN_LENGTH).ids.tolist()
+    if ids != golden["ids"]:
+        raise InputError(
+            f"{card.source}: another vocabulary or tokenizer: {golden['text']!r} becomes {ids}, "
+            f"but it should become {golden['ids']}"
         )
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def max_length(folder: Path) -> int:
+    """How many ids of a text the encoder has positions for."""
+    config = read_json(folder / "config.json")
+    positions = config["max_position_embeddings"]
+    # RoBERTa's first position is the one after its pad id.
+    return (
+        positions - config["pad_token_id"] - 1 if config["model_type"] == "roberta" else positions
+    )
+
+
+def shape(size: Any) -> str:
+    return " x ".join(map(str, size))
+
+
+def lock(card_file: Path) -> Lock:
+    """Fetch what a card's source holds now, verify it, and write the card's lock.
+
+    Raises InputError as `prepare` does; the old lock, if there is one, then stays.
+    """
+    card = Card.load(card_file)
+    if card.kind == "scratch":
+        raise InputError(f"{card_file}: kind scratch fetches nothing that could be locked")
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "encoder"
+        folder.mkdir()
+        taken, pinned = take_over(card_file, card, None, Path(work), folder)
+        verify(folder, taken)
+        golden: dict[str, Any] = {"text": card.golden["text"] if card.golden else GOLDEN_TEXT}
+        if taken.pretokenize:
+            golden["pretokenize"] = taken.pretokenize
+        tokenizer = load_tokenizer(folder, asdict(taken))
+        golden["ids"] = tokenizer.encode([golden["text"]], GOLDEN_LENGTH).ids.tolist()
+    written = Lock(str(card.source), pinned["revision"], pinned["files"], golden)
+    written.save(card_file)
+    return written
+
+
+def main(arguments: Sequence[str] | None = None, cards: Path = Path("encoders")) -> None:
+    """python -m storyflower.encoder lock NAME … | card NAME SOURCE"""
+    parser = argparse.ArgumentParser(prog="python -m storyflower.encoder")
+    commands = parser.add_subparsers(dest="command", required=True)
+    pin = commands.add_parser("lock", help="pin what a card's source holds now")
+    pin.add_argument("name", nargs="+")
+    new = commands.add_parser("card", help="write a card for a hub id or a folder")
+    new.add_argument("name")
+    new.add_argument("source")
+    options = parser.parse_args(arguments)
+    if options.command == "lock":
+        for name in options.name:
+            card_file = cards / f"{name}.yaml"
+            written = lock(card_file)
+            at = f" at {written.revision}" if written.revision else ""
+            print(f"{Lock.beside(card_file)}: {written.source}{at}, {len(written.files)} files")
+        return
+    card_file = write_card(options.name, options.source, cards)
+    if not watched(card_file, Card.load(card_file)):
+        try:
+            lock(card_file)
+        except BaseException:
+            card_file.unlink()
+            raise
+    print(f"{card_file}: use it with encoder: {options.name}; its licence is yours to fill in")
+
+
+if __name__ == "__main__":
+    exit_with_line(main)

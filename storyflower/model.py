@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -22,13 +23,15 @@ from storyflower.errors import InputError
 from storyflower.labels import LabelIndex
 
 WEIGHTS = ("config.json", "model.safetensors")  # of an encoder folder; the rest is its tokenizer
+POOLED = ("bert", "roberta")  # the families that may have a pooler
 
 
 class EmotionClassifier(nn.Module):
     """The notebook's classifier: the encoder's summary of a text, dropout, one linear layer.
 
-    The summary is the pooler's output where the encoder has a pooler (BERT), and the last hidden
-    state of the first token where it has none (ELECTRA, DistilBERT).
+    The summary is the pooler's output where the checkpoint has a pooler (KoBERT), and the last
+    hidden state of the first token where it has none: ELECTRA and DistilBERT never have one, BERT
+    and RoBERTa that were trained on masked words alone (klue/roberta-base) neither.
     """
 
     def __init__(self, encoder: nn.Module, num_classes: int, dr_rate: float):
@@ -50,7 +53,12 @@ class EmotionClassifier(nn.Module):
 def build(encoder: Path, num_classes: int, dr_rate: float) -> EmotionClassifier:
     """The classifier on a pretrained encoder, with a new linear layer from torch's random state."""
     logging.disable_progress_bar()  # a bar for reading one file says nothing
-    body = AutoModel.from_pretrained(encoder, local_files_only=True, dtype=torch.float32)
+    with safetensors.safe_open(encoder / "model.safetensors", "pt") as weights:
+        pooled = any(name.startswith("pooler.") for name in weights.keys())  # noqa: SIM118
+    family = AutoConfig.from_pretrained(encoder, local_files_only=True).model_type
+    # transformers would draw a missing pooler at random.
+    without = {} if pooled or family not in POOLED else {"add_pooling_layer": False}
+    body = AutoModel.from_pretrained(encoder, local_files_only=True, dtype=torch.float32, **without)
     return EmotionClassifier(body, num_classes, dr_rate)
 
 

@@ -15,7 +15,7 @@ from storyflower.dialogues import SPLITS
 from storyflower.errors import InputError
 from storyflower.labels import LabelIndex
 from storyflower.tensors import TokenWriter
-from storyflower.tokenizer import load_tokenizer
+from storyflower.tokenizer import load_tokenizer, read_json
 
 UNKNOWN_WARNING, UNKNOWN_ERROR = 0.05, 0.50  # share of a split's tokens that are [UNK]
 
@@ -33,10 +33,14 @@ def tokenize(
     """Tokenize every dialogue into the cache folder and write a JSON report; return the report.
 
     Warns on stderr when over 5% of a split's tokens are [UNK]; raises InputError over 50%, which
-    means that the encoder's vocabulary does not fit the text.
+    means that the encoder's vocabulary does not fit the text, and for a max_len that is longer than
+    the encoder can read.
     """
     index = LabelIndex.load(labels)
     tokenizer = load_tokenizer(encoder)
+    longest = read_json(encoder / "card.json").get("max_length", max_len)
+    if max_len > longest:
+        raise InputError(f"max_len must be at most {longest} with this encoder, got {max_len}")
     report.parent.mkdir(parents=True, exist_ok=True)
     counts = {
         split: dict.fromkeys(("dialogues", "tokens", "unknown", "cut"), 0) for split in SPLITS

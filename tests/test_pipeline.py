@@ -290,7 +290,7 @@ def test_a_local_encoder_folder_and_its_change(make_repository, finished: Path) 
     root = make_repository()
     shutil.copytree(finished / "models/encoder", root / "encoders/mine")
     (root / "encoders/mine.yaml").write_text(
-        "kind: path\npath: mine\ntokenizer: sentencepiece\npretokenize: none\n"
+        "kind: path\nsource: mine\ntokenizer: sentencepiece\npretokenize: none\n"
         "learning_rate: 1.0e-3\nlicense: unknown\n",
         encoding="utf-8",
     )
