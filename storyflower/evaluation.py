@@ -20,7 +20,6 @@ from storyflower.dialogues import class_names, read_split
 from storyflower.errors import InputError
 from storyflower.history import read_history
 from storyflower.tensors import TokenTable
-from storyflower.tokenizer import load_tokenizer
 
 
 def evaluate(
@@ -53,9 +52,8 @@ def evaluate(
     if not len(test) == len(actual) or [names[i] for i in actual] != class_names(test, target):
         raise InputError(f"{tokens} and {dialogues} are of different runs; run 'dvc repro'")
 
-    pad_id = load_tokenizer(classifier).pad_id
     probability = {
-        "classifier": scoring.probabilities(network, table, placement, pad_id),
+        "classifier": scoring.probabilities(network, table, placement),
         "majority": baseline.majority(train_labels, len(test), len(names)),
         "tfidf_logistic_regression": baseline.tfidf_logistic_regression(
             train["text"].to_pylist(), train_labels, test["text"].to_pylist(), len(names)

@@ -56,7 +56,6 @@ def train(
             params,
             learning_rate=learning_rate,
             optimizer_name=optimizer,
-            pad_id=network.encoder.config.pad_token_id,
             placement=placement,
             on_epoch=lambda row: run.log(epoch_metrics(row), row.epoch),
         )

@@ -19,8 +19,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
+from storyflower import attention
 from storyflower.errors import InputError
 from storyflower.labels import LabelIndex
+from storyflower.tensors import Batch
 
 WEIGHTS = ("config.json", "model.safetensors")  # of an encoder folder; the rest is its tokenizer
 POOLED = ("bert", "roberta")  # the families that may have a pooler
@@ -37,16 +39,24 @@ class EmotionClassifier(nn.Module):
     def __init__(self, encoder: nn.Module, num_classes: int, dr_rate: float):
         super().__init__()
         self.encoder = encoder
+        # RoBERTa counts positions from the one after its pad id.
+        roberta = encoder.config.model_type == "roberta"
+        self.first_position = encoder.config.pad_token_id + 1 if roberta else 0
         self.dropout = nn.Dropout(dr_rate)
         # nn.Linear's own initialisation, as in the notebook, not BERT's normal(0, 0.02).
         self.linear = nn.Linear(encoder.config.hidden_size, num_classes)
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """ids int64 and mask bool, both (batch, longest) → logits (batch, classes)."""
-        output = self.encoder(input_ids=ids, attention_mask=mask)
-        summary = getattr(output, "pooler_output", None)
-        if summary is None:
-            summary = output.last_hidden_state[:, 0]  # (batch, hidden)
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """A batch of dialogues end to end → logits (dialogues, classes), in the batch's order."""
+        output = self.encoder(
+            input_ids=batch.ids.unsqueeze(0),  # (1, tokens)
+            position_ids=(batch.positions + self.first_position).unsqueeze(0),
+            groups=batch.groups,
+        )
+        # [CLS] of every dialogue, as if each were a sequence of its own: (dialogues, 1, hidden)
+        summary = output.last_hidden_state[0, batch.first].unsqueeze(1)
+        pooler = getattr(self.encoder, "pooler", None)
+        summary = summary[:, 0] if pooler is None else pooler(summary)  # (dialogues, hidden)
         return self.linear(self.dropout(summary))  # (batch, classes)
 
 
@@ -58,7 +68,13 @@ def build(encoder: Path, num_classes: int, dr_rate: float) -> EmotionClassifier:
     family = AutoConfig.from_pretrained(encoder, local_files_only=True).model_type
     # transformers would draw a missing pooler at random.
     without = {} if pooled or family not in POOLED else {"add_pooling_layer": False}
-    body = AutoModel.from_pretrained(encoder, local_files_only=True, dtype=torch.float32, **without)
+    body = AutoModel.from_pretrained(
+        encoder,
+        local_files_only=True,
+        dtype=torch.float32,
+        attn_implementation=attention.register(),
+        **without,
+    )
     return EmotionClassifier(body, num_classes, dr_rate)
 
 

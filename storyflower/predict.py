@@ -59,7 +59,7 @@ class Classifier:
             return []
         tokens = self._tokenizer.encode(list(texts), self._max_len)
         table = TokenTable(tokens.ids, tokens.offsets, np.zeros(len(texts), np.int64))
-        rows = scoring.probabilities(self._network, table, self._place, self._tokenizer.pad_id)
+        rows = scoring.probabilities(self._network, table, self._place)
         return [self._prediction(row) for row in rows]
 
     def _prediction(self, row: np.ndarray) -> Prediction:

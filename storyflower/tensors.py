@@ -3,13 +3,14 @@
 Enters: ids as they are made. Leaves: a folder with three npy files a split, read back
 memory-mapped: ids (total tokens,), offsets (dialogues + 1,)
 and labels (dialogues,). Dialogue i is ids[offsets[i]:offsets[i + 1]], [CLS] and [SEP] included.
-Given up: nothing; padding is made per batch, to the longest dialogue in it, where it is needed.
+Given up: nothing. No batch is ever padded: its dialogues lie end to end too.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 NAMES = ("ids", "offsets", "labels")
 
@@ -38,19 +39,37 @@ class TokenTable:
         """Tokens of each dialogue, (dialogues,) int64."""
         return np.diff(self.offsets)
 
-    def padded(self, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """The given dialogues padded to the longest of them.
-
-        Returns ids int64 (batch, longest) and a bool mask of the same shape, true on real tokens.
-        """
+    def batch(self, rows: np.ndarray) -> "Batch":
+        """The given dialogues, sorted by length and laid end to end."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
-        mask = np.arange(lengths.max()) < lengths[:, None]  # (batch, longest)
-        ids = np.full(mask.shape, pad_id, dtype=np.int64)
-        ids[mask] = np.concatenate(
-            [self.ids[a : a + n] for a, n in zip(starts, lengths, strict=True)]
+        order = np.argsort(lengths, kind="stable")
+        starts, lengths = starts[order], lengths[order]
+        ids = [self.ids[a : a + n] for a, n in zip(starts, lengths, strict=True)]
+        widths, counts = np.unique(lengths, return_counts=True)
+        return Batch(
+            rows=rows[order],
+            ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+            positions=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
+            first=torch.from_numpy(np.cumsum(lengths) - lengths),
+            groups=list(zip(counts.tolist(), widths.tolist(), strict=True)),
         )
-        return ids, mask
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Dialogues end to end, the shortest first; no padding."""
+
+    rows: np.ndarray  # (dialogues,) which rows of the table these are, in this order
+    ids: torch.Tensor  # (tokens,) int64
+    positions: torch.Tensor  # (tokens,) int64: place of the token in its own dialogue, from 0
+    first: torch.Tensor  # (dialogues,) int64: where each dialogue's [CLS] lies
+    groups: list[tuple[int, int]]  # (dialogues, tokens in each) of one length after the other
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on a device."""
+        ids, positions, first = (x.to(device) for x in (self.ids, self.positions, self.first))
+        return Batch(self.rows, ids, positions, first, self.groups)
 
 
 class TokenWriter:

@@ -2,8 +2,8 @@
 
 Enters: a classifier, the token tables of Training and Validation, the params. Leaves: the trained
 classifier and one row of history an epoch. As in the original notebook: AdamW, cosine schedule
-with warm-up from 0, gradient clipping. Given up against it: padding to max_len (a batch is padded
-to its longest dialogue) and the fixed order of the rows (`shuffle: false` restores it).
+with warm-up from 0, gradient clipping. Given up against it: padding (the dialogues of a batch lie
+end to end) and the fixed order of the rows (`shuffle: false` restores it).
 
 "Train accuracy" is the running one: dropout on, weights moving, each dialogue counted when it was
 trained on. Test accuracy is reported each epoch and never used to choose a checkpoint.
@@ -36,7 +36,6 @@ def fit(
     *,
     learning_rate: float,
     optimizer_name: str,
-    pad_id: int,
     placement: Placement,
     on_epoch: Callable[[Epoch], None],
 ) -> list[Epoch]:
@@ -66,10 +65,10 @@ def fit(
         model.train()
         for step in range(steps):
             rows = order[step * params.batch_size : (step + 1) * params.batch_size]
-            ids, mask = (torch.from_numpy(a).to(device) for a in train.padded(rows, pad_id))
-            labels = torch.from_numpy(train.labels[rows]).to(device)  # (batch,)
+            batch = train.batch(rows).to(device)
+            labels = torch.from_numpy(train.labels[batch.rows]).to(device)  # (batch,)
             with placement.autocast():
-                logits = model(ids, mask)  # (batch, classes)
+                logits = model(batch)  # (batch, classes)
             loss = nn.functional.cross_entropy(logits.float(), labels)
 
             set_rate(
@@ -97,7 +96,7 @@ def fit(
             raise InputError(
                 f"epoch {epoch + 1}: loss {mean_loss}; lower learning_rate ({learning_rate:g})"
             )
-        probability = scoring.probabilities(model, test, placement, pad_id)
+        probability = scoring.probabilities(model, test, placement)
         right = int((probability.argmax(axis=1) == test.labels).sum())
         row = Epoch(
             epoch=epoch + 1,

@@ -27,7 +27,7 @@ from storyflower import corpus, encoder, model, training
 from storyflower.device import choose
 from storyflower.dialogues import read_split
 from storyflower.kobert import Vocab, get_pytorch_kobert_model, get_tokenizer
-from storyflower.tensors import TokenTable
+from storyflower.tensors import Batch, TokenTable
 from storyflower.tokenizer import load_tokenizer
 from storyflower.workbook import read_sheet
 
@@ -246,9 +246,10 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
     )
     losses: list[float] = []
 
-    def note_loss(_: object, __: object, logits: torch.Tensor) -> None:
+    def note_loss(_: object, arguments: tuple[Batch], logits: torch.Tensor) -> None:
+        (batch,) = arguments
         if ours.training:
-            part = torch.from_numpy(labels[len(losses) * batch_size :][:batch_size])
+            part = torch.from_numpy(labels[batch.rows])
             losses.append(torch.nn.functional.cross_entropy(logits, part).item())
 
     ours.register_forward_hook(note_loss)
@@ -259,7 +260,6 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
         params,
         learning_rate=5e-5,
         optimizer_name="notebook",
-        pad_id=1,
         placement=choose("cpu", "fp32"),
         on_epoch=lambda row: None,
     )

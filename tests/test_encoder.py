@@ -322,15 +322,30 @@ def test_each_family_computes_what_transformers_computes(name, pieces, hub, card
     tokens = tokenizer.encode(TEXTS, 64)
     table = TokenTable(tokens.ids, tokens.offsets, np.zeros(len(TEXTS), np.int64))
     body = getattr(network, network.base_model_prefix)
-    ragged = table.padded(np.arange(len(TEXTS)), tokenizer.pad_id)
-    logits = classifier(*map(torch.from_numpy, ragged))
-    for row in range(len(TEXTS)):
-        alone = torch.from_numpy(table.padded(np.array([row]), tokenizer.pad_id)[0])
-        theirs = body(alone)
-        summary = getattr(theirs, "pooler_output", None)
-        if summary is None:
-            summary = theirs.last_hidden_state[:, 0]
-        torch.testing.assert_close(logits[row], classifier.linear(summary)[0], atol=1e-5, rtol=0)
+    batch = table.batch(np.arange(len(TEXTS)))
+    logits = classifier(batch)
+    labels = torch.arange(len(TEXTS)) % 6
+    torch.nn.functional.cross_entropy(logits, labels[batch.rows]).backward()
+
+    # transformers' own model, on the same texts padded to the longest.
+    mask = torch.arange(int(table.lengths.max())) < torch.from_numpy(table.lengths)[:, None]
+    ids = torch.full(mask.shape, tokenizer.pad_id)
+    ids[mask] = torch.from_numpy(table.ids.astype(np.int64))
+    body.eval()
+    # The card's pad id, which may mend the one of config.json: [PAD] is what gets no gradient.
+    body.get_input_embeddings().padding_idx = tokenizer.pad_id
+    theirs = body(input_ids=ids, attention_mask=mask.long())
+    summary = getattr(theirs, "pooler_output", None)
+    if summary is None:
+        summary = theirs.last_hidden_state[:, 0]
+    linear = torch.nn.functional.linear(summary, classifier.linear.weight, classifier.linear.bias)
+    torch.testing.assert_close(logits, linear[batch.rows], atol=1e-5, rtol=0)
+    torch.nn.functional.cross_entropy(linear, labels).backward()
+    expected = {key: value.grad for key, value in body.named_parameters()}
+    for key, value in classifier.encoder.named_parameters():
+        torch.testing.assert_close(
+            value.grad, expected[key], atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}"
+        )
     assert (getattr(classifier.encoder, "pooler", None) is not None) == (name == "kobert")
 
     document = json.loads((output / "card.json").read_text(encoding="utf-8"))
