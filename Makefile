@@ -15,8 +15,7 @@ test: venv
 
 ui: venv
 	@echo "In the page: choose 'Model training' (top left), then your corpus, then Runs."
-	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" \
-		--host 127.0.0.1 --port 5000
+	mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" --host 127.0.0.1 --port 5000
 
 # Installs the retired originals (mxnet, gluonnlp) into .venv-original and compares with them.
 conformance: venv

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from storyflower.documents import read_yaml
 from storyflower.errors import InputError
 from storyflower.tokenizer import PRETOKENIZE
 
@@ -61,21 +60,13 @@ class Card:
     @classmethod
     def load(cls, file: Path) -> "Card":
         """Read and check a card; raises InputError naming the file, the key and the value."""
-        try:
-            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            names = ", ".join(sorted(card.stem for card in file.parent.glob("*.yaml")))
-            raise InputError(
-                f"{file}: no such encoder card; there are {names}; "
-                "'python -m storyflower.encoder card NAME SOURCE' writes another"
-            ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{file}: not readable as YAML: {' '.join(str(error).split())}"
-            ) from None
-        if not isinstance(raw, dict):
-            raise InputError(f"{file}: expected 'key: value' lines")
-        if raw.get("kind") not in KEYS:
+        names = ", ".join(sorted(card.stem for card in file.parent.glob("*.yaml")))
+        raw = read_yaml(
+            file,
+            f"there are cards for {names}; "
+            "'python -m storyflower.encoder card NAME SOURCE' writes another",
+        )
+        if not isinstance(raw.get("kind"), str) or raw["kind"] not in KEYS:
             raise InputError(
                 f"{file}: kind must be one of {', '.join(KEYS)}, got {raw.get('kind')!r}"
             )
@@ -97,7 +88,8 @@ def check_values(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise InputError(f"{where}: {key} must be {rule}, got {raw[key]!r}")
 
     def one_of(key: str, values: tuple[str, ...]) -> None:
-        need(key, raw.get(key) in values, "one of " + ", ".join(values))
+        good = isinstance(raw.get(key), str) and raw[key] in values
+        need(key, good, "one of " + ", ".join(values))
 
     def text(key: str, pattern: str, rule: str) -> None:
         need(key, isinstance(raw.get(key), str) and bool(re.fullmatch(pattern, raw[key])), rule)
@@ -114,6 +106,7 @@ def check_values(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         rate = float(raw.get("learning_rate", 1))
     except (TypeError, ValueError):
         rate = 0.0
+    rate = 0.0 if isinstance(raw.get("learning_rate"), bool) else rate
     need("learning_rate", 0 < rate <= 1, "a number in (0, 1]")
     if "learning_rate" in raw:
         raw["learning_rate"] = rate
@@ -129,7 +122,10 @@ def check_values(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         text("source", r"https?://\S+", "an http or https address")
         need("files", are_checksums(raw["files"]), "names with md5:… or sha256:… behind each")
     else:
-        text("source", ".+", "a folder")
+        inside = isinstance(raw["source"], str) and not Path(raw["source"]).is_absolute()
+        # DVC watches that folder, so a change reruns the stage; it does not see through links.
+        inside = inside and ".." not in Path(raw["source"]).parts
+        need("source", inside, "a folder beside the card (copy it there)")
     need("golden", is_golden(raw.get("golden")), "a text, its ids, and pretokenize or nothing")
     if raw.get("tokenizer") == "wordpiece":
         need("pretokenize", False, "left out with wordpiece")
@@ -217,10 +213,9 @@ def write_card(name: str, source: str, folder: Path) -> Path:
     file = folder / f"{name}.yaml"
     if Path(source).is_dir():
         kind, place = "path", Path(source).resolve()
-        # Beside the cards the place is the same on every machine.
-        if place.is_relative_to(folder.resolve()):
-            place = place.relative_to(folder.resolve())
-        source = str(place)
+        if not place.is_relative_to(folder.resolve()):
+            raise InputError(f"{source}: copy it to {folder / name} first, where DVC watches it")
+        source = str(place.relative_to(folder.resolve()))
     elif re.fullmatch(HUB_ID, source):
         kind = "hub"
     else:

@@ -28,12 +28,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storyflower.dialogues import SCHEMA, SPLITS
+from storyflower.documents import write_json
 from storyflower.errors import InputError
 from storyflower.workbook import column_letters, read_sheet
 
 SUFFIXES = (".xlsx", ".csv", ".json", ".jsonl")
 MAJOR, FINE = "감정_대분류", "감정_소분류"
 TURN = "사람문장{}"
+KINDS = {
+    **dict.fromkeys(("int", "float", "bool"), "a number or truth value"),
+    **dict.fromkeys(("date", "datetime", "time", "timedelta"), "a date or time"),
+    **dict.fromkeys(("list", "dict"), "a list or object"),
+}
 ROW_GROUP = 65536  # rows held in memory at a time
 
 # E10-E69 of AI Hub's label JSON: the tens digit gives the major, the ones digit the place here.
@@ -129,7 +135,6 @@ def ingest(
     summary: dict[str, Any] = {"corpus": folder.name, "turns": turns, "splits": {}}
     partial = output.with_name(output.name + ".part")
     output.parent.mkdir(parents=True, exist_ok=True)
-    report.parent.mkdir(parents=True, exist_ok=True)
     hashes: dict[str, np.ndarray] = {}
     tables = {split: open_table(path) for split, path in find_files(folder).items()}
     schema = SCHEMA.with_metadata({split: table.where for split, table in tables.items()})
@@ -144,7 +149,7 @@ def ingest(
         partial.unlink(missing_ok=True)
     seen = int(np.isin(hashes["Validation"], hashes["Training"]).sum())
     summary["validation_texts_also_in_training"] = seen
-    report.write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(summary, report)
     return summary
 
 
@@ -361,9 +366,11 @@ def cell_text(table: Table, number: int, column: int, cells: list) -> str:
         return "" if text in ("nan", "NaN") else text  # str() of an empty cell, from an export
     if cell is None or cell != cell:  # null or NaN in JSON
         return ""
+    # The kind, not the value: what stands there may be somebody's words or number.
+    kind = KINDS.get(type(cell).__name__, "no text")
     raise InputError(
-        f"{table.where}, {table.row_word} {number}: {table.columns[column]} is "
-        f"{str(cell)[:40]} (a {type(cell).__name__}), not text; write it as text"
+        f"{table.where}, {table.row_word} {number}: {table.columns[column]} holds {kind}; "
+        "write it as text"
     )
 
 

@@ -11,7 +11,6 @@ file only tensors are read), weights in several files, families other than FAMIL
 """
 
 import argparse
-import json
 import os
 import pickle
 import shutil
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from storyflower import dialogues
 from storyflower.card import VOCABULARY, Card, Lock, write_card
+from storyflower.documents import write_json
 from storyflower.errors import InputError, exit_with_line
 from storyflower.fetch import HubFolder, LocalFolder, Source, UrlFolder, digest, first_line, matches
 from storyflower.tokenizer import basic_tokenize, load_tokenizer, read_json
@@ -59,19 +59,13 @@ def prepare(card_file: Path, table: Path, output: Path, *, seed: int) -> Card:
             pinned: dict[str, Any] = {}
         else:
             pin = Lock.load(card_file, card)
-            if pin is None and not watched(card_file, card):
-                raise InputError(
-                    f"{card_file}: a folder outside {card_file.parent} must be locked: "
-                    f"python -m storyflower.encoder lock {card_file.stem}"
-                )
             card, pinned = take_over(card_file, card, pin, work, folder)
             if pin is None and card.kind != "path":
                 report_unlocked(card_file, card, pinned)
         card = verify(folder, card)
         document = {"name": card_file.stem, **asdict(card), **pinned}
         document["max_length"] = max_length(folder)
-        text = json.dumps(document, ensure_ascii=False, indent=2)
-        (folder / "card.json").write_text(text + "\n", encoding="utf-8")
+        write_json(document, folder / "card.json")
         shutil.rmtree(output, ignore_errors=True)
         os.replace(folder, output)
     finally:
@@ -194,12 +188,6 @@ def open_source(card_file: Path, card: Card, lock: Lock | None, work: Path) -> S
     if card.kind == "url":
         return UrlFolder(card.source, card.files, work / "unpacked")
     return LocalFolder(card_file.parent / card.source)
-
-
-def watched(card_file: Path, card: Card) -> bool:
-    """Whether DVC sees a change of the card's source: it watches encoders/, links included."""
-    place = os.path.normpath(card_file.parent / str(card.source))
-    return card.kind != "path" or Path(place).is_relative_to(os.path.normpath(card_file.parent))
 
 
 def check_lock(card_file: Path, lock: Lock | None, source: Source) -> None:
@@ -338,11 +326,6 @@ def verify(folder: Path, card: Card) -> Card:
         raise InputError(
             f"{source}: {pieces} pieces in the vocabulary, but {rows} rows in the embedding"
         )
-    if tokenizer.pad_id != config.get("pad_token_id"):
-        raise InputError(
-            f"{source}: [PAD] is id {tokenizer.pad_id} in the vocabulary, "
-            f"{config.get('pad_token_id')} in config.json"
-        )
     if card.golden:
         check_golden(folder, card, card.golden)
     return replace(card, pad_id=tokenizer.pad_id)
@@ -415,12 +398,7 @@ def main(arguments: Sequence[str] | None = None, cards: Path = Path("encoders"))
             print(f"{Lock.beside(card_file)}: {written.source}{at}, {len(written.files)} files")
         return
     card_file = write_card(options.name, options.source, cards)
-    if not watched(card_file, Card.load(card_file)):
-        try:
-            lock(card_file)
-        except BaseException:
-            card_file.unlink()
-            raise
+    Card.load(card_file)
     print(f"{card_file}: use it with encoder: {options.name}; its licence is yours to fill in")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from storyflower import dialogues
+from storyflower.documents import write_json
 from storyflower.errors import InputError
 
 MIN_CLASSES, MAX_CLASSES = 2, 100
@@ -54,9 +55,7 @@ class LabelIndex:
         return [names[number] for number in numbers]
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"labels": list(self.names)}, ensure_ascii=False, indent=2)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_json({"labels": list(self.names)}, path)
 
     @classmethod
     def load(cls, path: Path) -> "LabelIndex":

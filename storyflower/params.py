@@ -11,8 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from storyflower.documents import read_yaml
 from storyflower.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -55,15 +54,7 @@ class Params:
         Raises InputError naming the key and the value for an unknown key, a missing key, a wrong
         type or a value out of range.
         """
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path}: not found; run this in the repository's root") from None
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: not utf-8, or 2024-13-01
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path}: not readable as YAML: {reason}") from None
-        if not isinstance(raw, dict):
-            raise InputError(f"{path}: expected 'key: value' lines")
+        raw = read_yaml(path, "run this in the repository's root")
         return cls.check(raw, where=str(path))
 
     @classmethod

@@ -8,9 +8,12 @@ Given up: nothing. No batch is ever padded: its dialogues lie end to end too.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = ("ids", "offsets", "labels")
 
@@ -41,6 +44,8 @@ class TokenTable:
 
     def batch(self, rows: np.ndarray) -> "Batch":
         """The given dialogues, sorted by length and laid end to end."""
+        import torch  # not at the top: the tokenize stage writes the cache and needs no torch
+
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         order = np.argsort(lengths, kind="stable")
@@ -61,12 +66,12 @@ class Batch:
     """Dialogues end to end, the shortest first; no padding."""
 
     rows: np.ndarray  # (dialogues,) which rows of the table these are, in this order
-    ids: torch.Tensor  # (tokens,) int64
-    positions: torch.Tensor  # (tokens,) int64: place of the token in its own dialogue, from 0
-    first: torch.Tensor  # (dialogues,) int64: where each dialogue's [CLS] lies
+    ids: "torch.Tensor"  # (tokens,) int64
+    positions: "torch.Tensor"  # (tokens,) int64: place of the token in its own dialogue, from 0
+    first: "torch.Tensor"  # (dialogues,) int64: where each dialogue's [CLS] lies
     groups: list[tuple[int, int]]  # (dialogues, tokens in each) of one length after the other
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: "torch.device") -> "Batch":
         """The same batch with its tensors on a device."""
         ids, positions, first = (x.to(device) for x in (self.ids, self.positions, self.first))
         return Batch(self.rows, ids, positions, first, self.groups)

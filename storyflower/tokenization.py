@@ -4,7 +4,6 @@ Enters: the table, the label index, the encoder's tokenizer. Leaves: the cache o
 report with the share of unknown tokens and of dialogues cut to max_len, per split.
 """
 
-import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from storyflower import dialogues
 from storyflower.dialogues import SPLITS
+from storyflower.documents import write_json
 from storyflower.errors import InputError
 from storyflower.labels import LabelIndex
 from storyflower.tensors import TokenWriter
@@ -38,10 +38,9 @@ def tokenize(
     """
     index = LabelIndex.load(labels)
     tokenizer = load_tokenizer(encoder)
-    longest = read_json(encoder / "card.json").get("max_length", max_len)
+    longest = read_json(encoder / "card.json")["max_length"]
     if max_len > longest:
         raise InputError(f"max_len must be at most {longest} with this encoder, got {max_len}")
-    report.parent.mkdir(parents=True, exist_ok=True)
     counts = {
         split: dict.fromkeys(("dialogues", "tokens", "unknown", "cut"), 0) for split in SPLITS
     }
@@ -69,7 +68,7 @@ def tokenize(
             "cut_share": round(count["cut"] / max(count["dialogues"], 1), 6),
             "mean_length": round(count["tokens"] / max(count["dialogues"], 1), 3),
         }
-    report.write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(summary, report)
     for split in SPLITS:
         share = summary[split]["unknown_share"]
         said = f"{share:.1%} of the {split} tokens are [UNK]"

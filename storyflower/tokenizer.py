@@ -26,8 +26,6 @@ import numpy as np
 
 from storyflower.errors import InputError
 
-# What decides the ids, card.json aside.
-TOKENIZER_FILES = ("spiece.model", "vocab.txt", "tokenizer_config.json")
 PRETOKENIZE = ("bert", "none")
 BLOCK = 32_768  # texts encoded at a time, which bounds the memory; more is no faster
 

@@ -37,13 +37,14 @@ def fit(
     learning_rate: float,
     optimizer_name: str,
     placement: Placement,
-    on_epoch: Callable[[Epoch], None],
+    on_epoch: Callable[[list[Epoch]], None],
 ) -> list[Epoch]:
     """Train the model in place and return the history.
 
     `learning_rate` (the peak) and `optimizer_name` (adamw or notebook) are what the params or the
     encoder's card say; the params' own values may be "auto" and are not looked at.
-    `on_epoch` is called after each epoch. Raises InputError when the loss is no longer finite.
+    `on_epoch` gets the history so far after each epoch. Raises InputError when the loss is no
+    longer finite.
     """
     device = placement.device
     model.to(device)
@@ -71,12 +72,8 @@ def fit(
                 logits = model(batch)  # (batch, classes)
             loss = nn.functional.cross_entropy(logits.float(), labels)
 
-            set_rate(
-                optimizer,
-                learning_rate * schedule(epoch * steps + step, warmup, total),
-                epoch * steps + step,
-                optimizer_name,
-            )
+            rate = learning_rate * schedule(epoch * steps + step, warmup, total)
+            prepare_update(optimizer, rate, optimizer_name)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
@@ -114,7 +111,7 @@ def fit(
             flush=True,
         )
         history.append(row)
-        on_epoch(row)
+        on_epoch(history)
     return history
 
 
@@ -135,17 +132,20 @@ def schedule(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, name: str) -> None:
-    """Prepare the update of a step from 0.
+def prepare_update(optimizer: torch.optim.Optimizer, rate: float, name: str) -> None:
+    """Set the learning rate, and for the notebook's optimizer the eps, of the coming update.
 
     `notebook` is the AdamW of transformers 3, which adds eps = 1e-6 to the root of v before the
-    bias correction, where torch adds it after. With t updates done, the corrected root is
+    bias correction, where torch adds it after. At update t the corrected root is
     sqrt(v) / sqrt(1 - beta2^t), so an eps larger by the same factor is the same arithmetic.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
         if name == "notebook":
-            group["eps"] = 1e-6 / math.sqrt(1 - group["betas"][1] ** (step + 1))
+            # Counted by the optimizer: with fp16 the scaler skips an update now and then.
+            state = optimizer.state.get(group["params"][0], {})
+            update = int(state.get("step", 0)) + 1
+            group["eps"] = 1e-6 / math.sqrt(1 - group["betas"][1] ** update)
 
 
 def make_optimizer(

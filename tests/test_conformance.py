@@ -261,7 +261,7 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
         learning_rate=5e-5,
         optimizer_name="notebook",
         placement=choose("cpu", "fp32"),
-        on_epoch=lambda row: None,
+        on_epoch=lambda rows: None,
     )
     assert len(losses) == len(expected) == 30
     np.testing.assert_allclose(losses, expected, rtol=1e-5)

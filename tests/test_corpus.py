@@ -342,7 +342,7 @@ def test_rows_are_numbered_as_the_sheet_numbers_them(folder: Path) -> None:
     book.save(folder / "Training.xlsx")
     (folder.parent / "dialogues.parquet").unlink()
     (folder.parent / "ingest.json").unlink()
-    assert "row 6: 감정_대분류 is 7" in refusal(folder)
+    assert "row 6: 감정_대분류 holds a number" in refusal(folder)
 
 
 def test_csv_rows_are_numbered_as_a_sheet_would(folder: Path) -> None:
@@ -579,8 +579,8 @@ def test_json_cut_off(folder: Path, suffix: str, share: float) -> None:
         (label_json("분노"), "unknown emotion code '분노'"),
         (label_json(18), "profile.emotion.type is 18"),
         (label_json("\ud800"), "unknown emotion code"),
-        (label_json(HS01=3), "사람문장1 is 3 (a int), not text"),
-        (label_json(HS02=["가"]), "사람문장2 is ['가'] (a list), not text"),
+        (label_json(HS01=3), "사람문장1 holds a number or truth value; write it as text"),
+        (label_json(HS02=["가"]), "사람문장2 holds a list or object; write it as text"),
         (label_json(HS02="반쪽 \ud83d 글자"), "half of a surrogate pair"),
     ],
 )
@@ -635,11 +635,11 @@ def test_fine_emotion_is_needed_only_as_a_target(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (3, "3.0 (a float)"),
-        (0.5, "0.5 (a float)"),
-        (True, "True (a bool)"),
-        (datetime.date(2024, 5, 1), "2024-05-01 (a date)"),
-        (datetime.datetime(2024, 5, 1, 6, 30), "2024-05-01 06:30:00 (a datetime)"),
+        (3, "a number or truth value"),
+        (0.5, "a number or truth value"),
+        (True, "a number or truth value"),
+        (datetime.date(2024, 5, 1), "a date or time"),
+        (datetime.datetime(2024, 5, 1, 6, 30), "a date or time"),
     ],
 )
 def test_cell_that_is_no_text(folder: Path, column: str, value: object, shown: str) -> None:
@@ -648,7 +648,7 @@ def test_cell_that_is_no_text(folder: Path, column: str, value: object, shown: s
     path = write_workbook(folder / "Training.xlsx", rows)
     message = refusal(folder, max_dropped=1.0)
     assert message == (
-        f"{path}, sheet 'Sheet1', row {BAD_ROW}: {column} is {shown}, not text; write it as text"
+        f"{path}, sheet 'Sheet1', row {BAD_ROW}: {column} holds {shown}; write it as text"
     )
 
 

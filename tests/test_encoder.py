@@ -918,7 +918,7 @@ def test_missing_key_and_missing_card(cards):
     card = cards / "tiny.yaml"
     card.write_text("kind: hub\nlicense: unknown\n")
     assert refused(card) == f"{card}: key 'source' is missing"
-    assert "no such encoder card; there are tiny" in refused(cards / "kobrt.yaml")
+    assert "kobrt.yaml: not found; there are cards for tiny" in refused(cards / "kobrt.yaml")
 
 
 @pytest.mark.parametrize(
@@ -967,10 +967,22 @@ def unpack(files: dict[str, bytes], folder: Path) -> Path:
     return folder
 
 
-def test_folder_elsewhere_is_locked_and_watched(pieces, cards, tmp_path, capsys):
+def test_folder_elsewhere_is_to_be_copied_where_dvc_watches_it(pieces, cards, tmp_path):
+    place = unpack(kobert(pieces)[0], tmp_path / "elsewhere" / "mine")
+    with pytest.raises(InputError, match="copy it to .*encoders/mine first"):
+        encoder.main(["card", "mine", str(place)], cards)
+    assert list(cards.iterdir()) == []
+    for source in (str(place), "../elsewhere/mine"):
+        card = write(cards, kind="path", source=source)
+        with pytest.raises(InputError, match=r"source must be a folder beside the card"):
+            encoder.Card.load(card)
+
+
+def test_locked_folder_is_compared_with_its_lock(pieces, cards, capsys):
     files, _ = kobert(pieces)
-    place = unpack(files, tmp_path / "elsewhere" / "mine")
+    place = unpack(files, cards / "mine")
     encoder.main(["card", "mine", str(place)], cards)
+    encoder.main(["lock", "mine"], cards)
     capsys.readouterr()
     (place / "model.safetensors").write_bytes(b"was not there when it was locked")
     prepare(cards / "mine.yaml")
@@ -978,15 +990,11 @@ def test_folder_elsewhere_is_locked_and_watched(pieces, cards, tmp_path, capsys)
     (place / "config.json").write_bytes(files["config.json"] + b"\n")
     with pytest.raises(InputError, match="if the source has changed: python -m storyflower"):
         prepare(cards / "mine.yaml")
-    (cards / "mine.lock.json").unlink()
-    with pytest.raises(InputError, match="a folder outside .* must be locked"):
-        prepare(cards / "mine.yaml")
 
 
-def test_folder_that_is_no_encoder_makes_no_card(cards, tmp_path):
-    with pytest.raises(InputError, match=r"has no config\.json"):
-        encoder.main(["card", "mine", str(unpack({}, tmp_path / "empty"))], cards)
-    assert list(cards.iterdir()) == []
+def test_folder_that_is_no_encoder_is_refused(cards):
+    encoder.main(["card", "mine", str(unpack({}, cards / "empty"))], cards)
+    assert "has no config.json" in refused(cards / "mine.yaml")
 
 
 def test_folder_beside_the_card_needs_no_lock(pieces, cards, capsys):
