@@ -39,55 +39,55 @@ def evaluate(
     """Write the reports, add them to the MLflow run of `record`; return metrics.json's content."""
     reports.mkdir(parents=True, exist_ok=True)
     predictions.parent.mkdir(parents=True, exist_ok=True)
-    run = tracking.Run(tracking.Record.load(record))  # early: MLflow takes seconds to import
-    network, document = model.load(classifier)
-    names = tuple(document["labels"])
-    placement = choose(device, precision)
-    network.to(placement.device)
-    table = TokenTable.load(tokens, "Validation")
-    train = read_split(dialogues, "Training", ["text"])
-    test = read_split(dialogues, "Validation", ["row", "text", "label", "fine"])
-    train_labels = np.asarray(TokenTable.load(tokens, "Training").labels)
-    actual = np.asarray(table.labels)
-    if not len(test) == len(actual) or [names[i] for i in actual] != class_names(test, target):
-        raise InputError(f"{tokens} and {dialogues} are of different runs; run 'dvc repro'")
+    # Early, for MLflow takes seconds to import; a context, for it is closed whatever happens.
+    with tracking.Run(tracking.Record.load(record)) as run:
+        network, document = model.load(classifier)
+        names = tuple(document["labels"])
+        placement = choose(device, precision)
+        network.to(placement.device)
+        table = TokenTable.load(tokens, "Validation")
+        train = read_split(dialogues, "Training", ["text"])
+        test = read_split(dialogues, "Validation", ["row", "text", "label", "fine"])
+        train_labels = np.asarray(TokenTable.load(tokens, "Training").labels)
+        actual = np.asarray(table.labels)
+        if not len(test) == len(actual) or [names[i] for i in actual] != class_names(test, target):
+            raise InputError(f"{tokens} and {dialogues} are of different runs; run 'dvc repro'")
 
-    probability = {
-        "classifier": scoring.probabilities(network, table, placement),
-        "majority": baseline.majority(train_labels, len(test), len(names)),
-        "tfidf_logistic_regression": baseline.tfidf_logistic_regression(
-            train["text"].to_pylist(), train_labels, test["text"].to_pylist(), len(names)
-        ),
-    }
-    ours = metrics.summary(probability["classifier"], actual, names, seed)
-    baselines = [
-        against(name, probability, actual, names, seed)
-        for name in ("majority", "tfidf_logistic_regression")
-    ]
-    result = {
-        **ours,
-        # Two figures for the table of `dvc exp show`, which leaves lists out.
-        "tfidf_accuracy": baselines[1]["accuracy"],
-        "accuracy_minus_tfidf": baselines[1]["difference"],
-        "baselines": baselines,
-    }
-    write_json(result, reports / "metrics.json")
+        probability = {
+            "classifier": scoring.probabilities(network, table, placement),
+            "majority": baseline.majority(train_labels, len(test), len(names)),
+            "tfidf_logistic_regression": baseline.tfidf_logistic_regression(
+                train["text"].to_pylist(), train_labels, test["text"].to_pylist(), len(names)
+            ),
+        }
+        ours = metrics.summary(probability["classifier"], actual, names, seed)
+        baselines = [
+            against(name, probability, actual, names, seed)
+            for name in ("majority", "tfidf_logistic_regression")
+        ]
+        result = {
+            **ours,
+            # Two figures for the table of `dvc exp show`, which leaves lists out.
+            "tfidf_accuracy": baselines[1]["accuracy"],
+            "accuracy_minus_tfidf": baselines[1]["difference"],
+            "baselines": baselines,
+        }
+        write_json(result, reports / "metrics.json")
 
-    predicted = probability["classifier"].argmax(axis=1)
-    with (reports / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["actual", "predicted"])
-        writer.writerows((names[a], names[p]) for a, p in zip(actual, predicted, strict=True))
-    counts = metrics.confusion(actual, predicted, len(names))
-    pictures.confusion_matrix(counts, names, reports / "confusion.png")
-    pictures.learning_curves(read_history(history), reports / "learning_curves.png")
-    write_predictions(test, actual, probability["classifier"], names, predictions)
+        predicted = probability["classifier"].argmax(axis=1)
+        with (reports / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["actual", "predicted"])
+            writer.writerows((names[a], names[p]) for a, p in zip(actual, predicted, strict=True))
+        counts = metrics.confusion(actual, predicted, len(names))
+        pictures.confusion_matrix(counts, names, reports / "confusion.png")
+        pictures.learning_curves(read_history(history), reports / "learning_curves.png")
+        write_predictions(test, actual, probability["classifier"], names, predictions)
 
-    numbers = {key: value for key, value in result.items() if not isinstance(value, list)}
-    run.log({f"final_{key}": value for key, value in numbers.items()})
-    pictures_and_tables = ("metrics.json", "confusion.png", "learning_curves.png")
-    run.attach(*(reports / name for name in pictures_and_tables), history)
-    run.close()
+        numbers = {key: value for key, value in result.items() if not isinstance(value, list)}
+        run.log_results({f"final_{key}": value for key, value in numbers.items()})
+        pictures_and_tables = ("metrics.json", "confusion.png", "learning_curves.png")
+        run.attach(*(reports / name for name in pictures_and_tables), history)
     return result
 
 

@@ -40,26 +40,15 @@ def train(
     index = LabelIndex.load(labels)
     network = model.build(encoder, len(index), params.dr_rate)
     used = {**asdict(params), "learning_rate": learning_rate, "optimizer": optimizer}
-    run = tracking.Run(
+    with tracking.Run(
         tracking.new_record(
             experiment=params.corpus,
             params={**used, "pretokenize": card["pretokenize"], "tokenizer": card["tokenizer"]},
-            tags={
-                "device": str(placement),
-                "threads": str(torch.get_num_threads()),
-                "encoder_source": card.get("source") or card["kind"],
-                "encoder_revision": card.get("revision") or "",
-            },
+            tags={"device": str(placement), "threads": str(torch.get_num_threads())},
             dataset=dialogues,
         )
-    )
-
-    def note(rows: list[Epoch]) -> None:
-        write_history(rows, history)  # our own file first, then its mirror
-        run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
-
-    try:
-        training.fit(
+    ) as run:
+        rows = training.fit(
             network,
             TokenTable.load(tokens, "Training"),
             TokenTable.load(tokens, "Validation"),
@@ -67,14 +56,11 @@ def train(
             learning_rate=learning_rate,
             optimizer_name=optimizer,
             placement=placement,
-            on_epoch=note,
+            on_epoch=lambda row: run.log(epoch_metrics(row), row.epoch),
         )
+        write_history(rows, history)
         # What made the model, but nothing that differs between two equal runs.
         model.save(network, classifier, encoder=encoder, labels=index, facts={"params": used})
-    except BaseException:
-        run.close("FAILED")
-        raise
-    run.close()
     run.record.save(record)
 
 

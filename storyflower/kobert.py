@@ -7,10 +7,12 @@ Leaves: what `kobert` returned: a path for BERTSPTokenizer, and (model, vocab). 
     from kobert.pytorch_kobert import get_pytorch_kobert_model
 
 write `from storyflower.kobert import get_tokenizer, get_pytorch_kobert_model`. Given up: fetching.
-The old functions downloaded on their own and returned None when that failed.
+The old functions downloaded on their own and returned None when that failed. torch is imported when
+a model is asked for: Vocab must also work beside gluonnlp, where there is none.
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENCODER = Path("models/encoder")
+REMEDY = "set encoder: kobert in params.yaml and run 'dvc repro encoder'"
 
 
 class Vocab:
@@ -55,36 +58,57 @@ class Vocab:
 
     def to_tokens(self, indices: int | Sequence[int]) -> str | list[str]:
         """The token of an id, or of each of several; raises ValueError for an id out of range."""
-        if isinstance(indices, int):
+        if isinstance(indices, Integral):  # numpy's integers too
             if not 0 <= indices < len(self):
                 raise ValueError(f"token index {indices} is not in [0, {len(self) - 1}]")
             return self.idx_to_token[indices]
         return [self.to_tokens(index) for index in indices]
 
 
-def get_tokenizer(cachedir: str | Path = ENCODER) -> str:
-    """Path of an encoder folder's SentencePiece model; raises InputError when there is none."""
-    path = Path(cachedir) / "spiece.model"
-    if not path.is_file():
-        raise InputError(f"{path}: not found; set encoder: kobert and run 'dvc repro encoder'")
-    return str(path)
+def get_tokenizer(cachedir: str | Path | None = None) -> str:
+    """Path of the SentencePiece model in an encoder folder, models/encoder unless told otherwise.
+
+    In the old calls `cachedir` was where downloads went (".cache"), so a folder without a
+    spiece.model counts as not given. Raises InputError when models/encoder is needed and has none,
+    or was made by a card of kind scratch; such a folder is served only where `cachedir` names it.
+    """
+    return str(encoder_folder(cachedir) / "spiece.model")
 
 
 def get_pytorch_kobert_model(
-    ctx: str = "cpu", cachedir: str | Path = ENCODER
+    ctx: str = "cpu", cachedir: str | Path | None = None
 ) -> tuple["PreTrainedModel", Vocab]:
     """(model, vocab) of an encoder folder, on device `ctx`, in evaluation mode.
 
     The model answers with tuples, (sequence output, pooled output), as the notebook's
-    `_, pooler = bert(input_ids=..., token_type_ids=..., attention_mask=...)` expects.
+    `_, pooler = bert(input_ids=..., token_type_ids=..., attention_mask=...)` expects. `cachedir`
+    and errors as for `get_tokenizer`; InputError also for a model that is no BERT or has no pooler.
     """
     import torch
     from sentencepiece import SentencePieceProcessor
-    from transformers import BertModel
 
-    processor = SentencePieceProcessor(model_file=get_tokenizer(cachedir))
-    model = BertModel.from_pretrained(
-        cachedir, local_files_only=True, dtype=torch.float32, return_dict=False
-    )
+    from storyflower.model import read_encoder
+
+    folder = encoder_folder(cachedir)
+    model = read_encoder(folder)
+    if model.config.model_type != "bert":
+        raise InputError(f"{folder}: a {model.config.model_type}, but KoBERT is a bert; {REMEDY}")
+    if model.pooler is None:
+        raise InputError(f"{folder}: has no pooler, whose output old notebooks use; {REMEDY}")
+    model.config.return_dict = False
+    processor = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
     pieces = [processor.id_to_piece(index) for index in range(len(processor))]
     return model.to(torch.device(ctx)).eval(), Vocab(pieces)
+
+
+def encoder_folder(cachedir: str | Path | None) -> Path:
+    """The folder that is meant; raises InputError as `get_tokenizer` says."""
+    if cachedir is not None and (Path(cachedir) / "spiece.model").is_file():
+        return Path(cachedir)
+    if not (ENCODER / "spiece.model").is_file():
+        raise InputError(f"{ENCODER / 'spiece.model'}: not found; {REMEDY}")
+    from storyflower.tokenizer import read_json
+
+    if read_json(ENCODER / "card.json").get("kind") == "scratch":
+        raise InputError(f"{ENCODER}: random weights (kind: scratch), not KoBERT; {REMEDY}")
+    return ENCODER

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from storyflower import attention
@@ -61,21 +61,64 @@ class EmotionClassifier(nn.Module):
 
 
 def build(encoder: Path, num_classes: int, dr_rate: float) -> EmotionClassifier:
-    """The classifier on a pretrained encoder, with a new linear layer from torch's random state."""
+    """The classifier on a pretrained encoder, with a new linear layer from torch's random state.
+
+    Raises InputError when the encoder's folder is incomplete or damaged.
+    """
+    return EmotionClassifier(read_encoder(encoder, attention.register()), num_classes, dr_rate)
+
+
+def read_encoder(folder: Path, attn_implementation: str | None = None) -> PreTrainedModel:
+    """The encoder of a folder, float32, in evaluation mode, every weight from the file.
+
+    It has a pooler only where the file has one. transformers draws at random what a file lacks and
+    leaves out what config.json does not ask for; here both raise InputError, as a folder does that
+    is incomplete or damaged.
+    """
+    need(folder, WEIGHTS, "'dvc repro' makes it")
     logging.disable_progress_bar()  # a bar for reading one file says nothing
-    with safetensors.safe_open(encoder / "model.safetensors", "pt") as weights:
-        pooled = any(name.startswith("pooler.") for name in weights.keys())  # noqa: SIM118
-    family = AutoConfig.from_pretrained(encoder, local_files_only=True).model_type
-    # transformers would draw a missing pooler at random.
-    without = {} if pooled or family not in POOLED else {"add_pooling_layer": False}
-    body = AutoModel.from_pretrained(
-        encoder,
-        local_files_only=True,
-        dtype=torch.float32,
-        attn_implementation=attention.register(),
-        **without,
-    )
-    return EmotionClassifier(body, num_classes, dr_rate)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would report what is judged below
+    try:
+        with safetensors.safe_open(folder / "model.safetensors", "pt") as weights:
+            pooled = any(name.startswith("pooler.") for name in weights.keys())  # noqa: SIM118
+        family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+        without = {} if pooled or family not in POOLED else {"add_pooling_layer": False}
+        body, report = AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            dtype=torch.float32,
+            attn_implementation=attn_implementation,
+            ignore_mismatched_sizes=True,  # reported, and judged below
+            output_loading_info=True,
+            **without,
+        )
+    except Exception as error:  # transformers raises many kinds for a config that makes no sense
+        raise damaged(folder, error) from None
+    finally:
+        logging.set_verbosity(verbosity)
+    wrong = [
+        *(f"{name} is missing" for name in sorted(report["missing_keys"])),
+        *(f"{name} has another shape" for name, _, _ in sorted(report["mismatched_keys"])),
+        *(f"{name} has no place" for name in sorted(report["unexpected_keys"])),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
+        raise damaged(folder, f"model.safetensors does not fit config.json: {wrong[0]}{more}")
+    return body
+
+
+def need(folder: Path, names: Iterable[str], remedy: str) -> None:
+    """Raise InputError unless the folder has these files."""
+    for name in names:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: not found; {remedy}")
+
+
+def damaged(place: Path, reason: object) -> InputError:
+    """The error for a file or folder that cannot be used; an exception as the reason will do."""
+    said = " ".join(str(reason).split())[:200]
+    return InputError(f"{place}: damaged ({said}); restore it with 'dvc checkout'")
 
 
 def save(
@@ -94,7 +137,9 @@ def save(
     tokenizer = sorted(path.name for path in encoder.iterdir() if path.name not in WEIGHTS)
     for name in tokenizer:
         shutil.copyfile(encoder / name, folder / name)
-    document = {"labels": list(labels.names), "tokenizer": digests(folder, tokenizer), **facts}
+    # config.json too: other heads or another activation would load, and compute something else.
+    files = digests(folder, [*tokenizer, "config.json"])
+    document = {"labels": list(labels.names), "tokenizer": files, **facts}
     text = json.dumps(document, ensure_ascii=False, indent=2)
     (folder / "classifier.json").write_text(text + "\n", encoding="utf-8")
 
@@ -104,26 +149,36 @@ def load(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
 
     Raises InputError when the folder is incomplete or its parts do not belong together.
     """
+    names = ("classifier.json", "head.safetensors", *WEIGHTS)
+    need(folder, names, "train a classifier with 'dvc repro'")
     try:
         document = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-        head = safetensors.torch.load_file(folder / "head.safetensors")
-    except FileNotFoundError as error:
+        classes, files = len(document["labels"]), document["tokenizer"]
+        # The tokenizer's caller needs max_len.
+        dr_rate, _ = (float(document["params"][key]) for key in ("dr_rate", "max_len"))
+        changed = files != digests(folder, files)
+    except KeyError as error:
+        raise damaged(folder / "classifier.json", f"{error} is missing") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise damaged(folder / "classifier.json", error) from None
+    if changed:
         raise InputError(
-            f"{error.filename}: not found; train a classifier with 'dvc repro'"
-        ) from None
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise InputError(f"{folder}: damaged ({error}); restore it with 'dvc checkout'") from None
-    if document["tokenizer"] != digests(folder, document["tokenizer"]):
-        raise InputError(f"{folder}: the tokenizer is not the one that the model was trained with")
-    # The shape comes from config.json and every weight from the files: nothing is drawn at random.
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    classes, hidden = head["weight"].shape
-    if classes != len(document["labels"]) or hidden != config.hidden_size:
-        raise InputError(
-            f"{folder}: a linear layer of {classes} x {hidden}, {len(document['labels'])} labels, "
-            f"hidden size {config.hidden_size}; its parts are of different models"
+            f"{folder}: the tokenizer, or config.json, is not the one that the model was trained "
+            "with; restore it with 'dvc checkout'"
         )
-    model = build(folder, classes, document["params"]["dr_rate"])
+    try:
+        head = safetensors.torch.load_file(folder / "head.safetensors")
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise damaged(folder / "head.safetensors", error) from None
+    # The new linear layer is overwritten whole, or refused: nothing stays random.
+    model = build(folder, classes, dr_rate)
+    expected = {name: tuple(value.shape) for name, value in model.linear.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in head.items()}
+    if found != expected:
+        raise InputError(
+            f"{folder}: head.safetensors holds {found}, but {classes} labels and the encoder need "
+            f"{expected}; its parts are of different models"
+        )
     model.linear.load_state_dict(head)
     return model.eval(), document
 

@@ -4,7 +4,9 @@ Enters: params, metrics with their timestamps, pictures. Leaves: one MLflow run.
 files are the truth; everything logged is first written to a record in an outbox folder of the main
 repository, and a background thread then makes the MLflow run equal to the record. Pushing a record
 twice changes nothing (a run is found again by its key, a metric by its timestamp), so a record that
-could not be delivered is simply pushed again later: `python -m storyflower.tracking sync`.
+could not be delivered is simply pushed again later: `python -m storyflower.tracking sync`. A lock
+beside the record, held while its run lives, tells sync which runs were killed, and keeps two
+processes from pushing one record at the same time.
 
 Given up: logging that blocks. An MLflow that is down costs a line of output, never a training.
 """
@@ -14,24 +16,30 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import filelock
 
 from storyflower.errors import InputError, exit_with_line
 
 OUTBOX = Path(".storyflower") / "outbox"  # under the main repository's root
 KEY_TAG = "storyflower.key"
 CLOSE_SECONDS = 8  # how long the end of a stage may wait for a server
+LATE_CLOSE_SECONDS = 1  # and where the stage before it has waited in vain
 LOCAL_CLOSE_SECONDS = 60  # and for a local store, which only a busy machine makes slow
+RETRY_SECONDS = 0.5  # between two tries at the end of a stage
+LONGEST_PAUSE = 30  # seconds between two pushes during a training
 BATCH = 100  # MLflow's limit of params or tags in one request; metrics may be 1000
 LIBRARIES = ("torch", "transformers", "sentencepiece", "numpy", "mlflow", "dvc")
 
@@ -48,8 +56,9 @@ class Record:
     tags: dict[str, str]
     datasets: dict[str, str]  # name → digest
     metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # key, value, ms, step
+    results: list[tuple[str, float, int]] = field(default_factory=list)  # the same without steps
     artifacts: list[str] = field(default_factory=list)  # file names in the outbox folder
-    status: str = "RUNNING"  # or FINISHED, FAILED
+    status: str = "RUNNING"  # or FINISHED, FAILED, KILLED
     end: int | None = None
 
     @classmethod
@@ -102,14 +111,26 @@ def new_record(
 
 
 class Run:
-    """One run, logged to the outbox at once and to MLflow when it answers."""
+    """One run, logged to the outbox at once and to MLflow when it answers.
+
+    As a context it ends FINISHED, FAILED after an error, KILLED after Ctrl-C or SIGTERM. A run that
+    had ended before, and to which a later stage adds, keeps its end.
+    """
 
     def __init__(self, record: Record, root: Path | None = None):
         self.record = record
         self.root = root or main_root()
         self.folder = self.root / OUTBOX / record.key
+        self._owner = owner_lock(self.folder)
+        try:
+            self._owner.acquire(timeout=1)
+        except filelock.Timeout:  # sync, or another experiment that evaluates the same model
+            print(f"waiting for another process that logs the run {record.name}", file=sys.stderr)
+            self._owner.acquire()
+        self._late = self.folder.exists()  # the stage before could not deliver it
         self._changed = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
+        self._deadline = math.inf
         self._delivered = 0  # how many changes of the record MLflow has seen
         self._changes = 0
         self._error = ""
@@ -118,17 +139,31 @@ class Run:
         self._thread = threading.Thread(target=self._mirror, daemon=True)
         self._thread.start()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.close("FAILED" if issubclass(kind, Exception) else "KILLED")
+
     def log(self, values: dict[str, float], step: int = 0) -> None:
         """Log metrics at a step. MLflow has no place for NaN and infinity: they are left out."""
         now = milliseconds()
-        for key, value in values.items():
-            if math.isfinite(value):
-                self.record.metrics.append((key, float(value), now, step))
+        finite = [(key, float(value)) for key, value in values.items() if math.isfinite(value)]
+        self.record.metrics += [(key, value, now, step) for key, value in finite]
+        self._save()
+
+    def log_results(self, values: dict[str, float]) -> None:
+        """Log metrics that have one value a run; logged anew, equal values add no second point."""
+        now = milliseconds()
+        finite = [(key, float(value)) for key, value in values.items() if math.isfinite(value)]
+        self.record.results += [(key, value, now) for key, value in finite]
         self._save()
 
     def attach(self, *paths: Path) -> None:
         """Add files to the run; they are copied, so the originals may go."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         for path in paths:
             shutil.copyfile(path, self.folder / path.name)
             if path.name not in self.record.artifacts:
@@ -137,20 +172,26 @@ class Run:
 
     def close(self, status: str = "FINISHED") -> None:
         """End the run and wait a few seconds for MLflow; say so if it did not answer in time."""
-        self.record.status, self.record.end = status, milliseconds()
-        self._closing = True
+        if self.record.status == "RUNNING":
+            self.record.status, self.record.end = status, milliseconds()
         self._save()
-        wait = CLOSE_SECONDS if is_remote(tracking_uri(self.root)) else LOCAL_CLOSE_SECONDS
+        wait = LOCAL_CLOSE_SECONDS
+        if not is_local(tracking_uri(self.root)):
+            wait = LATE_CLOSE_SECONDS if self._late and not self._delivered else CLOSE_SECONDS
+        self._deadline = time.monotonic() + wait
+        self._closing.set()
+        self._changed.set()
         self._thread.join(wait)
-        if self._delivered == self._changes:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return
-        reason = self._error or f"no answer within {wait} s"
-        print(
-            f"MLflow has not got this run ({reason}); nothing is lost. When it is back: "
-            "python -m storyflower.tracking sync",
-            file=sys.stderr,
-        )
+        if delivered := self._delivered == self._changes:
+            clear(self.folder)
+        if not self._thread.is_alive():  # else a late push holds the lock until the process ends
+            self._owner.release()
+        if not delivered:
+            print(
+                f"MLflow has not got this run ({self._error or f'no answer within {wait} s'}); "
+                "nothing is lost. When it is back: python -m storyflower.tracking sync",
+                file=sys.stderr,
+            )
 
     def _save(self) -> None:
         self.record.save(self.folder / "record.json")
@@ -159,16 +200,34 @@ class Run:
 
     def _mirror(self) -> None:
         while True:
-            self._changed.wait()
+            self._changed.wait(RETRY_SECONDS if self._closing.is_set() else None)
             self._changed.clear()
-            closing, changes = self._closing, self._changes
+            changes, start = self._changes, time.monotonic()
             try:
-                push(Record.load(self.folder / "record.json"), self.folder, self.root)
-                self._delivered, self._error = changes, ""
+                if self._delivered < changes:
+                    push(Record.load(self.folder / "record.json"), self.folder, self.root)
+                    self._delivered, self._error = changes, ""
             except Exception as error:  # whatever it is, it must not touch the training
-                self._error = " ".join(str(error).split())[:200] or type(error).__name__
-            if closing:
+                self._error = one_line(error)
+            now = time.monotonic()
+            if not self._closing.is_set():
+                # The training shares this processor: a twentieth of the time is enough for MLflow.
+                self._closing.wait(min(20 * (now - start), LONGEST_PAUSE))
+            elif self._delivered == self._changes or now + RETRY_SECONDS > self._deadline:
                 return
+
+
+def owner_lock(folder: Path) -> filelock.BaseFileLock:
+    """The lock of an outbox folder; the system frees it when its process dies, however it dies."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder.with_suffix(".lock"), thread_local=False)
+
+
+def clear(folder: Path) -> None:
+    """Remove a delivered record and its lock, which the caller holds."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # Windows keeps a file that is open
+        folder.with_suffix(".lock").unlink()
 
 
 def push(record: Record, folder: Path, root: Path) -> None:
@@ -178,11 +237,12 @@ def push(record: Record, folder: Path, root: Path) -> None:
 
     found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{record.key}'", max_results=1)
     if found:
-        run_id = found[0].info.run_id
+        run_id, shown = found[0].info.run_id, found[0].data.metrics
     else:
         tags = {KEY_TAG: record.key}
         run = client.create_run(experiment_id, record.start, tags, run_name=record.name)
-        run_id = run.info.run_id
+        run_id, shown = run.info.run_id, {}
+    if not (found and found[0].inputs.dataset_inputs):
         context = [InputTag("mlflow.data.context", "training")]
         inputs = [
             DatasetInput(Dataset(name, digest, "local", json.dumps({"corpus": name})), context)
@@ -191,7 +251,8 @@ def push(record: Record, folder: Path, root: Path) -> None:
         client.log_inputs(run_id, inputs)
     params = [Param(*item) for item in record.params.items()]
     tags = [RunTag(*item) for item in record.tags.items()]
-    metrics = [Metric(*item) for item in record.metrics]
+    results = [(*item, 0) for item in record.results if shown.get(item[0]) != item[1]]
+    metrics = [Metric(*item) for item in record.metrics + results]
     batches = max(len(params), len(tags), len(metrics))
     for start in range(0, batches, BATCH):
         piece = slice(start, start + BATCH)
@@ -204,14 +265,12 @@ def push(record: Record, folder: Path, root: Path) -> None:
 
 def connect(experiment: str, root: Path) -> tuple[Any, str]:
     """An MLflow client and the experiment's id; both are made where they are missing."""
-    # MLflow's own defaults retry for minutes and call home.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # MLflow's own defaults retry for minutes, which can make a run twice, and call home.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     import logging
-
-    import filelock
 
     # A new database reports each of its migrations.
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -219,17 +278,16 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri(root)
-    local = not is_remote(uri)
+    server = uri.startswith(("http://", "https://", "databricks"))
     # Of several processes on a new database all but one fail in its migrations.
     lock = root / OUTBOX.parent / "mlflow.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(lock) if local else nullcontext():
+    with nullcontext() if server else filelock.FileLock(lock):
         client = MlflowClient(uri)
         known = client.get_experiment_by_name(experiment)
         if known is not None:
             return client, known.experiment_id
         # MLflow's default is relative to a working folder that DVC may delete.
-        place = (root / "mlartifacts" / experiment).as_uri() if local else None
+        place = (root / "mlartifacts" / experiment).as_uri() if not server else None
         try:
             return client, client.create_experiment(experiment, artifact_location=place)
         except MlflowException:  # another host made it in the meantime
@@ -240,33 +298,59 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
 
 
 def tracking_uri(root: Path) -> str:
-    """Where runs go: MLFLOW_TRACKING_URI, or a database in the main repository."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    """Where runs go: MLFLOW_TRACKING_URI, or a database in the main repository.
+
+    A relative path is one below the main repository's root: DVC deletes the folder of an experiment
+    that ran with --temp.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    scheme, separator, path = uri.partition(":///")
+    if scheme.startswith("sqlite") and separator:
+        return f"{scheme}:///{root / path}"  # an absolute path stays as it is
+    path = uri.removeprefix("file:")
+    absolute = path.startswith("/") or ":" in path or path == "databricks"
+    return uri if absolute else str(root / path)
 
 
-def is_remote(uri: str) -> bool:
-    """Whether a server answers, rather than a file on this machine."""
-    return uri.startswith(("http://", "https://", "databricks"))
+def is_local(uri: str) -> bool:
+    """Whether runs go to files on this machine rather than to a server, of MLflow or a database."""
+    return uri.startswith(("sqlite", "file:")) or ("://" not in uri and uri != "databricks")
+
+
+def one_line(error: Exception) -> str:
+    """The error in at most 200 characters, without user and password of an address."""
+    text = re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))
+    return text[:200] or type(error).__name__
 
 
 def sync(root: Path) -> tuple[int, int]:
-    """Push every record of the outbox; return (delivered, still waiting)."""
-    waiting = sorted((root / OUTBOX).glob("*/record.json"))
-    delivered = 0
-    for path in waiting:
-        record = Record.load(path)
+    """Push the records whose process no longer lives; return (delivered, of living processes).
+
+    A run whose process died without closing it ends as KILLED, at the time of its last metric.
+    """
+    delivered, living, failed = 0, 0, []
+    for path in sorted((root / OUTBOX).glob("*/record.json")):
         try:
-            push(record, path.parent, root)
+            with owner_lock(path.parent).acquire(blocking=False):
+                if path.exists():  # else another sync was faster
+                    record = Record.load(path)
+                    if record.status == "RUNNING":
+                        end = max([record.start, *(ms for _, _, ms, _ in record.metrics)])
+                        record.status, record.end = "KILLED", end
+                        record.save(path)
+                    push(record, path.parent, root)
+                    delivered += 1
+                clear(path.parent)
+        except filelock.Timeout:
+            living += 1
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"MLflow does not take the run {record.name} ({reason}); "
-                f"{len(waiting) - delivered} runs still wait in {root / OUTBOX}"
-            ) from None
-        delivered += 1
-        if record.status != "RUNNING":
-            shutil.rmtree(path.parent)
-    return delivered, len(waiting) - delivered
+            failed.append(one_line(error))
+    if failed:
+        raise InputError(
+            f"MLflow does not take {len(failed)} runs, which still wait in {root / OUTBOX} "
+            f"({delivered} delivered); the first of them: {failed[0]}"
+        )
+    return delivered, living
 
 
 def git_commit() -> str | None:
@@ -288,8 +372,8 @@ def main() -> None:
     """python -m storyflower.tracking sync"""
     if sys.argv[1:] != ["sync"]:
         raise InputError("usage: python -m storyflower.tracking sync")
-    delivered, _ = sync(main_root())
-    print(f"{delivered} runs delivered to MLflow")
+    delivered, living = sync(main_root())
+    print(f"{delivered} runs delivered to MLflow" + f", {living} still under way" * bool(living))
 
 
 if __name__ == "__main__":
