@@ -19,7 +19,7 @@ ui: venv
 
 # Installs the retired originals (mxnet, gluonnlp) into .venv-original and compares with them.
 conformance: venv
-	python -m pytest -s tests/test_conformance.py
+	STORYFLOWER_CONFORMANCE=1 python -m pytest -s tests/test_conformance.py
 
 lint: venv
 	ruff check .

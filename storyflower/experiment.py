@@ -44,11 +44,21 @@ def train(
         tracking.new_record(
             experiment=params.corpus,
             params={**used, "pretokenize": card["pretokenize"], "tokenizer": card["tokenizer"]},
-            tags={"device": str(placement), "threads": str(torch.get_num_threads())},
+            tags={
+                "device": str(placement),
+                "threads": str(torch.get_num_threads()),
+                "encoder_source": card.get("source") or card["kind"],
+                "encoder_revision": card.get("revision") or "",
+            },
             dataset=dialogues,
         )
     ) as run:
-        rows = training.fit(
+
+        def note(rows: list[Epoch]) -> None:
+            write_history(rows, history)  # our own file first, then its mirror
+            run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
+
+        training.fit(
             network,
             TokenTable.load(tokens, "Training"),
             TokenTable.load(tokens, "Validation"),
@@ -56,9 +66,8 @@ def train(
             learning_rate=learning_rate,
             optimizer_name=optimizer,
             placement=placement,
-            on_epoch=lambda row: run.log(epoch_metrics(row), row.epoch),
+            on_epoch=note,
         )
-        write_history(rows, history)
         # What made the model, but nothing that differs between two equal runs.
         model.save(network, classifier, encoder=encoder, labels=index, facts={"params": used})
     run.record.save(record)

@@ -25,6 +25,13 @@ ENCODER = Path("models/encoder")
 REMEDY = "set encoder: kobert in params.yaml and run 'dvc repro encoder'"
 
 
+class TokenToIdx(dict):
+    """token → id; [UNK]'s id for an unknown one, as gluonnlp's answers."""
+
+    def __missing__(self, token: str) -> int:
+        return self[Vocab.unknown_token]
+
+
 class Vocab:
     """Pieces and their ids, with the names that gluonnlp's BERTVocab has.
 
@@ -34,13 +41,14 @@ class Vocab:
 
     unknown_token, padding_token = "[UNK]", "[PAD]"
     cls_token, sep_token, mask_token = "[CLS]", "[SEP]", "[MASK]"
-    bos_token = eos_token = None
     reserved_tokens = ["[CLS]", "[SEP]", "[MASK]", "[PAD]"]
 
-    def __init__(self, pieces: Sequence[str]):
-        """`pieces` in the order of their ids."""
+    def __init__(self, pieces: Sequence[str], bos: int = -1, eos: int = -1):
+        """`pieces` in the order of their ids; bos and eos are ids as SentencePiece says them."""
         self.idx_to_token = list(pieces)
-        self.token_to_idx = {piece: index for index, piece in enumerate(self.idx_to_token)}
+        self.token_to_idx = TokenToIdx((piece, index) for index, piece in enumerate(pieces))
+        self.bos_token = pieces[bos] if bos >= 0 else None
+        self.eos_token = pieces[eos] if eos >= 0 else None
 
     def __len__(self) -> int:
         return len(self.idx_to_token)
@@ -51,7 +59,7 @@ class Vocab:
     def __getitem__(self, tokens: str | Sequence[str]) -> int | list[int]:
         """The id of a token, or of each of several; [UNK]'s id for an unknown one."""
         if isinstance(tokens, str):
-            return self.token_to_idx.get(tokens, self.token_to_idx[self.unknown_token])
+            return self.token_to_idx[tokens]
         return [self[token] for token in tokens]
 
     to_indices = __call__ = __getitem__
@@ -98,7 +106,8 @@ def get_pytorch_kobert_model(
     model.config.return_dict = False
     processor = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
     pieces = [processor.id_to_piece(index) for index in range(len(processor))]
-    return model.to(torch.device(ctx)).eval(), Vocab(pieces)
+    vocab = Vocab(pieces, processor.bos_id(), processor.eos_id())
+    return model.to(torch.device(ctx)).eval(), vocab
 
 
 def encoder_folder(cachedir: str | Path | None) -> Path:

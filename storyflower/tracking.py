@@ -123,7 +123,7 @@ class Run:
         self.folder = self.root / OUTBOX / record.key
         self._owner = owner_lock(self.folder)
         try:
-            self._owner.acquire(timeout=1)
+            self._owner.acquire(timeout=0.5)
         except filelock.Timeout:  # sync, or another experiment that evaluates the same model
             print(f"waiting for another process that logs the run {record.name}", file=sys.stderr)
             self._owner.acquire()

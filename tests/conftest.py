@@ -1,4 +1,5 @@
-"""What the tests make for themselves: workbooks, a tiny encoder card, a repository of their own."""
+"""What the tests make for themselves: workbooks, a tiny encoder card, a trained classifier, a
+repository of their own."""
 
 import os
 import random
@@ -6,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import openpyxl
 import pytest
 import yaml
 
+from storyflower import corpus, encoder, labels, tokenization
 from storyflower.params import Params
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +67,76 @@ def write_workbook(path: Path, rows: list[list], header: list | None = None) -> 
         sheet.append(row)
     book.save(path)
     return path
+
+
+def pytest_configure() -> None:
+    """One thread, for torch is not imported yet and its threads wait for each other by spinning.
+
+    The models here are so small that a second thread is no help, and on a busy machine it makes
+    them thirty times slower.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def interim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stages before training write: dialogues.parquet, labels.json, encoder/, tokens/."""
+    root = tmp_path_factory.mktemp("interim")
+    write_workbook(root / "sample/표본_Training.xlsx", dialogue_rows(60, seed=1))
+    write_workbook(root / "sample/표본_Validation.xlsx", dialogue_rows(24, seed=2))
+    (root / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
+    table, index, target = root / "dialogues.parquet", root / "labels.json", "major"
+    corpus.ingest(
+        root / "sample", table, root / "ingest.json", turns=2, target=target, max_dropped=0.05
+    )
+    labels.build(table, index, target=target)
+    encoder.prepare(root / "tiny.yaml", table, root / "encoder", seed=42)
+    tokenization.tokenize(
+        table,
+        index,
+        root / "encoder",
+        root / "tokens",
+        root / "tokens.json",
+        target=target,
+        max_len=TINY_PARAMS["max_len"],
+    )
+    return root
+
+
+@pytest.fixture(scope="session")
+def classifier(interim: Path) -> Path:
+    """The folder of a classifier trained until it knows WORDS; history.csv lies beside it."""
+    import torch
+
+    from storyflower import model, training
+    from storyflower.device import choose
+    from storyflower.history import write_history
+    from storyflower.labels import LabelIndex
+    from storyflower.tensors import TokenTable
+
+    params = params_of(**{**TINY_PARAMS, "num_epochs": 8, "dr_rate": 0.1})
+    index = LabelIndex.load(interim / "labels.json")
+    torch.manual_seed(params.seed)
+    network = model.build(interim / "encoder", len(index), params.dr_rate)
+    history = training.fit(
+        network,
+        *(TokenTable.load(interim / "tokens", split) for split in ("Training", "Validation")),
+        params,
+        learning_rate=3e-3,
+        optimizer_name="adamw",
+        placement=choose("cpu", "fp32"),
+        on_epoch=lambda _: None,
+    )
+    write_history(history, interim / "history.csv")
+    folder = interim / "classifier"
+    model.save(
+        network,
+        folder,
+        encoder=interim / "encoder",
+        labels=index,
+        facts={"params": asdict(params)},
+    )
+    return folder
 
 
 @pytest.fixture(scope="session")

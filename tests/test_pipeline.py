@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,6 +22,8 @@ from conftest import (
     set_params,
     write_workbook,
 )
+
+from storyflower.params import Params
 
 STAGES = ("encoder", "ingest", "labels", "tokenize", "train", "evaluate")
 
@@ -148,23 +151,39 @@ def test_the_classifier_predicts_and_transformers_loads_its_encoder(finished: Pa
 
 
 @pytest.mark.slow
-def test_no_text_is_tracked_by_git(finished: Path) -> None:
+def test_git_tracks_no_more_than_it_should(finished: Path) -> None:
+    """After `git add -A`, as people do it, with leftovers of a killed stage lying about."""
+
+    def names() -> set[str]:
+        return set(command(finished, "git", "ls-files", "-z").rstrip("\0").split("\0"))
+
+    before = names()
+    left = ["data/interim/dialogues.parquet.part", "reports/history.csv.part", "models/x.part/a"]
+    for name in left:
+        (finished / name).parent.mkdir(exist_ok=True)
+        (finished / name).write_text("합격했어", encoding="utf-8")
     command(finished, "git", "add", "-A")
-    tracked = command(finished, "git", "diff", "--cached", "--name-only").splitlines()
+    tracked = names()
     command(finished, "git", "reset", "-q")
-    assert "dvc.lock" in tracked
-    texts = [word.encode() for words in WORDS.values() for word in words]
-    for name in tracked:
-        content = (finished / name).read_bytes()
-        assert not any(text in content for text in texts), name
-
-
-@pytest.mark.slow
-def test_corpus_text_stays_out_of_mlflow_files(finished: Path) -> None:
-    texts = [word.encode() for words in WORDS.values() for word in words]
-    files = [finished / "mlflow.db", *(p for p in (finished / "mlartifacts").rglob("*.*"))]
-    for path in files:
-        assert not any(text in path.read_bytes() for text in texts), path
+    for name in left:
+        (finished / name).unlink()
+    (finished / "models/x.part").rmdir()
+    assert tracked - before == {
+        "dvc.lock",
+        "reports/metrics.json",
+        *(f"{folder}/.gitignore" for folder in ("data/interim", "models", "reports")),
+    }
+    assert {name for name in tracked if not name.endswith((".py", ".yaml", ".gitignore"))} == {
+        ".dvc/config",
+        ".dvcignore",
+        "data/sample/표본_Training.xlsx",
+        "data/sample/표본_Validation.xlsx",
+        "dvc.lock",
+        "reports/metrics.json",
+    }
+    for name in tracked - before:
+        content = (finished / name).read_text(encoding="utf-8")
+        assert not any(word in content for words in WORDS.values() for word in words), name
 
 
 @pytest.mark.slow
@@ -208,11 +227,55 @@ def test_the_run_in_mlflow(finished: Path) -> None:
 
 
 @pytest.mark.slow
-def test_experiments_in_the_workspace_in_a_temporary_folder_and_in_the_queue(
+def test_corpus_text_stays_out_of_mlflow(finished: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished / 'mlflow.db'}")
+    (run_,) = mlflow_runs(finished)
+    data = run_.data
+    corpus_params = {field.name for field in fields(Params)} | {"pretokenize", "tokenizer"}
+    assert set(data.params) == corpus_params
+    epoch = {"loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "tokens"}
+    metrics = json.loads((finished / "reports/metrics.json").read_text(encoding="utf-8"))
+    assert set(data.metrics) == epoch | {
+        f"final_{key}" for key, value in metrics.items() if not isinstance(value, list)
+    }
+    said = [*data.params.values(), *data.tags.values(), run_.info.run_name]
+    for given in run_.inputs.dataset_inputs:
+        said += [str(given.dataset.to_dictionary()), *(tag.value for tag in given.tags)]
+    for artifact in client.list_artifacts(run_.info.run_id):  # their names: test_the_run_in_mlflow
+        path = Path(client.download_artifacts(run_.info.run_id, artifact.path))
+        if path.suffix != ".png":
+            said.append(path.read_text(encoding="utf-8"))
+    # The database as a whole too: a text in a table that none of the above reads.
+    said.append((finished / "mlflow.db").read_bytes().decode("utf-8", "ignore"))
+    forms = [word for words in WORDS.values() for word in words]
+    forms += [json.dumps(word)[1:-1] for word in forms]  # \\ud569\\uaca9
+    for value in said:
+        assert not any(form in value for form in forms), value[:200]
+
+
+@pytest.mark.slow
+def test_repro_then_experiments_here_in_a_temporary_folder_and_in_the_queue(
     make_repository,
 ) -> None:
+    """The README's commands in the README's order, nothing committed in between."""
     root = make_repository()
+    command(root, "dvc", "repro")
+    assert "dvc.lock" in command(root, "git", "ls-files", "--others").splitlines()
     command(root, "dvc", "exp", "run", "-n", "two", "-S", "num_epochs=2")
+    with (root / "reports/history.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    metrics = json.loads((root / "reports/metrics.json").read_text(encoding="utf-8"))
+
+    assert f"{metrics['accuracy']:.5g}" in command(root, "dvc", "metrics", "show")
+    command(root, "dvc", "plots", "show")
+    page = (root / "dvc_plots/index.html").read_text(encoding="utf-8")
+    for part in ("train_accuracy", "test_loss", "confusion", "learning_curves.png"):
+        assert part in page, part
+    assert json.dumps("기쁨") in page  # a row of the confusion matrix
+    command(root, "git", "check-ignore", "dvc_plots")
+
     command(root, "dvc", "exp", "run", "-n", "temp", "--temp", "-S", "num_epochs=3")
     command(root, "dvc", "exp", "run", "-n", "q1", "--queue", "-S", "learning_rate=1e-3")
     command(root, "dvc", "exp", "run", "-n", "q2", "--queue", "-S", "batch_size=16")
@@ -221,12 +284,26 @@ def test_experiments_in_the_workspace_in_a_temporary_folder_and_in_the_queue(
     command(root, "dvc", "queue", "logs", "q2", "-f")
 
     table = json.loads(command(root, "dvc", "exp", "show", "--json"))
-    names = {e["name"] for row in table for e in row.get("experiments") or []}
-    assert names == {"two", "temp", "q1", "q2"}
+    found = {
+        each["name"]: each["revs"][0]["data"]
+        for row in table
+        for each in row.get("experiments") or []
+    }
+    assert set(found) == {"two", "temp", "q1", "q2"}
+    shown = found["two"]
+    assert shown["params"]["params.yaml"]["data"]["num_epochs"] == 2
+    figures = shown["metrics"]["reports/metrics.json"]["data"]
+    assert figures["accuracy"] == metrics["accuracy"]
+    assert figures["tfidf_accuracy"] == metrics["tfidf_accuracy"]
 
-    runs = {run_.info.run_name: run_ for run_ in mlflow_runs(root)}
-    assert set(runs) == names  # all in the main repository's store, whatever folder they ran in
+    first, *others = mlflow_runs(root)
+    assert first.info.run_name.startswith("repro-") and first.info.status == "FINISHED"
+    runs = {run_.info.run_name: run_ for run_ in others}
+    # All in the main repository's store, whatever folder they ran in.
+    assert len(others) == 4 and set(runs) == set(found)
     assert all(run_.info.status == "FINISHED" for run_ in runs.values())
+    assert runs["two"].data.params["num_epochs"] == "2"
+    assert runs["two"].data.metrics["final_accuracy"] == metrics["accuracy"]
     assert runs["temp"].data.params["num_epochs"] == "3"
     assert runs["q1"].data.params["learning_rate"] == "0.001"
     assert runs["q2"].data.params["batch_size"] == "16"
@@ -237,33 +314,61 @@ def test_experiments_in_the_workspace_in_a_temporary_folder_and_in_the_queue(
 
 
 @pytest.mark.slow
-def test_your_own_workbooks_with_dvc_add(make_repository) -> None:
+def test_your_own_workbooks_with_dvc_add_and_fine_emotions(make_repository) -> None:
     root = make_repository()
     write_workbook(root / "data/aihub/내_Training.xlsx", dialogue_rows(48, seed=3))
     write_workbook(root / "data/aihub/내_Validation.xlsx", dialogue_rows(12, seed=4))
     command(root, "dvc", "add", "data/aihub")
-    command(root, "git", "add", "data/aihub.dvc")
-    command(root, "dvc", "exp", "run", "-n", "mine", "--temp", "-S", "corpus=aihub")
+    command(root, "git", "add", "-A")
+    command(root, "git", "commit", "-qm", "my corpus")
+    words = ["dvc", "exp", "run", "-n", "mine", "--temp", "-S", "corpus=aihub", "-S", "target=fine"]
+    command(root, *words)
     (run_,) = mlflow_runs(root)
     assert run_.data.metrics["final_rows"] == 12
-    tracked = command(root, "git", "ls-files").splitlines()
-    assert not any("data/aihub/" in name for name in tracked)
+    command(root, "dvc", "exp", "apply", "mine")
+    metrics = json.loads((root / "reports/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["rows"] == 12
+    assert {row["name"] for row in metrics["classes"]} == {
+        "기쁨/감사하는",
+        "분노/짜증내는",
+        "불안/초조한",
+    }
+    command(root, "git", "add", "-A")
+    tracked = command(root, "git", "ls-files", "data").splitlines()
+    assert "data/aihub.dvc" in tracked
+    assert not any(name.strip('"').startswith("data/aihub/") for name in tracked)
 
 
 @pytest.mark.slow
 def test_bad_input_stops_with_one_line_and_keeps_what_was_there(make_repository) -> None:
+    """The bad row is the last one, so all of Training has been written before it is met."""
     root = make_repository()
     command(root, "dvc", "repro", "labels")
-    before = (root / "data/interim/labels.json").read_bytes()
-    rows = dialogue_rows(60, seed=1)
-    rows[4][7] = 20220101
-    write_workbook(root / "data/sample/표본_Training.xlsx", rows)
+    outputs = ("data/interim/dialogues.parquet", "data/interim/labels.json", "reports/ingest.json")
+    before = {name: (root / name).read_bytes() for name in outputs}
+    files = {path for folder in ("data", "reports") for path in (root / folder).rglob("*")}
+    book = root / "data/sample/표본_Validation.xlsx"
+    good = book.read_bytes()
+    rows = dialogue_rows(24, seed=2)
+    rows[23][7] = 20220101
+    write_workbook(book, rows)
     done = run(root, sys.executable, "-m", "stages.ingest")
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ") and "표본_Training.xlsx" in line and "row 6" in line
-    assert run(root, "dvc", "repro").returncode != 0
-    assert (root / "data/interim/labels.json").read_bytes() == before
+    assert line.startswith("error: ") and "표본_Validation.xlsx" in line and "row 25" in line
+    assert {name: (root / name).read_bytes() for name in outputs} == before
+    assert {path for folder in ("data", "reports") for path in (root / folder).rglob("*")} == files
+
+    # DVC takes a stage's outputs away before it runs it. The stage leaves nothing in their place.
+    done = run(root, "dvc", "repro")
+    assert done.returncode != 0 and line in done.stderr
+    here = {path for folder in ("data", "reports") for path in (root / folder).rglob("*")}
+    assert here <= files
+    assert not any((root / name).exists() for name in outputs if "labels" not in name)
+    command(root, "dvc", "checkout", *outputs)
+    assert {name: (root / name).read_bytes() for name in outputs} == before
+    book.write_bytes(good)
+    assert "Running stage" not in command(root, "dvc", "repro", "labels")
 
     set_params(root, **TINY_PARAMS, warmup_ratio=1.5)
     done = run(root, sys.executable, "-m", "stages.train")
@@ -271,16 +376,39 @@ def test_bad_input_stops_with_one_line_and_keeps_what_was_there(make_repository)
     assert done.stderr == "error: params.yaml: warmup_ratio must be a number in [0, 1], got 1.5\n"
 
 
-@pytest.mark.slow
-def test_fine_emotions_as_classes(make_repository) -> None:
-    root = make_repository(target="fine")
-    command(root, "dvc", "repro")
-    metrics = json.loads((root / "reports/metrics.json").read_text(encoding="utf-8"))
-    assert {row["name"] for row in metrics["classes"]} == {
-        "기쁨/감사하는",
-        "분노/짜증내는",
-        "불안/초조한",
-    }
+IGNORED = {
+    "data/aihub/내_Training.xlsx": True,
+    "data/other/x.csv": True,
+    "data/interim/dialogues.parquet.part": True,
+    "data/interim/tokens.part/Training.ids.npy": True,
+    "models/encoder.part/encoder/config.json": True,
+    "reports/metrics.json.part": True,
+    "encoders/mine/model.safetensors": True,
+    "mlflow.db": True,
+    "mlartifacts/1/a": True,
+    ".storyflower/outbox/1/record.json": True,
+    "dvc_plots/index.html": True,
+    "data/sample/표본_Training.xlsx": False,
+    "data/aihub.dvc": False,
+    "encoders/mine.yaml": False,
+    "encoders/mine.lock.yaml": False,
+    "reports/metrics.json": False,
+    "dvc.lock": False,
+    # Each is ignored by the .gitignore that DVC writes beside it.
+    "data/interim/.gitignore": False,
+    "models/.gitignore": False,
+    "reports/.gitignore": False,
+}
+
+
+def test_what_git_ignores(tmp_path: Path) -> None:
+    command(tmp_path, "git", "init", "-q")
+    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
+    for name in IGNORED:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = {name: run(tmp_path, "git", "check-ignore", "-q", name).returncode for name in IGNORED}
+    assert {name: code == 0 for name, code in names.items()} == IGNORED
 
 
 @pytest.mark.slow
