@@ -365,7 +365,6 @@ import torch
 import test_training as own
 from pathlib import Path
 from storyflower import model
-torch.set_num_threads(2)
 torch.manual_seed({seed})
 network = model.build(Path({encoder!r}), own.CLASSES, dr_rate=0.5)
 own.fit(network, own.random_table(48), num_epochs=2, seed={seed})
