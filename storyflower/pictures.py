@@ -20,6 +20,8 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.dpi": 120,
+    "savefig.bbox": "tight",  # constrained layout alone cuts off a rotated label
+    "savefig.pad_inches": 0.1,
 }
 NUMBERS_UP_TO = 20  # classes; a larger matrix has no room for a number in each cell
 
