@@ -8,6 +8,8 @@ longest, with a mask; only this product, 3% of the work, sees pads. Given up: on
 whole batch on the CPU; a batch of 64 has about 30 different lengths.
 """
 
+from itertools import islice
+
 import torch
 from torch.nn import functional
 
@@ -57,7 +59,7 @@ class GroupedAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         tokens, size = len(qkv), qkv.shape[1] // (3 * heads)
         result = torch.empty(tokens, heads, size, dtype=qkv.dtype)
-        ctx.groups, ctx.saved = groups, []
+        saved: list[torch.Tensor | None] = []
         start = 0
         with torch.autocast("cpu", enabled=False):
             for texts, length in groups:
@@ -72,22 +74,24 @@ class GroupedAttention(torch.autograd.Function):
                 mixed = torch.bmm(dropped, value).view(texts, heads, length, size)
                 result[start:stop].view(texts, length, heads, size).copy_(mixed.transpose(1, 2))
                 if qkv.requires_grad:
-                    ctx.saved.append((query, key, value, weights, mask, dropped))
+                    saved += [query, key, value, weights, mask, dropped]
                 start = stop
+        ctx.groups, ctx.size = groups, size
+        ctx.save_for_backward(*saved)
         return result.flatten(1)
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        tokens = len(gradient)
-        size = ctx.saved[0][0].shape[-1]
+        tokens, size = len(gradient), ctx.size
         heads = gradient.shape[1] // size
         gradient = gradient.reshape(tokens, heads, size)
         result = torch.empty(tokens, 3, heads, size, dtype=gradient.dtype)
         start = 0
-        for (texts, length), saved in zip(ctx.groups, ctx.saved, strict=True):
-            query, key, value, weights, mask, dropped = saved
+        saved = iter(ctx.saved_tensors)
+        for texts, length in ctx.groups:
+            query, key, value, weights, mask, dropped = islice(saved, 6)
             stop = start + texts * length
             mixed = gradient[start:stop].view(texts, length, heads, size)
             mixed = mixed.transpose(1, 2).reshape(-1, length, size)
@@ -104,5 +108,4 @@ class GroupedAttention(torch.autograd.Function):
             whole = parts.view(3, texts, heads, length, size).permute(1, 3, 0, 2, 4)
             result[start:stop].view(texts, length, 3, heads, size).copy_(whole)
             start = stop
-        ctx.saved = []  # as large as all the rest of the layer
         return result.view(tokens, -1), None, None, None

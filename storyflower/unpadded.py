@@ -1,8 +1,9 @@
 """An encoder's forward pass without padding, and without work that nobody reads.
 
 Enters: an encoder of transformers (BERT, RoBERTa, ELECTRA or DistilBERT) and a batch of texts end
-to end. Leaves: the last hidden state of each text's first token, all that the classifier reads. The parameters stay in transformers' own modules, so its checkpoints load and save as ever;
-only the order of work is ours: query, key and value in one product, attention within each text
+to end. Leaves: the last hidden state of each text's first token, all that the classifier reads.
+The parameters stay in transformers' own modules, so its checkpoints load and save as ever; only the
+order of work is ours: query, key and value in one product, attention within each text
 (attention.py), a random byte a dropout (dropout.py), and in the last layer everything behind the
 keys and values for first tokens alone. Given up: other families; all hidden states; gradient
 checkpointing.
