@@ -38,7 +38,7 @@ def main():
         time.sleep(60)
 
 tracking.push = down
-tracking.LOCAL_CLOSE_SECONDS = 1
+tracking.CLOSE_SECONDS = 1
 errors.exit_with_line(main)
 """
 WHOLE_RUN = """
@@ -280,7 +280,7 @@ def test_mlflow_that_is_down_costs_one_line_and_nothing_is_lost(
         raise OSError(f"API request to {address}\nfailed")
 
     monkeypatch.setattr(tracking, "push", down)
-    monkeypatch.setattr(tracking, "LOCAL_CLOSE_SECONDS", 1)
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 1)
     run = Run(record, tmp_path)
     run.log({"loss": 0.5}, 1)
     start = time.monotonic()
