@@ -121,16 +121,21 @@ class Run:
         self.root = root or main_root()
         self.folder = self.root / OUTBOX / record.key
         self._owner = owner_lock(self.folder)
-        try:
-            self._owner.acquire(timeout=0.5)
-        except filelock.Timeout:  # sync, or another experiment that evaluates the same model
-            print(f"waiting for another process that logs the run {record.name}", file=sys.stderr)
-            self._owner.acquire()
+        waiting = False
+        while not self._owner.is_locked:
+            try:
+                self._owner.acquire(timeout=0.5)
+            except filelock.Timeout:  # sync, or another experiment that evaluates the same model
+                if not waiting:
+                    said = f"waiting for another process, or a late push, of the run {record.name}"
+                    print(said, file=sys.stderr)
+                waiting = True
         self._told = self.folder / "told"  # there once it was said that MLflow lacks the run
         if self.folder.exists():  # a stage before could not deliver it
             self._take_over()
         self._changed = threading.Event()
         self._closing = threading.Event()
+        self._given_up = threading.Event()
         self._ending = self._deadline = math.inf
         self._delivered = 0  # how many changes of the record MLflow has seen
         self._changes = 0
@@ -191,7 +196,8 @@ class Run:
             self._thread.join(min(left, RETRY_SECONDS))
         if delivered := self._delivered == self._changes:
             clear(self.folder)
-        if not self._thread.is_alive():  # else a late push holds the lock until the process ends
+        self._given_up.set()  # a late push holds the lock until it ends
+        if not self._thread.is_alive():
             self._owner.release()
         if not delivered and not self._told.exists():
             reason = self._error or f"no answer within {self._deadline - self._ending:.0f} s"
@@ -243,7 +249,9 @@ class Run:
                 # The training shares this processor: a twentieth of the time is enough for MLflow.
                 self._closing.wait(min(20 * (now - start), LONGEST_PAUSE))
             elif self._delivered == self._changes or now + RETRY_SECONDS > self._deadline:
-                return
+                break
+        if self._given_up.is_set():
+            self._owner.release()
 
 
 def owner_lock(folder: Path) -> filelock.BaseFileLock:
@@ -295,6 +303,9 @@ def push(record: Record, folder: Path, root: Path) -> None:
         client.log_artifact(run_id, str(folder / name))
     if record.status != "RUNNING":
         client.set_terminated(run_id, record.status, record.end)
+    # Some proxies answer every request with an empty success.
+    if client.get_run(run_id).data.tags.get(KEY_TAG) != record.key:
+        raise OSError("the server takes the run and does not have it")
 
 
 def connect(experiment: str, root: Path) -> tuple[Any, str]:
@@ -367,6 +378,7 @@ def is_local(uri: str) -> bool:
 def one_line(error: Exception) -> str:
     """The error in at most 200 characters, without user and password of an address."""
     text = re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))
+    text = text[max(text.find("Caused by "), 0) :]  # before it, the HTTP client quotes itself
     return text[:200] or type(error).__name__
 
 
