@@ -136,15 +136,15 @@ def ingest(
     hashes: dict[str, np.ndarray] = {}
     tables = {split: open_table(path) for split, path in find_files(folder).items()}
     schema = SCHEMA.with_metadata({split: table.where for split, table in tables.items()})
-    with replacing(output, report) as (table_part, report_part):
-        with pq.ParquetWriter(table_part, schema, compression="zstd") as writer:
+    with replacing() as beside:
+        with pq.ParquetWriter(beside(output), schema, compression="zstd") as writer:
             for split, table in tables.items():
                 summary["splits"][split], hashes[split] = ingest_split(
                     split, table, writer, turns=turns, target=target, max_dropped=max_dropped
                 )
         seen = int(np.isin(hashes["Validation"], hashes["Training"]).sum())
         summary["validation_texts_also_in_training"] = seen
-        report_part.write_text(json_text(summary), encoding="utf-8")
+        beside(report).write_text(json_text(summary), encoding="utf-8")
     return summary
 
 

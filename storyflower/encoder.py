@@ -48,7 +48,8 @@ def prepare(card_file: Path, table: Path, output: Path, *, seed: int) -> Card:
     card, its source, or their fit is wrong.
     """
     card = Card.load(card_file)
-    with replacing(output) as (folder,):
+    with replacing() as beside:
+        folder = beside(output)
         folder.mkdir()
         if card.kind == "scratch":
             train_vocabulary(card, table, folder / "spiece.model", seed=seed)

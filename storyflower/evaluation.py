@@ -70,22 +70,23 @@ def evaluate(
             "accuracy_minus_tfidf": baselines[1]["difference"],
             "baselines": baselines,
         }
-        outputs = tuple(
+        predicted = probability["classifier"].argmax(axis=1)
+        counts = metrics.confusion(actual, predicted, len(names))
+        numbers, pairs, matrix, curves = (
             reports / name
             for name in ("metrics.json", "confusion.csv", "confusion.png", "learning_curves.png")
         )
-        with replacing(*outputs, predictions) as (numbers, pairs, matrix, curves, rows):
-            numbers.write_text(json_text(result), encoding="utf-8")
-            predicted = probability["classifier"].argmax(axis=1)
-            write_pairs(names, actual, predicted, pairs)
-            counts = metrics.confusion(actual, predicted, len(names))
-            pictures.confusion_matrix(counts, names, matrix)
-            pictures.learning_curves(read_history(history), curves)
+        with replacing() as beside:
+            beside(numbers).write_text(json_text(result), encoding="utf-8")
+            write_pairs(names, actual, predicted, beside(pairs))
+            pictures.confusion_matrix(counts, names, beside(matrix))
+            pictures.learning_curves(read_history(history), beside(curves))
+            rows = beside(predictions)
             write_predictions(test, actual, probability["classifier"], names, rows)
 
         scalars = {key: value for key, value in result.items() if not isinstance(value, list)}
         run.log_results({f"final_{key}": value for key, value in scalars.items()})
-        run.attach(*(path for path in outputs if path.suffix != ".csv"), history)
+        run.attach(numbers, matrix, curves, history)
     return result
 
 

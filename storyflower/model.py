@@ -134,7 +134,8 @@ def save(
 
     `encoder` is where its tokenizer and card come from.
     """
-    with replacing(folder) as (part,):
+    with replacing() as beside:
+        part = beside(folder)
         part.mkdir()
         model.encoder.save_pretrained(part)
         head = {name: value.contiguous().cpu() for name, value in model.linear.state_dict().items()}

@@ -172,8 +172,8 @@ class Run:
     def attach(self, *paths: Path) -> None:
         """Add files to the run; they are copied, so the originals may go."""
         for path in paths:
-            with replacing(self.folder / path.name) as (partial,):
-                shutil.copyfile(path, partial)
+            with replacing() as beside:
+                shutil.copyfile(path, beside(self.folder / path.name))
             if path.name not in self.record.artifacts:
                 self.record.artifacts.append(path.name)
         self._save()
