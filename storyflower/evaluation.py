@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storyflower import baseline, metrics, model, pictures, scoring, tracking
+from storyflower import baseline, checkpoint, metrics, model, pictures, scoring, tracking
 from storyflower.device import choose
 from storyflower.dialogues import class_names, read_split
 from storyflower.errors import InputError
@@ -35,8 +35,12 @@ def evaluate(
     device: str,
     precision: str,
     seed: int,
+    checkpoint_dir: str,
 ) -> dict[str, Any]:
-    """Write the reports, add them to the MLflow run of `record`; return metrics.json's content."""
+    """Write the reports, add them to the MLflow run of `record`; return metrics.json's content.
+
+    The training's checkpoints are discarded at the end: DVC has recorded its outputs.
+    """
     reports.mkdir(parents=True, exist_ok=True)
     predictions.parent.mkdir(parents=True, exist_ok=True)
     # Early, for MLflow takes seconds to import; a context, for it is closed whatever happens.
@@ -88,6 +92,8 @@ def evaluate(
         run.log_results({f"final_{key}": value for key, value in numbers.items()})
         pictures_and_tables = ("metrics.json", "confusion.png", "learning_curves.png")
         run.attach(*(reports / name for name in pictures_and_tables), history)
+    root = checkpoint.root_of(checkpoint_dir, tracking.main_root())
+    checkpoint.discard(root, run.record.tags.get("fingerprint", ""))
     return result
 
 
