@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storyflower import baseline, metrics, model, pictures, scoring, tracking
+from storyflower import baseline, checkpoint, metrics, model, pictures, scoring, tracking
 from storyflower.device import choose
 from storyflower.dialogues import class_names, read_split
 from storyflower.documents import json_text, replacing
@@ -35,8 +35,12 @@ def evaluate(
     device: str,
     precision: str,
     seed: int,
+    checkpoint_dir: str,
 ) -> dict[str, Any]:
-    """Write the reports, add them to the MLflow run of `record`; return metrics.json's content."""
+    """Write the reports, add them to the MLflow run of `record`; return metrics.json's content.
+
+    The training's checkpoints are discarded at the end: DVC has recorded its outputs.
+    """
     # Early, for MLflow takes seconds to import; a context, for it is closed whatever happens.
     with tracking.Run(tracking.Record.load(record)) as run:
         network, document = model.load(classifier)
@@ -87,6 +91,8 @@ def evaluate(
         scalars = {key: value for key, value in result.items() if not isinstance(value, list)}
         run.log_results({f"final_{key}": value for key, value in scalars.items()})
         run.attach(numbers, matrix, curves, history)
+    root = checkpoint.root_of(checkpoint_dir, tracking.main_root())
+    checkpoint.discard(root, run.record.tags.get("fingerprint", ""))
     return result
 
 
