@@ -50,13 +50,15 @@ class TokenTable:
         lengths = self.offsets[rows + 1] - starts
         order = np.argsort(lengths, kind="stable")
         starts, lengths = starts[order], lengths[order]
-        ids = [self.ids[a : a + n] for a, n in zip(starts, lengths, strict=True)]
+        first = np.cumsum(lengths) - lengths
+        positions = np.arange(lengths.sum()) - np.repeat(first, lengths)
+        ids = self.ids[np.repeat(starts, lengths) + positions]
         widths, counts = np.unique(lengths, return_counts=True)
         return Batch(
             rows=rows[order],
-            ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
-            positions=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
-            first=torch.from_numpy(np.cumsum(lengths) - lengths),
+            ids=torch.from_numpy(ids.astype(np.int64)),
+            positions=torch.from_numpy(positions),
+            first=torch.from_numpy(first),
             groups=list(zip(counts.tolist(), widths.tolist(), strict=True)),
         )
 
