@@ -50,14 +50,15 @@ class TokenTable:
         lengths = self.offsets[rows + 1] - starts
         order = np.argsort(lengths, kind="stable")
         starts, lengths = starts[order], lengths[order]
-        ids = [self.ids[a : a + n] for a, n in zip(starts, lengths, strict=True)]
         first = np.cumsum(lengths) - lengths
         text = np.repeat(np.arange(len(rows)), lengths)
+        positions = np.arange(len(text)) - first[text]
+        ids = self.ids[starts[text] + positions]
         widths, counts = np.unique(lengths, return_counts=True)
         return Batch(
             rows=rows[order],
-            ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
-            positions=torch.from_numpy(np.arange(len(text)) - first[text]),
+            ids=torch.from_numpy(ids.astype(np.int64)),
+            positions=torch.from_numpy(positions),
             text=torch.from_numpy(text),
             first=torch.from_numpy(first),
             lengths=torch.from_numpy(lengths),
