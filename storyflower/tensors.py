@@ -88,13 +88,13 @@ class TokenTable:
         """The ids at these places, int64, on the places' device; all ids go there once."""
         import torch
 
+        places = places.clamp(max=len(self.ids) - 1)  # a filling may be longer than the table
         if places.device.type == "cpu":  # the memory map: a corpus may be larger than memory
             return torch.from_numpy(self.ids[places.numpy()].astype(np.int64))
         if places.device not in self._resident:
             ids = torch.from_numpy(self.ids.astype(np.int32)).to(places.device)
             self._resident[places.device] = ids
-        ids = self._resident[places.device]
-        return ids[places.clamp(max=len(ids) - 1)].long()  # a filling may be longer than the table
+        return self._resident[places.device][places].long()
 
 
 def fill(tokens: int, width: int, most: int) -> np.ndarray:
