@@ -55,6 +55,9 @@ class State:
     seconds: float = 0.0  # of training in this epoch
     history: list[Epoch] = field(default_factory=list)  # of the epochs before
 
+    def place(self) -> str:
+        return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
+
     def next_epoch(self) -> None:
         self.epoch, self.step, self.seen, self.seconds = self.epoch + 1, 0, 0, 0.0
         self.loss_sum.zero_()
@@ -138,8 +141,7 @@ class Checkpoints:
         """Put the newest checkpoint's content into the state; without one, leave it as it is."""
         if self._newest is not None:
             state.restore(safetensors.torch.load_file(self._newest), self._numbers)
-            where = f"epoch {state.epoch + 1}, step {state.step + 1}"
-            print(f"going on from the checkpoint before {where}", flush=True)
+            print(f"going on from the checkpoint after {state.place()}", flush=True)
 
     def after_step(self, state: State) -> None:
         """Save when it is time to, or when a signal asks to stop, which ends the process."""
@@ -150,9 +152,8 @@ class Checkpoints:
         """Save; end the process if a signal has asked for it."""
         saved = self._save(state)
         if self.stop:
-            where = f"stopped in epoch {state.epoch + 1} after step {state.step}"
             how = f"saved; go on with: {same_command()}" if saved else "could not be saved"
-            self.stop.leave(f"{where}; {how}")
+            self.stop.leave(f"stopped after {state.place()}; {how}")
 
     def _save(self, state: State) -> bool:
         numbers = {**state.numbers(), "fingerprint": self.fingerprint, "more": self.more()}

@@ -185,7 +185,7 @@ def test_a_damaged_newest_is_reported_and_the_one_before_it_used(
     (line,) = err.splitlines()
     assert line.startswith("warning: checkpoint ") and "damaged" in line
     assert newest.name[:12] in line
-    assert "going on from the checkpoint before epoch 2, step 4" in out
+    assert "going on from the checkpoint after step 3 of epoch 2" in out
     assert same(whole, resumed)
     assert before.name[:12] == "000010000003"
 
@@ -301,7 +301,7 @@ def test_a_full_disk_costs_one_line_and_keeps_the_old_ones(tmp_path: Path) -> No
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
     assert line.startswith("warning: no checkpoint can be saved in ") and "File too large" in line
-    assert "going on from the checkpoint before epoch 1, step 5" in done.stdout
+    assert "going on from the checkpoint after step 4 of epoch 1" in done.stdout
     total = sum(p.double().sum().item() for p in whole.parameters())
     assert float(done.stdout.splitlines()[-1]) == total
     assert {path: path.read_bytes() for path in files(tmp_path)} == old
@@ -438,6 +438,6 @@ def test_a_signal_saves_after_the_step_and_says_how_to_go_on(
     done = run(ROOT, sys.executable, "-c", code, **environment)
     assert done.returncode == 128 + number
     assert done.stderr == (
-        f"stopping, after this step\nstopped in epoch 2 after step 2; saved; go on with: {how}\n"
+        f"stopping, after this step\nstopped after step 2 of epoch 2; saved; go on with: {how}\n"
     )
     assert files(tmp_path)[-1].name.startswith("000010000002")
