@@ -195,24 +195,19 @@ class Checkpoints:
             return
         for path in candidates:
             try:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if not digest.startswith(NAME.fullmatch(path.name)[1]):
-                    print(
-                        f"warning: checkpoint {path} is damaged (its checksum is not that of its "
-                        "name); taking the one before it",
-                        file=sys.stderr,
-                    )
-                    path.unlink()
-                    continue
-                with safetensors.safe_open(path, "pt") as file:
-                    numbers = json.loads(file.metadata()["numbers"])
-            except OSError as error:
+                numbers = read_numbers(path)
+                if numbers["fingerprint"] == self.fingerprint:
+                    self._newest, self._numbers, self.found = path, numbers, numbers["more"]
+                    return
+            except OSError as error:  # Drive is gone, perhaps: the file may be good
                 print(f"warning: checkpoint {path}: {error}", file=sys.stderr)
-                continue
-            if numbers["fingerprint"] == self.fingerprint:
-                self._newest, self._numbers, self.found = path, numbers, numbers["more"]
-                return
+            except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+                print(
+                    f"warning: checkpoint {path} is damaged ({error}); taking the one before it",
+                    file=sys.stderr,
+                )
+                with suppress(OSError):
+                    path.unlink()
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -224,6 +219,16 @@ class Checkpoints:
                 flush=True,
             )
         self._warned = True
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors; ValueError where its bytes are not its own."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(NAME.fullmatch(path.name)[1]):
+        raise ValueError("its checksum is not that in its name")
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["numbers"])
 
 
 def root_of(checkpoint_dir: str, repository: Path) -> Path:
@@ -259,9 +264,10 @@ def prune(root: Path) -> None:
     for folder in root.iterdir():
         if not re.fullmatch(r"[0-9a-f]{16}", folder.name) or not folder.is_dir():
             continue
-        newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
-        if time.time() - newest > STALE_SECONDS:
-            remove(folder)
+        with suppress(FileNotFoundError):  # its own training is writing there
+            newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+            if time.time() - newest > STALE_SECONDS:
+                remove(folder)
 
 
 def remove(folder: Path) -> None:

@@ -8,8 +8,6 @@ knows neither files nor MLflow.
 """
 
 import json
-import os
-import shutil
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
@@ -92,11 +90,7 @@ def train(
                 write_history(rows, history)  # again: all epochs may have been in the checkpoint
                 # What made the model, but nothing that differs between two equal runs.
                 facts = {"params": used}
-                partial = classifier.with_name(classifier.name + ".part")
-                shutil.rmtree(partial, ignore_errors=True)
-                model.save(network, partial, encoder=encoder, labels=index, facts=facts)
-                shutil.rmtree(classifier, ignore_errors=True)
-                os.replace(partial, classifier)
+                model.save(network, classifier, encoder=encoder, labels=index, facts=facts)
             run.record.save(record)
 
 

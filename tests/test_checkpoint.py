@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and nothing that is damaged or foreign does."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, params_of, run
+from safetensors.torch import save
 from test_training import Bag, random_table
 
 from storyflower import checkpoint, training
@@ -159,7 +161,7 @@ def test_time_decides_and_each_epoch_ends_with_one(tmp_path: Path, monkeypatch) 
     assert [path.name[:12] for path in files(tmp_path)] == ["000010000003", "000020000000"]
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "other name", "not safetensors"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "other name", "foreign", "not ours"])
 def test_a_damaged_newest_is_reported_and_the_one_before_it_used(
     tmp_path: Path, harm: str, capsys
 ) -> None:
@@ -177,8 +179,11 @@ def test_a_damaged_newest_is_reported_and_the_one_before_it_used(
         newest.write_bytes(b"")
     elif harm == "other name":
         newest.rename(newest.with_name(f"{newest.name[:12]}-{'0' * 32}.safetensors"))
-    else:
-        newest.write_bytes(b"\x80\x04\x95")
+    else:  # the right name for its content
+        foreign = save({"a": torch.zeros(3)}) if harm == "not ours" else b"\x80\x04\x95"
+        name = f"{newest.name[:12]}-{hashlib.sha256(foreign).hexdigest()[:32]}.safetensors"
+        newest.unlink()
+        newest.with_name(name).write_bytes(foreign)
     with Checkpoints(tmp_path, MINE, 5) as checkpoints:
         fit(resumed, checkpoints)
     out, err = capsys.readouterr()

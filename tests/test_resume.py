@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import ROOT, command, environment_of, set_params
+from conftest import ROOT, TINY_PARAMS, command, environment_of, params_of, set_params
+
+from storyflower import experiment, tracking
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -59,7 +62,7 @@ def killed(root: Path, condition: Callable[[Path], object]) -> None:
 
 
 @pytest.mark.slow
-def test_a_fresh_clone_goes_on_and_another_run_does_not(
+def test_a_fresh_clone_goes_on(
     root: Path, prepared: tuple[Path, dict[str, bytes]], tmp_path: Path
 ) -> None:
     shared = tmp_path / "Drive" / "내 체크포인트"
@@ -69,12 +72,59 @@ def test_a_fresh_clone_goes_on_and_another_run_does_not(
     clone = shutil.copytree(root, tmp_path / "clone")
     killed(root, lambda _: len(list(shared.glob("*/*.safetensors"))) == 2)
     shutil.rmtree(root)  # the machine is gone, and its outbox with it
-
-    # Another learning rate is another run; another log_interval is not.
-    other = shutil.copytree(clone, tmp_path / "other")
-    set_params(other, **{**params, "learning_rate": 0.002, "num_epochs": 1})
-    assert GOING_ON not in command(other, *STAGE)
+    # What no result depends on may change.
     set_params(clone, **{**params, "log_interval": 3, "checkpoint_minutes": 5})
     assert GOING_ON in command(clone, *STAGE)
     assert crashes.outputs(clone) == prepared[1]
     crashes.expect_one_run(clone)
+
+
+def test_only_the_very_same_training_goes_on(
+    interim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Whatever changes, an earlier training of this process is not gone on with."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr(tracking, "push", lambda *_: None)
+    inputs = {name: tmp_path / name for name in ("encoder", "tokens", "labels.json")}
+    for name, path in inputs.items():
+        (shutil.copytree if (interim / name).is_dir() else shutil.copyfile)(interim / name, path)
+
+    def goes_on(**values: object) -> bool:
+        experiment.train(
+            params_of(**{**TINY_PARAMS, "device": "cpu", "precision": "fp32", **values}),
+            encoder=inputs["encoder"],
+            dialogues=interim / "dialogues.parquet",
+            labels=inputs["labels.json"],
+            tokens=inputs["tokens"],
+            classifier=tmp_path / "classifier",
+            history=tmp_path / "history.csv",
+            record=tmp_path / "run.json",
+            lock=tmp_path / "train.lock",
+        )
+        return GOING_ON in capsys.readouterr().out
+
+    def changed(path: Path) -> bool:
+        """Whether it goes on with other bytes in a file that the training reads."""
+        before = path.read_bytes()
+        path.write_bytes(before + b"\n")
+        result = goes_on()
+        path.write_bytes(before)
+        return result
+
+    assert not goes_on()
+    assert goes_on()
+    assert goes_on(log_interval=5, checkpoint_minutes=1)
+    for key, value in {"seed": 1, "num_epochs": 2, "dr_rate": 0.2, "precision": "bf16"}.items():
+        assert not goes_on(**{key: value}), key
+    for path in ("encoder/card.json", "tokens/Training.labels.npy", "labels.json"):
+        assert not changed(tmp_path / path), path
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "loaded_code", lambda: {"storyflower.model": "another"})
+        assert not goes_on()
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "version", lambda name: "another")
+        assert not goes_on()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 7)
+        assert not goes_on()
+    assert goes_on()
