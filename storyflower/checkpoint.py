@@ -56,6 +56,9 @@ class State:
     seconds: float = 0.0  # of training in this epoch
     history: list[Epoch] = field(default_factory=list)  # of the epochs before
 
+    def place(self) -> str:
+        return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
+
     def next_epoch(self) -> None:
         self.epoch, self.step, self.seen, self.seconds = self.epoch + 1, 0, 0, 0.0
         self.loss_sum.zero_()
@@ -146,9 +149,8 @@ class Checkpoints:
         """Put the newest checkpoint's content into the state; without one, leave it as it is."""
         if self._newest is not None:
             state.restore(safetensors.torch.load_file(self._newest), self._numbers)
-            where = f"epoch {state.epoch + 1}, step {state.step + 1}"
             if self.ranks.first:
-                print(f"going on from the checkpoint before {where}", flush=True)
+                print(f"going on from the checkpoint after {state.place()}", flush=True)
 
     def after_step(self, state: State) -> None:
         """Save when it is time to, or when a signal asks to stop, which ends the process."""
@@ -163,9 +165,8 @@ class Checkpoints:
             return
         saved = self._save(state)
         if self.stop:
-            where = f"stopped in epoch {state.epoch + 1} after step {state.step}"
             how = f"saved; go on with: {same_command()}" if saved else "could not be saved"
-            self.stop.leave(f"{where}; {how}")
+            self.stop.leave(f"stopped after {state.place()}; {how}")
 
     def _save(self, state: State) -> bool:
         numbers = {**state.numbers(), "fingerprint": self.fingerprint, "more": self.more()}
@@ -207,24 +208,19 @@ class Checkpoints:
             return
         for path in candidates:
             try:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if not digest.startswith(NAME.fullmatch(path.name)[1]):
-                    print(
-                        f"warning: checkpoint {path} is damaged (its checksum is not that of its "
-                        "name); taking the one before it",
-                        file=sys.stderr,
-                    )
-                    path.unlink()
-                    continue
-                with safetensors.safe_open(path, "pt") as file:
-                    numbers = json.loads(file.metadata()["numbers"])
-            except OSError as error:
+                numbers = read_numbers(path)
+                if numbers["fingerprint"] == self.fingerprint:
+                    self._newest, self._numbers, self.found = path, numbers, numbers["more"]
+                    return
+            except OSError as error:  # Drive is gone, perhaps: the file may be good
                 print(f"warning: checkpoint {path}: {error}", file=sys.stderr)
-                continue
-            if numbers["fingerprint"] == self.fingerprint:
-                self._newest, self._numbers, self.found = path, numbers, numbers["more"]
-                return
+            except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+                print(
+                    f"warning: checkpoint {path} is damaged ({error}); taking the one before it",
+                    file=sys.stderr,
+                )
+                with suppress(OSError):
+                    path.unlink()
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -236,6 +232,16 @@ class Checkpoints:
                 flush=True,
             )
         self._warned = True
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors; ValueError where its bytes are not its own."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(NAME.fullmatch(path.name)[1]):
+        raise ValueError("its checksum is not that in its name")
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["numbers"])
 
 
 def root_of(checkpoint_dir: str, repository: Path) -> Path:
@@ -271,9 +277,10 @@ def prune(root: Path) -> None:
     for folder in root.iterdir():
         if not re.fullmatch(r"[0-9a-f]{16}", folder.name) or not folder.is_dir():
             continue
-        newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
-        if time.time() - newest > STALE_SECONDS:
-            remove(folder)
+        with suppress(FileNotFoundError):  # its own training is writing there
+            newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+            if time.time() - newest > STALE_SECONDS:
+                remove(folder)
 
 
 def remove(folder: Path) -> None:
