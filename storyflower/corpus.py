@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storyflower.dialogues import SCHEMA, SPLITS
-from storyflower.documents import write_json
+from storyflower.documents import json_text, replacing
 from storyflower.errors import InputError
 from storyflower.workbook import NoText, column_letters, read_sheet
 
@@ -134,23 +134,18 @@ def ingest(
     drops rows without 감정_소분류. Raises InputError for bad input; no output is written then.
     """
     summary: dict[str, Any] = {"corpus": folder.name, "turns": turns, "splits": {}}
-    partial = output.with_name(output.name + ".part")
-    output.parent.mkdir(parents=True, exist_ok=True)
     hashes: dict[str, np.ndarray] = {}
     tables = {split: open_table(path) for split, path in find_files(folder).items()}
     schema = SCHEMA.with_metadata({split: table.where for split, table in tables.items()})
-    try:
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with replacing(output, report) as (table_part, report_part):
+        with pq.ParquetWriter(table_part, schema, compression="zstd") as writer:
             for split, table in tables.items():
                 summary["splits"][split], hashes[split] = ingest_split(
                     split, table, writer, turns=turns, target=target, max_dropped=max_dropped
                 )
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
-    seen = int(np.isin(hashes["Validation"], hashes["Training"]).sum())
-    summary["validation_texts_also_in_training"] = seen
-    write_json(summary, report)
+        seen = int(np.isin(hashes["Validation"], hashes["Training"]).sum())
+        summary["validation_texts_also_in_training"] = seen
+        report_part.write_text(json_text(summary), encoding="utf-8")
     return summary
 
 

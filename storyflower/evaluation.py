@@ -6,7 +6,6 @@ predictions. Only the predictions hold text; DVC caches them and git never sees 
 """
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from storyflower import baseline, metrics, model, pictures, scoring, tracking
 from storyflower.device import choose
 from storyflower.dialogues import class_names, read_split
+from storyflower.documents import json_text, replacing
 from storyflower.errors import InputError
 from storyflower.history import read_history
 from storyflower.tensors import TokenTable
@@ -37,8 +37,6 @@ def evaluate(
     seed: int,
 ) -> dict[str, Any]:
     """Write the reports, add them to the MLflow run of `record`; return metrics.json's content."""
-    reports.mkdir(parents=True, exist_ok=True)
-    predictions.parent.mkdir(parents=True, exist_ok=True)
     # Early, for MLflow takes seconds to import; a context, for it is closed whatever happens.
     with tracking.Run(tracking.Record.load(record)) as run:
         network, document = model.load(classifier)
@@ -72,22 +70,22 @@ def evaluate(
             "accuracy_minus_tfidf": baselines[1]["difference"],
             "baselines": baselines,
         }
-        write_json(result, reports / "metrics.json")
+        outputs = tuple(
+            reports / name
+            for name in ("metrics.json", "confusion.csv", "confusion.png", "learning_curves.png")
+        )
+        with replacing(*outputs, predictions) as (numbers, pairs, matrix, curves, rows):
+            numbers.write_text(json_text(result), encoding="utf-8")
+            predicted = probability["classifier"].argmax(axis=1)
+            write_pairs(names, actual, predicted, pairs)
+            counts = metrics.confusion(actual, predicted, len(names))
+            pictures.confusion_matrix(counts, names, matrix)
+            pictures.learning_curves(read_history(history), curves)
+            write_predictions(test, actual, probability["classifier"], names, rows)
 
-        predicted = probability["classifier"].argmax(axis=1)
-        with (reports / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["actual", "predicted"])
-            writer.writerows((names[a], names[p]) for a, p in zip(actual, predicted, strict=True))
-        counts = metrics.confusion(actual, predicted, len(names))
-        pictures.confusion_matrix(counts, names, reports / "confusion.png")
-        pictures.learning_curves(read_history(history), reports / "learning_curves.png")
-        write_predictions(test, actual, probability["classifier"], names, predictions)
-
-        numbers = {key: value for key, value in result.items() if not isinstance(value, list)}
-        run.log_results({f"final_{key}": value for key, value in numbers.items()})
-        pictures_and_tables = ("metrics.json", "confusion.png", "learning_curves.png")
-        run.attach(*(reports / name for name in pictures_and_tables), history)
+        scalars = {key: value for key, value in result.items() if not isinstance(value, list)}
+        run.log_results({f"final_{key}": value for key, value in scalars.items()})
+        run.attach(*(path for path in outputs if path.suffix != ".csv"), history)
     return result
 
 
@@ -133,8 +131,14 @@ def verdict(name: str, difference: float, low: float, high: float, rows: int) ->
     return f"These rows cannot tell the classifier from {other}: {numbers}."
 
 
-def write_json(document: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+def write_pairs(
+    names: tuple[str, ...], actual: np.ndarray, predicted: np.ndarray, path: Path
+) -> None:
+    """CSV for DVC's confusion plot: one row a dialogue, actual and predicted label."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["actual", "predicted"])
+        writer.writerows((names[a], names[p]) for a, p in zip(actual, predicted, strict=True))
 
 
 def write_predictions(

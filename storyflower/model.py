@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from storyflower import attention
+from storyflower.documents import json_text, replacing
 from storyflower.errors import InputError
 from storyflower.labels import LabelIndex
 from storyflower.tensors import Batch
@@ -129,19 +130,22 @@ def save(
     labels: LabelIndex,
     facts: dict[str, Any],
 ) -> None:
-    """Write the classifier's folder; `encoder` is where its tokenizer and card come from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.encoder.save_pretrained(folder)
-    head = {name: value.contiguous().cpu() for name, value in model.linear.state_dict().items()}
-    safetensors.torch.save_file(head, folder / "head.safetensors")
-    tokenizer = sorted(path.name for path in encoder.iterdir() if path.name not in WEIGHTS)
-    for name in tokenizer:
-        shutil.copyfile(encoder / name, folder / name)
-    # config.json too: other heads or another activation would load, and compute something else.
-    files = digests(folder, [*tokenizer, "config.json"])
-    document = {"labels": list(labels.names), "tokenizer": files, **facts}
-    text = json.dumps(document, ensure_ascii=False, indent=2)
-    (folder / "classifier.json").write_text(text + "\n", encoding="utf-8")
+    """Write the classifier's folder whole, or leave the old one.
+
+    `encoder` is where its tokenizer and card come from.
+    """
+    with replacing(folder) as (part,):
+        part.mkdir()
+        model.encoder.save_pretrained(part)
+        head = {name: value.contiguous().cpu() for name, value in model.linear.state_dict().items()}
+        safetensors.torch.save_file(head, part / "head.safetensors")
+        tokenizer = sorted(path.name for path in encoder.iterdir() if path.name not in WEIGHTS)
+        for name in tokenizer:
+            shutil.copyfile(encoder / name, part / name)
+        # config.json too: other heads or another activation would load, and compute something else.
+        files = digests(part, [*tokenizer, "config.json"])
+        document = {"labels": list(labels.names), "tokenizer": files, **facts}
+        (part / "classifier.json").write_text(json_text(document), encoding="utf-8")
 
 
 def load(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:

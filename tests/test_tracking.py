@@ -1,6 +1,5 @@
 """Runs reach MLflow once and whole, whatever MLflow or the process does meanwhile."""
 
-import json
 import math
 import os
 import shutil
@@ -10,8 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,7 @@ def main():
         time.sleep(60)
 
 tracking.push = down
-tracking.LOCAL_CLOSE_SECONDS = 1
+tracking.CLOSE_SECONDS = 1
 errors.exit_with_line(main)
 """
 WHOLE_RUN = """
@@ -280,7 +278,7 @@ def test_mlflow_that_is_down_costs_one_line_and_nothing_is_lost(
         raise OSError(f"API request to {address}\nfailed")
 
     monkeypatch.setattr(tracking, "push", down)
-    monkeypatch.setattr(tracking, "LOCAL_CLOSE_SECONDS", 1)
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 1)
     run = Run(record, tmp_path)
     run.log({"loss": 0.5}, 1)
     start = time.monotonic()
@@ -504,93 +502,6 @@ def test_a_refused_connection_prints_one_line_and_takes_under_ten_seconds(
     (line,) = err.splitlines()
     assert line.startswith("MLflow has not got this run") and "s3cret" not in line
     assert times[1] < 10 + times[0]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
-    """A real MLflow server on this machine: its address, start() and stop()."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    uri, folder, running = f"http://127.0.0.1:{port}", tmp_path / "server", []
-    folder.mkdir()
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "artifacts"]
-
-    def start() -> None:
-        with (folder / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", *words],
-                cwd=folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        running.append(process)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1).close()
-                return
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.2)
-        raise AssertionError((folder / "log").read_text())
-
-    def stop() -> None:
-        process = running.pop()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    start()
-    yield uri, start, stop
-    if running:
-        stop()
-
-
-@pytest.mark.slow
-def test_a_server_that_dies_in_mid_run_gets_the_run_once(
-    server: tuple[str, Callable[[], None], Callable[[], None]],
-    tmp_path: Path,
-    record: Record,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    uri, start, stop = server
-    root = tmp_path / "root"
-    root.mkdir()
-    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    whole = Record(**{**json.loads(json.dumps(vars(record))), "key": "whole"})
-    with Run(whole, root) as run:
-        run.log({"loss": 0.5}, 1)
-        run.attach(tmp_path / "a.txt")
-    seen = Mirrored(uri, "whole")
-    assert seen.status == "FINISHED" and seen.artifacts() == ["a.txt"]
-    assert seen.history("loss") == [(1, 0.5)]
-    assert outbox(root) == []
-
-    run = Run(record, root)
-    run.log({"loss": 0.9}, 1)
-    deadline = time.monotonic() + 30
-    while not run._delivered and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert Mirrored(uri, record.key).status == "RUNNING"
-    stop()
-    run.log({"loss": 0.5}, 2)
-    run.attach(tmp_path / "a.txt")
-    before = time.monotonic()
-    run.close()
-    assert time.monotonic() - before < 10
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    with pytest.raises(InputError, match="1 runs"):
-        sync(root)
-
-    start()
-    assert sync(root) == (1, 0)
-    assert sync(root) == (0, 0)
-    seen = Mirrored(uri, record.key)  # one run, or this raises
-    assert seen.status == "FINISHED" and seen.artifacts() == ["a.txt"]
-    assert seen.history("loss") == [(1, 0.9), (2, 0.5)]
 
 
 @pytest.mark.slow
