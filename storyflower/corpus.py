@@ -385,13 +385,15 @@ def json_list(file: TextIO) -> Iterator[Any]:
                 place, wanted = place + 1, "item"
             else:
                 try:
-                    item, place = decode(text, place)
+                    item, stop = decode(text, place)
                 except json.JSONDecodeError:
                     if len(text) - place > MAX_RECORD:
                         raise
                     break  # the rest of it may be in the next piece
+                if stop == len(text):
+                    break  # so may the rest of a number
                 yield item
-                wanted = ","
+                place, wanted = stop, ","
     if wanted != "end":
         decode(text, place)  # raises, and says why
         raise ValueError("the list does not end")
