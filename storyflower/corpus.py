@@ -138,6 +138,7 @@ def ingest(
     tables = {split: open_table(path) for split, path in find_files(folder).items()}
     schema = SCHEMA.with_metadata({split: table.where for split, table in tables.items()})
     with replacing(output, report) as (table_part, report_part):
+        table_part.touch(mode=0o600)
         with pq.ParquetWriter(table_part, schema, compression="zstd") as writer:
             for split, table in tables.items():
                 summary["splits"][split], hashes[split] = ingest_split(

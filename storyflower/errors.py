@@ -31,6 +31,7 @@ def exit_with_line(main: Callable[[], None]) -> None:
     has open is closed. Anything else is a defect of ours and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, stop)
+    os.umask(0o077)  # what a command writes may hold somebody's words: it is the owner's alone
     try:
         main()
     except InputError as error:

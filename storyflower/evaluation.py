@@ -154,4 +154,5 @@ def write_predictions(
         "right": predicted == actual,
         **{f"p({name})": probability[:, i] for i, name in enumerate(names)},
     }
+    path.touch(mode=0o600)
     pq.write_table(pa.table(columns), path, compression="zstd")
