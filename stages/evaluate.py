@@ -22,6 +22,7 @@ def main() -> None:
         device=params.device,
         precision=params.precision,
         seed=params.seed,
+        checkpoint_dir=params.checkpoint_dir,
     )
     print(
         f"accuracy {result['accuracy']:.4f} (95% interval {result['accuracy_low']:.4f} to "

@@ -137,16 +137,18 @@ def ingest(
     hashes: dict[str, np.ndarray] = {}
     tables = {split: open_table(path) for split, path in find_files(folder).items()}
     schema = SCHEMA.with_metadata({split: table.where for split, table in tables.items()})
-    with replacing(output, report) as (table_part, report_part):
-        table_part.touch(mode=0o600)
-        with pq.ParquetWriter(table_part, schema, compression="zstd") as writer:
+    with replacing() as beside:
+        part = beside(output)
+        part.touch(mode=0o600)
+        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
             for split, table in tables.items():
                 summary["splits"][split], hashes[split] = ingest_split(
                     split, table, writer, turns=turns, target=target, max_dropped=max_dropped
                 )
-        seen = int(np.isin(hashes["Validation"], hashes["Training"]).sum())
+        places = np.searchsorted(hashes["Training"], hashes["Validation"])
+        seen = int((hashes["Training"].take(places, mode="clip") == hashes["Validation"]).sum())
         summary["validation_texts_also_in_training"] = seen
-        report_part.write_text(json_text(summary), encoding="utf-8")
+        beside(report).write_text(json_text(summary), encoding="utf-8")
     return summary
 
 
@@ -159,7 +161,7 @@ def ingest_split(
     target: str,
     max_dropped: float,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Write one file's dialogues; return (its part of the report, uint64 hashes of its texts)."""
+    """Write one file's dialogues; return its part of the report and its texts' hashes, sorted."""
     texts_at = [column_of(table, TURN.format(turn)) for turn in range(1, turns + 1)]
     label_at = column_of(table, MAJOR)
     fine_at = column_of(table, FINE) if target == "fine" or FINE in table.columns else None
@@ -230,15 +232,16 @@ def ingest_split(
     if total == read:
         raise InputError(f"{table.where}: no usable row")
     flush()
-    unique = np.frombuffer(hashes, dtype=np.uint64)
+    ordered = np.frombuffer(hashes, dtype=np.uint64)
+    ordered.sort()  # in place: 160 MB for 20 million texts, which np.unique would copy
     return {
         "source": table.where,
         "read": read,
         "kept": read - total,
         "dropped": dict(dropped),
-        "repeated_texts": int(len(unique) - len(np.unique(unique))),
+        "repeated_texts": int((ordered[1:] == ordered[:-1]).sum()),
         "labels": dict(labels.most_common()),
-    }, unique
+    }, ordered
 
 
 def open_table(path: Path) -> Table:

@@ -7,7 +7,7 @@ missing permission ends in one line that names it.
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,40 +34,39 @@ def read_yaml(path: Path, if_missing: str) -> dict[str, Any]:
 
 
 @contextmanager
-def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
-    """Yield a path beside each target, to write a file or a folder to, in this order.
+def replacing() -> Iterator[Callable[[Path], Path]]:
+    """Yield a function that gives, for an output, a path beside it to write a file or a folder to.
 
-    When the block ends well, each takes its target's place; else the targets stay as they were and
-    nothing is left beside them. Raises InputError, which names the target, when the system refuses
-    to write.
+    When the block ends well, each takes its output's place; else the outputs stay as they were and
+    nothing is left beside them. Raises InputError when the system refuses to write; it names the
+    output that was asked for last.
     """
-    partials = tuple(target.with_name(f"{target.name}.part") for target in targets)
+    partials: dict[Path, Path] = {}  # output → what is written beside it
+
+    def beside(output: Path) -> Path:
+        partials[output] = output.with_name(f"{output.name}.part")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        remove(partials[output])
+        return partials[output]
+
     try:
-        for target, partial in zip(targets, partials, strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            remove(partial)
-        yield partials
-        for target, partial in zip(targets, partials, strict=True):
+        yield beside
+        for output, partial in partials.items():
             if partial.is_dir():
-                remove(target)  # a folder cannot be renamed to one that is there
-            os.replace(partial, target)
+                remove(output)  # a folder cannot be renamed to one that is there
+            os.replace(partial, output)
     except Exception as error:
         if (reason := disk_fault(error)) is None:
             raise
-        said, place = path_of(error), None
-        for target, partial in zip(targets, partials, strict=True):
-            # A write does not say to which file; it is the one that was begun last.
-            if partial.exists() if said is None else is_below(said, partial, target):
-                place = f"cannot write {target}"
-        raise InputError(f"{place or said or targets[0]}: {reason}") from None
+        named = place = path_of(error)  # a refused write names no file, a refused open does
+        for output, partial in partials.items():
+            if named is None or Path(named).is_relative_to(partial) or Path(named) == output:
+                place = f"cannot write {output}"
+        raise InputError(f"{place}: {reason}") from None
     finally:
-        for partial in partials:
+        for partial in partials.values():
             with suppress(OSError):
                 remove(partial)
-
-
-def is_below(path: str, *places: Path) -> bool:
-    return any(Path(path).is_relative_to(place) for place in places)
 
 
 def remove(path: Path) -> None:
@@ -80,8 +79,8 @@ def remove(path: Path) -> None:
 
 def write_json(document: Any, path: Path) -> None:
     """Write JSON for people and programs; a reader sees the old file or the new, never half."""
-    with replacing(path) as (partial,):
-        partial.write_text(json_text(document), encoding="utf-8")
+    with replacing() as beside:
+        beside(path).write_text(json_text(document), encoding="utf-8")
 
 
 def json_text(document: Any) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SPECIAL = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")  # KoBERT's ids 0..4
 FAMILIES = ("bert", "roberta", "electra", "distilbert")  # model_type in config.json
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
-MAX_SENTENCES = 500_000  # texts that the SentencePiece trainer sees; more change little
+MAX_SENTENCES = 100_000  # texts that the SentencePiece trainer sees, at about 2 kB each
 SPARE_ROWS = 128  # some embeddings are padded to a multiple of this; more is another vocabulary
 GOLDEN_TEXT = "한국어 모델을 공유합니다."  # from KoBERT's README
 GOLDEN_LENGTH = 512  # ids, at most
@@ -48,7 +48,8 @@ def prepare(card_file: Path, table: Path, output: Path, *, seed: int) -> Card:
     card, its source, or their fit is wrong.
     """
     card = Card.load(card_file)
-    with replacing(output) as (folder,):
+    with replacing() as beside:
+        folder = beside(output)
         folder.mkdir()
         if card.kind == "scratch":
             train_vocabulary(card, table, folder / "spiece.model", seed=seed)
@@ -101,11 +102,11 @@ def train_vocabulary(card: Card, table: Path, output: Path, *, seed: int) -> Non
 
 
 def training_texts(table: Path, pretokenize: str | None) -> Iterator[str]:
-    for split, batch in dialogues.batches(table, ["text"]):
-        if split == "Training":
-            for text in batch.column("text").to_pylist():
-                # The pieces are for words as the tokenizer will cut them.
-                yield " ".join(basic_tokenize(text)) if pretokenize == "bert" else text
+    """The Training texts, or as many of them, evenly spread, as the trainer takes."""
+    every = -(-dialogues.count(table, "Training") // MAX_SENTENCES)
+    for text in dialogues.read_split(table, "Training", ["text"], every)["text"].to_pylist():
+        # The pieces are for words as the tokenizer will cut them.
+        yield " ".join(basic_tokenize(text)) if pretokenize == "bert" else text
 
 
 def draw_weights(card: Card, output: Path, *, seed: int) -> None:

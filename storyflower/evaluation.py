@@ -6,6 +6,7 @@ predictions. Only the predictions hold text; DVC caches them and git never sees 
 """
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storyflower import baseline, metrics, model, pictures, scoring, tracking
+from storyflower import baseline, checkpoint, metrics, model, pictures, scoring, tracking
 from storyflower.device import choose
-from storyflower.dialogues import class_names, read_split
+from storyflower.dialogues import batches, class_names, read_split
 from storyflower.documents import json_text, replacing
 from storyflower.errors import InputError
 from storyflower.history import read_history
@@ -35,8 +36,12 @@ def evaluate(
     device: str,
     precision: str,
     seed: int,
+    checkpoint_dir: str,
 ) -> dict[str, Any]:
-    """Write the reports, add them to the MLflow run of `record`; return metrics.json's content."""
+    """Write the reports, add them to the MLflow run of `record`; return metrics.json's content.
+
+    The training's checkpoints are discarded at the end: DVC has recorded its outputs.
+    """
     # Early, for MLflow takes seconds to import; a context, for it is closed whatever happens.
     with tracking.Run(tracking.Record.load(record)) as run:
         network, document = model.load(classifier)
@@ -44,19 +49,25 @@ def evaluate(
         placement = choose(device, precision)
         network.to(placement.device)
         table = TokenTable.load(tokens, "Validation")
-        train = read_split(dialogues, "Training", ["text"])
-        test = read_split(dialogues, "Validation", ["row", "text", "label", "fine"])
         train_labels = np.asarray(TokenTable.load(tokens, "Training").labels)
         actual = np.asarray(table.labels)
-        if not len(test) == len(actual) or [names[i] for i in actual] != class_names(test, target):
+        if not same_classes(dialogues, actual, names, target):
             raise InputError(f"{tokens} and {dialogues} are of different runs; run 'dvc repro'")
 
+        every = -(-len(train_labels) // baseline.MAX_TEXTS)
+        train = read_split(dialogues, "Training", ["text"], every)
+        if every > 1:
+            print(f"note: TF-IDF + logistic regression learns from {len(train)} Training texts")
         probability = {
-            "classifier": scoring.probabilities(network, table, placement),
-            "majority": baseline.majority(train_labels, len(test), len(names)),
+            "majority": baseline.majority(train_labels, len(actual), len(names)),
+            # Before the classifier scores: what TF-IDF needs is given back to the system after it.
             "tfidf_logistic_regression": baseline.tfidf_logistic_regression(
-                train["text"].to_pylist(), train_labels, test["text"].to_pylist(), len(names)
+                train["text"].to_pylist(),
+                train_labels[::every],
+                (text for part in validation(dialogues, ["text"]) for text in part[0].to_pylist()),
+                len(names),
             ),
+            "classifier": scoring.probabilities(network, table, placement),
         }
         ours = metrics.summary(probability["classifier"], actual, names, seed)
         baselines = [
@@ -70,23 +81,43 @@ def evaluate(
             "accuracy_minus_tfidf": baselines[1]["difference"],
             "baselines": baselines,
         }
-        outputs = tuple(
+        predicted = probability["classifier"].argmax(axis=1)
+        counts = metrics.confusion(actual, predicted, len(names))
+        numbers, pairs, matrix, curves = (
             reports / name
             for name in ("metrics.json", "confusion.csv", "confusion.png", "learning_curves.png")
         )
-        with replacing(*outputs, predictions) as (numbers, pairs, matrix, curves, rows):
-            numbers.write_text(json_text(result), encoding="utf-8")
-            predicted = probability["classifier"].argmax(axis=1)
-            write_pairs(names, actual, predicted, pairs)
-            counts = metrics.confusion(actual, predicted, len(names))
-            pictures.confusion_matrix(counts, names, matrix)
-            pictures.learning_curves(read_history(history), curves)
-            write_predictions(test, actual, probability["classifier"], names, rows)
+        with replacing() as beside:
+            beside(numbers).write_text(json_text(result), encoding="utf-8")
+            write_pairs(names, actual, predicted, beside(pairs))
+            pictures.confusion_matrix(counts, names, beside(matrix))
+            pictures.learning_curves(read_history(history), beside(curves))
+            rows = beside(predictions)
+            write_predictions(dialogues, actual, probability["classifier"], names, rows)
 
         scalars = {key: value for key, value in result.items() if not isinstance(value, list)}
         run.log_results({f"final_{key}": value for key, value in scalars.items()})
-        run.attach(*(path for path in outputs if path.suffix != ".csv"), history)
+        run.attach(numbers, matrix, curves, history)
+    root = checkpoint.root_of(checkpoint_dir, tracking.main_root())
+    checkpoint.discard(root, run.record.tags.get("fingerprint", ""))
     return result
+
+
+def validation(dialogues: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Validation's rows, a batch at a time: all of them may be more than memory holds."""
+    parts = batches(dialogues, columns)
+    return (rows.select(columns) for split, rows in parts if split == "Validation")
+
+
+def same_classes(dialogues: Path, actual: np.ndarray, names: tuple[str, ...], target: str) -> bool:
+    """Whether the table's Validation has these class numbers, row for row."""
+    start = 0
+    for rows in validation(dialogues, ["label", "fine"]):
+        stop = start + len(rows)
+        if class_names(rows, target) != [names[number] for number in actual[start:stop]]:
+            return False
+        start = stop
+    return start == len(actual)
 
 
 def against(
@@ -142,17 +173,28 @@ def write_pairs(
 
 
 def write_predictions(
-    test: pa.Table, actual: np.ndarray, probability: np.ndarray, names: tuple[str, ...], path: Path
+    dialogues: Path,
+    actual: np.ndarray,
+    probability: np.ndarray,
+    names: tuple[str, ...],
+    path: Path,
 ) -> None:
     """Parquet: row, text, actual, predicted, right, and one probability column a class."""
     predicted = probability.argmax(axis=1)
-    columns = {
-        "row": test["row"],
-        "text": test["text"],
-        "actual": [names[i] for i in actual],
-        "predicted": [names[i] for i in predicted],
-        "right": predicted == actual,
-        **{f"p({name})": probability[:, i] for i, name in enumerate(names)},
-    }
     path.touch(mode=0o600)
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    writer, start = None, 0
+    for rows in validation(dialogues, ["row", "text"]):
+        here = slice(start, start + len(rows))
+        start += len(rows)
+        columns = {
+            "row": rows["row"],
+            "text": rows["text"],
+            "actual": [names[i] for i in actual[here]],
+            "predicted": [names[i] for i in predicted[here]],
+            "right": predicted[here] == actual[here],
+            **{f"p({name})": probability[here, i] for i, name in enumerate(names)},
+        }
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    writer.close()

@@ -22,10 +22,7 @@ class Epoch:
 
 def write_history(history: list[Epoch], path: Path) -> None:
     """history.csv: one row an epoch, the columns of Epoch; the old file or the new, never half."""
-    with (
-        replacing(path) as (partial,),
-        partial.open("w", encoding="utf-8", newline="") as file,
-    ):
+    with replacing() as beside, beside(path).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Epoch)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in history)

@@ -25,7 +25,7 @@ class LabelIndex:
         self.names = tuple(names)
         self._index = {name: number for number, name in enumerate(self.names)}
         if len(self._index) != len(self.names):
-            raise InputError("a label appears twice; run 'dvc repro' from the start")
+            raise InputError("a label appears twice; run 'dvc repro' once more")
         if not MIN_CLASSES <= len(self.names) <= MAX_CLASSES:
             raise InputError(
                 f"{len(self.names)} distinct labels; {MIN_CLASSES} to {MAX_CLASSES} can be learned"
@@ -45,9 +45,7 @@ class LabelIndex:
         try:
             return np.array([self._index[name] for name in names], dtype=np.int64)
         except KeyError:
-            raise InputError(
-                "a label is not in the index; run 'dvc repro' from the start"
-            ) from None
+            raise InputError("a label is not in the index; run 'dvc repro' once more") from None
 
     def decode(self, numbers: Iterable[int]) -> list[str]:
         """Class numbers → names; raises KeyError outside 0..len-1."""

@@ -73,7 +73,8 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | 
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
-    with replacing(path) as (part,):
+    with replacing() as beside:
+        part = beside(path)
         part.touch(mode=0o600)
         if suffix == ".csv":
             # With a byte order mark, without which Excel takes Korean for something else.

@@ -6,7 +6,7 @@ and labels (dialogues,). Dialogue i is ids[offsets[i]:offsets[i + 1]], [CLS] and
 Given up: nothing. No batch is ever padded: its dialogues lie end to end too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,14 +50,20 @@ class TokenTable:
         lengths = self.offsets[rows + 1] - starts
         order = np.argsort(lengths, kind="stable")
         starts, lengths = starts[order], lengths[order]
-        ids = [self.ids[a : a + n] for a, n in zip(starts, lengths, strict=True)]
+        first = np.cumsum(lengths) - lengths
+        text = np.repeat(np.arange(len(rows)), lengths)
+        positions = np.arange(len(text)) - first[text]
+        ids = self.ids[starts[text] + positions]
         widths, counts = np.unique(lengths, return_counts=True)
         return Batch(
             rows=rows[order],
-            ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
-            positions=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
-            first=torch.from_numpy(np.cumsum(lengths) - lengths),
+            ids=torch.from_numpy(ids.astype(np.int64)),
+            positions=torch.from_numpy(positions),
+            text=torch.from_numpy(text),
+            first=torch.from_numpy(first),
+            lengths=torch.from_numpy(lengths),
             groups=list(zip(counts.tolist(), widths.tolist(), strict=True)),
+            width=int(lengths[-1]),
         )
 
 
@@ -68,13 +74,18 @@ class Batch:
     rows: np.ndarray  # (dialogues,) which rows of the table these are, in this order
     ids: "torch.Tensor"  # (tokens,) int64
     positions: "torch.Tensor"  # (tokens,) int64: place of the token in its own dialogue, from 0
+    text: "torch.Tensor"  # (tokens,) int64: which dialogue of the batch the token belongs to
     first: "torch.Tensor"  # (dialogues,) int64: where each dialogue's [CLS] lies
+    lengths: "torch.Tensor"  # (dialogues,) int64: tokens of each
     groups: list[tuple[int, int]]  # (dialogues, tokens in each) of one length after the other
+    width: int  # tokens of the longest
 
     def to(self, device: "torch.device") -> "Batch":
         """The same batch with its tensors on a device."""
-        ids, positions, first = (x.to(device) for x in (self.ids, self.positions, self.first))
-        return Batch(self.rows, ids, positions, first, self.groups)
+        if device.type == "cpu":
+            return self
+        names = ("ids", "positions", "text", "first", "lengths")
+        return replace(self, **{n: getattr(self, n).to(device, non_blocking=True) for n in names})
 
 
 class TokenWriter:

@@ -44,10 +44,11 @@ def tokenize(
     counts = {
         split: dict.fromkeys(("dialogues", "tokens", "unknown", "cut"), 0) for split in SPLITS
     }
-    with replacing(output, report) as (output_part, report_part):
+    with replacing() as beside:
+        folder = beside(output)
         with ExitStack() as stack:
             writers = {
-                split: stack.enter_context(TokenWriter(output_part, split, tokenizer.ids_dtype))
+                split: stack.enter_context(TokenWriter(folder, split, tokenizer.ids_dtype))
                 for split in SPLITS
             }
             for split, batch in dialogues.batches(table, ["text", "label", "fine"]):
@@ -69,7 +70,7 @@ def tokenize(
                 "cut_share": round(count["cut"] / max(count["dialogues"], 1), 6),
                 "mean_length": round(count["tokens"] / max(count["dialogues"], 1), 3),
             }
-        report_part.write_text(json_text(summary), encoding="utf-8")
+        beside(report).write_text(json_text(summary), encoding="utf-8")
     for split in SPLITS:
         share = summary[split]["unknown_share"]
         said = f"{share:.1%} of the {split} tokens are [UNK]"

@@ -109,6 +109,24 @@ def new_record(
     )
 
 
+def continued(new: Record, saved: dict[str, Any] | None) -> Record:
+    """The record of a run that goes on: key, params and figures of the saved one, the rest new.
+
+    The name and the tags are new because DVC names an experiment anew at each call.
+    """
+    if saved is None:
+        return new
+    record = Record(**saved)
+    if not re.fullmatch("[0-9a-f]{32}", record.key):  # it becomes the name of a folder
+        raise InputError("the newest checkpoint holds no run of this project; remove its folder")
+    waiting = main_root() / OUTBOX / record.key / "record.json"
+    if waiting.exists():  # written at each change, so newer than the checkpoint
+        record = Record.load(waiting)
+    record.name, record.tags = new.name, new.tags
+    record.status, record.end = "RUNNING", None
+    return record
+
+
 class Run:
     """One run, logged to the outbox at once and to MLflow when it answers.
 
@@ -158,8 +176,11 @@ class Run:
     def log(self, values: dict[str, float], step: int = 0) -> None:
         """Log metrics at a step. MLflow has no place for NaN and infinity: they are left out."""
         now = milliseconds()
+        # A run that goes on may come to a step again that it has logged before it died.
+        old = {(key, step) for key, _, _, step in self.record.metrics}
         finite = [(key, float(value)) for key, value in values.items() if math.isfinite(value)]
-        self.record.metrics += [(key, value, now, step) for key, value in finite]
+        new = [(key, value, now, step) for key, value in finite if (key, step) not in old]
+        self.record.metrics += new
         self._save()
 
     def log_results(self, values: dict[str, float]) -> None:
@@ -172,8 +193,8 @@ class Run:
     def attach(self, *paths: Path) -> None:
         """Add files to the run; they are copied, so the originals may go."""
         for path in paths:
-            with replacing(self.folder / path.name) as (partial,):
-                shutil.copyfile(path, partial)
+            with replacing() as beside:
+                shutil.copyfile(path, beside(self.folder / path.name))
             if path.name not in self.record.artifacts:
                 self.record.artifacts.append(path.name)
         self._save()
@@ -280,6 +301,9 @@ def push(record: Record, folder: Path, root: Path) -> None:
         client.delete_run(twin.info.run_id)
     if found:
         run_id, shown = found[0].info.run_id, found[0].data.metrics
+        ended = record.status == "RUNNING" != found[0].info.status
+        if ended or found[0].info.run_name != record.name:  # it goes on, under a new name
+            client.update_run(run_id, status="RUNNING" if ended else None, name=record.name)
     else:
         tags = {KEY_TAG: record.key}
         run = client.create_run(experiment_id, record.start, tags, run_name=record.name)

@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from storyflower import metrics, scoring
+from storyflower.checkpoint import Checkpoints, State
 from storyflower.device import Placement
 from storyflower.errors import InputError
 from storyflower.history import Epoch
@@ -38,13 +39,14 @@ def fit(
     optimizer_name: str,
     placement: Placement,
     on_epoch: Callable[[list[Epoch]], None],
+    checkpoints: Checkpoints | None = None,
 ) -> list[Epoch]:
     """Train the model in place and return the history.
 
     `learning_rate` (the peak) and `optimizer_name` (adamw or notebook) are what the params or the
     encoder's card say; the params' own values may be "auto" and are not looked at.
-    `on_epoch` gets the history so far after each epoch. Raises InputError when the loss is no
-    longer finite.
+    `on_epoch` gets the history so far after each epoch. With `checkpoints` it goes on from the
+    newest one and saves more. Raises InputError when the loss is no longer finite.
     """
     device = placement.device
     model.to(device)
@@ -54,17 +56,19 @@ def fit(
     # Does nothing unless the precision is fp16, whose small gradients would vanish unscaled.
     scaler = torch.amp.GradScaler(device.type, enabled=placement.precision == "fp16")
     lengths = train.lengths
-    history: list[Epoch] = []
-    for epoch in range(params.num_epochs):
+    # Sums live on the device: reading one waits for it, so they are read when shown.
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    state = State(model, optimizer, scaler, loss_sum, correct)
+    if checkpoints:
+        checkpoints.restore(state)
+    for epoch in range(state.epoch, params.num_epochs):
         order = epoch_order(len(train), epoch, params)
-        progress = Progress(epoch + 1, params, steps)
-        # Sums live on the device: reading one waits for it, so they are read when shown.
-        loss_sum = torch.zeros((), device=device)
-        correct = torch.zeros((), dtype=torch.int64, device=device)
-        seen = 0
-        started = time.perf_counter()
+        progress = Progress(state, params, steps)
+        started = time.perf_counter() - state.seconds
         model.train()
-        for step in range(steps):
+        for step in range(state.step, steps):
+            seed_step(params.seed, epoch, step, device)
             rows = order[step * params.batch_size : (step + 1) * params.batch_size]
             batch = train.batch(rows).to(device)
             labels = torch.from_numpy(train.labels[batch.rows]).to(device)  # (batch,)
@@ -83,12 +87,16 @@ def fit(
 
             loss_sum += loss.detach() * len(rows)
             correct += (logits.detach().argmax(dim=-1) == labels).sum()
-            seen += len(rows)
-            progress.step(loss_sum, correct, seen)
+            state.seen += len(rows)
+            state.step = step + 1
+            state.seconds = time.perf_counter() - started
+            progress.step()
+            if checkpoints:
+                checkpoints.after_step(state)
         placement.synchronize()
         seconds = time.perf_counter() - started
         progress.close()
-        mean_loss = loss_sum.item() / seen
+        mean_loss = loss_sum.item() / state.seen
         if not math.isfinite(mean_loss):
             raise InputError(
                 f"epoch {epoch + 1}: loss {mean_loss}; lower learning_rate ({learning_rate:g})"
@@ -98,7 +106,7 @@ def fit(
         row = Epoch(
             epoch=epoch + 1,
             loss=mean_loss,
-            train_accuracy=correct.item() / seen,
+            train_accuracy=correct.item() / state.seen,
             test_loss=metrics.cross_entropy(probability, test.labels),
             test_accuracy=right / len(test),
             seconds=seconds,
@@ -110,9 +118,12 @@ def fit(
             f"test accuracy {row.test_accuracy:.4f}, {row.seconds:.1f} s",
             flush=True,
         )
-        history.append(row)
-        on_epoch(history)
-    return history
+        state.history.append(row)
+        on_epoch(state.history)
+        state.next_epoch()
+        if checkpoints:
+            checkpoints.after_epoch(state)
+    return state.history
 
 
 def epoch_order(rows: int, epoch: int, params: Params) -> np.ndarray:
@@ -120,6 +131,18 @@ def epoch_order(rows: int, epoch: int, params: Params) -> np.ndarray:
     if not params.shuffle:
         return np.arange(rows)
     return np.random.default_rng([params.seed, epoch]).permutation(rows)
+
+
+def seed_step(seed: int, epoch: int, step: int, device: torch.device) -> None:
+    """Make dropout a function of seed, epoch and step: nothing random is left to be saved."""
+    value = int(np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)[0])
+    # Not torch.manual_seed: that visits every kind of device, which takes longer than a small step.
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+    elif device.type == "mps":
+        torch.mps.manual_seed(value)
+    else:
+        torch.default_generator.manual_seed(value)
 
 
 def schedule(step: int, warmup: int, total: int) -> float:
@@ -170,34 +193,42 @@ def make_optimizer(
 class Progress:
     """A bar in a terminal; elsewhere one line every log_interval steps."""
 
-    def __init__(self, epoch: int, params: Params, steps: int):
-        self.prefix = f"epoch {epoch}/{params.num_epochs}"
+    def __init__(self, state: State, params: Params, steps: int):
+        self.state = state
+        self.prefix = f"epoch {state.epoch + 1}/{params.num_epochs}"
         self.interval = params.log_interval
         self.steps = steps
-        self.done = 0
-        self.shown = self.started = time.perf_counter()
-        self.bar = tqdm(total=steps, desc=self.prefix, unit="step", disable=not sys.stderr.isatty())
+        self.shown = time.perf_counter()
+        self.bar = tqdm(
+            total=steps,
+            initial=state.step,
+            desc=self.prefix,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+        )
 
-    def step(self, loss_sum: torch.Tensor, correct: torch.Tensor, seen: int) -> None:
+    def step(self) -> None:
         """Count a step; show the running figures when it is time to, which waits for the device."""
-        self.done += 1
         self.bar.update()
         now = time.perf_counter()
         if not self.bar.disable and now - self.shown > 1:
             self.shown = now
-            rate = seen / (now - self.started)
-            self.bar.set_postfix_str(
-                f"loss {loss_sum.item() / seen:.4f}, accuracy {correct.item() / seen:.4f}, "
-                f"{rate:.0f} dialogues/s"
-            )
-        elif self.bar.disable and self.done % self.interval == 0:
-            rate = seen / (now - self.started)
-            left = (now - self.started) / self.done * (self.steps - self.done)
+            self.bar.set_postfix_str(self.figures())
+        elif self.bar.disable and self.state.step % self.interval == 0:
+            done = self.state.step
+            left = self.state.seconds / done * (self.steps - done)
             print(
-                f"{self.prefix}, step {self.done}/{self.steps}: loss {loss_sum.item() / seen:.4f}, "
-                f"accuracy {correct.item() / seen:.4f}, {rate:.0f} dialogues/s, {left:.0f} s left",
+                f"{self.prefix}, step {done}/{self.steps}: {self.figures()}, {left:.0f} s left",
                 flush=True,
             )
+
+    def figures(self) -> str:
+        state = self.state
+        return (
+            f"loss {state.loss_sum.item() / state.seen:.4f}, "
+            f"accuracy {state.correct.item() / state.seen:.4f}, "
+            f"{state.seen / state.seconds:.0f} dialogues/s"
+        )
 
     def close(self) -> None:
         self.bar.close()

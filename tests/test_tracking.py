@@ -527,6 +527,7 @@ def test_an_evaluation_twice_and_one_that_fails(
             device="cpu",
             precision="fp32",
             seed=42,
+            checkpoint_dir="auto",
         )
 
     stage("major")
