@@ -206,7 +206,7 @@ class Checkpoints:
                     continue
                 with safetensors.safe_open(path, "pt") as file:
                     numbers = json.loads(file.metadata()["numbers"])
-            except OSError as error:
+            except (OSError, safetensors.SafetensorError, TypeError, LookupError) as error:
                 print(f"warning: checkpoint {path}: {error}", file=sys.stderr)
                 continue
             if numbers["fingerprint"] == self.fingerprint:

@@ -124,6 +124,8 @@ def predict_file(folder: Path, source: Path, column: str, output: Path) -> int:
     for path in (source, output):
         if path.suffix.lower() not in spreadsheet.SUFFIXES:
             raise InputError(f"{path}: --input and --output are .xlsx or .csv files")
+    if not output.parent.is_dir():
+        raise InputError(f"{output.parent}: no such folder")
     table = corpus.open_table(source)
     if output.exists() and output.samefile(source):
         raise InputError(f"{output}: is the input; choose another name for the output")

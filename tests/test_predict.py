@@ -254,6 +254,7 @@ def test_more_rows_than_are_held_in_memory_keep_their_order(
         (["--input", "in.xlsx", "--output", "out.ods", "--column", "일기"], "out.ods: --input"),
         (["--input", "in.xls", "--output", "out.csv", "--column", "일기"], "in.xls: --input"),
         (["--input", "none.xlsx", "--output", "out.csv"], "none.xlsx: cannot be read (No such"),
+        (["--input", "in.xlsx", "--output", "nowhere/out.csv"], "nowhere: no such folder"),
         (["--input", "in.xlsx", "--output", "in.xlsx", "--column", "일기"], "is the input"),
         (["--input", "in.xlsx", "--output", "no/../in.xlsx", "--column", "일기"], "is the input"),
         (["--input", "number.csv", "--output", "out.csv", "--column", "연령"], "broken csv"),
