@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from storyflower.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,10 +35,15 @@ class TokenTable:
 
     @classmethod
     def load(cls, folder: Path, split: str) -> "TokenTable":
-        arrays = {
-            name: np.load(folder / f"{split}.{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in NAMES
-        }
+        """Raises InputError for a file that is missing, damaged, or holds objects."""
+        arrays = {}
+        for name in NAMES:
+            file = folder / f"{split}.{name}.npy"
+            try:
+                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise InputError(f"{file}: {reason}; make it again with 'dvc repro'") from None
         return cls(**arrays)
 
     def __len__(self) -> int:
