@@ -119,7 +119,7 @@ def continued(new: Record, saved: dict[str, Any] | None) -> Record:
         return new
     record = Record(**saved)
     if not re.fullmatch("[0-9a-f]{32}", record.key):  # it becomes the name of a folder
-        raise InputError("the newest checkpoint holds no run of this project; remove its folder")
+        raise InputError(f"checkpoint: {record.key!r} is not the key of a run; remove its folder")
     waiting = main_root() / OUTBOX / record.key / "record.json"
     if waiting.exists():  # written at each change, so newer than the checkpoint
         record = Record.load(waiting)
