@@ -25,7 +25,8 @@ SCHEMA = pa.schema(
 
 def batches(path: Path, columns: list[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
     """Yield (split, up to 16,384 rows of it) in the table's order, in bounded memory."""
-    for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=["split", *columns]):
+    file = pq.ParquetFile(path, pre_buffer=False)  # which would keep all that it has read
+    for batch in file.iter_batches(ROWS, columns=["split", *columns]):
         # The rows before `first` are Training, those after Validation.
         first = pc.sum(pc.equal(batch.column("split"), SPLITS[0]), min_count=0).as_py()
         for split, start, stop in ((SPLITS[0], 0, first), (SPLITS[1], first, len(batch))):

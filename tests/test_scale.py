@@ -1,6 +1,7 @@
 """The benchmark of many rows, at toy size, and what keeps its memory bounded."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,27 @@ def test_anonymous_memory_is_told_from_mapped(tmp_path: Path) -> None:
     assert mapped < 32 * 2**20
     assert 64 * 2**20 <= made - mapped < 72 * 2**20
     assert scale.anonymous(process.pid) == 0
+
+
+def test_reading_the_table_keeps_none_of_it(tmp_path: Path) -> None:
+    """40 MB that do not compress, in 20 row groups; Arrow would keep all that it has read."""
+    path = tmp_path / "dialogues.parquet"
+    rows = dialogues.ROWS
+    with pq.ParquetWriter(path, dialogues.SCHEMA) as writer:
+        for _ in range(20):
+            noise = os.urandom(64 * rows).hex()
+            columns = {
+                "split": ["Training"] * rows,
+                "row": range(rows),
+                "text": [noise[128 * row : 128 * (row + 1)] for row in range(rows)],
+                "label": ["기쁨"] * rows,
+                "fine": [None] * rows,
+            }
+            writer.write_table(pa.table(columns, schema=dialogues.SCHEMA))
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in dialogues.batches(path, ["text"])]
+    assert len(held) == 20
+    assert 1e6 < max(held) < 12e6
 
 
 @settings(max_examples=25, deadline=None)
