@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from storyflower import evaluation
+from storyflower import evaluation, private
 from storyflower.errors import exit_with_line
 from storyflower.params import Params
 
 
 def main() -> None:
     params = Params.load()
+    private.close_folders()
     result = evaluation.evaluate(
         Path("models/classifier"),
         Path("data/interim/tokens"),
@@ -21,6 +22,7 @@ def main() -> None:
         device=params.device,
         precision=params.precision,
         seed=params.seed,
+        checkpoint_dir=params.checkpoint_dir,
     )
     print(
         f"accuracy {result['accuracy']:.4f} (95% interval {result['accuracy_low']:.4f} to "

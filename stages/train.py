@@ -17,6 +17,7 @@ def main() -> None:
         classifier=Path("models/classifier"),
         history=Path("reports/history.csv"),
         record=Path("reports/run.json"),
+        lock=Path(".storyflower/train.lock"),
     )
 
 

@@ -6,14 +6,13 @@ The lock is a file of its own so that no program edits what people write, commen
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from storyflower.documents import read_yaml
+from storyflower.documents import read_yaml, write_json
 from storyflower.errors import InputError
 from storyflower.tokenizer import PRETOKENIZE
 
@@ -195,11 +194,7 @@ class Lock:
 
     def save(self, card_file: Path) -> None:
         """Write the lock beside its card; a reader sees the old or the new one, never half."""
-        file = self.beside(card_file)
-        part = file.with_name(f"{file.name}.part")
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, file)
+        write_json(asdict(self), self.beside(card_file))
 
 
 def write_card(name: str, source: str, folder: Path) -> Path:

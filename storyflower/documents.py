@@ -1,13 +1,20 @@
-"""Small files that people or stages read: YAML mappings in, JSON out."""
+"""Files that people or stages read: YAML mappings in, JSON out, and how any output is written.
+
+Every output goes through `replacing`, so it appears whole or not at all, and a full disk or a
+missing permission ends in one line that names it.
+"""
 
 import json
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from storyflower.errors import InputError
+from storyflower.errors import InputError, disk_fault, path_of
 
 
 def read_yaml(path: Path, if_missing: str) -> dict[str, Any]:
@@ -26,10 +33,55 @@ def read_yaml(path: Path, if_missing: str) -> dict[str, Any]:
     return raw
 
 
+@contextmanager
+def replacing() -> Iterator[Callable[[Path], Path]]:
+    """Yield a function that gives, for an output, a path beside it to write a file or a folder to.
+
+    When the block ends well, each takes its output's place; else the outputs stay as they were and
+    nothing is left beside them. Raises InputError when the system refuses to write; it names the
+    output that was asked for last.
+    """
+    partials: dict[Path, Path] = {}  # output → what is written beside it
+
+    def beside(output: Path) -> Path:
+        partials[output] = output.with_name(f"{output.name}.part")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        remove(partials[output])
+        return partials[output]
+
+    try:
+        yield beside
+        for output, partial in partials.items():
+            if partial.is_dir():
+                remove(output)  # a folder cannot be renamed to one that is there
+            os.replace(partial, output)
+    except Exception as error:
+        if (reason := disk_fault(error)) is None:
+            raise
+        named = place = path_of(error)  # a refused write names no file, a refused open does
+        for output, partial in partials.items():
+            if named is None or Path(named).is_relative_to(partial) or Path(named) == output:
+                place = f"cannot write {output}"
+        raise InputError(f"{place}: {reason}") from None
+    finally:
+        for partial in partials.values():
+            with suppress(OSError):
+                remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_json(document: Any, path: Path) -> None:
     """Write JSON for people and programs; a reader sees the old file or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    text = json.dumps(document, ensure_ascii=False, indent=2)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing() as beside:
+        beside(path).write_text(json_text(document), encoding="utf-8")
+
+
+def json_text(document: Any) -> str:
+    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"

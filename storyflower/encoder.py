@@ -11,7 +11,7 @@ file only tensors are read), weights in several files, families other than FAMIL
 """
 
 import argparse
-import os
+import io
 import pickle
 import shutil
 import sys
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from storyflower import dialogues
 from storyflower.card import VOCABULARY, Card, Lock, write_card
-from storyflower.documents import write_json
+from storyflower.documents import json_text, replacing
 from storyflower.errors import InputError, exit_with_line
 from storyflower.fetch import HubFolder, LocalFolder, Source, UrlFolder, digest, first_line, matches
 from storyflower.tokenizer import basic_tokenize, load_tokenizer, read_json
@@ -44,32 +44,26 @@ def prepare(card_file: Path, table: Path, output: Path, *, seed: int) -> Card:
     """Make, or fetch and verify, the encoder that a card names; write it to `output`.
 
     Returns the card, completed with what its source says. `output` appears whole or not at all; the
-    work is done in `<output>.part`. Warns on stderr when the card is not locked. Raises InputError
-    when the card, its source, or their fit is wrong.
+    work is done beside it. Warns on stderr when the card is not locked. Raises InputError when the
+    card, its source, or their fit is wrong.
     """
     card = Card.load(card_file)
-    work = output.with_name(f"{output.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    folder = work / "encoder"
-    folder.mkdir(parents=True)
-    try:
+    with replacing() as beside:
+        folder = beside(output)
+        folder.mkdir()
         if card.kind == "scratch":
             train_vocabulary(card, table, folder / "spiece.model", seed=seed)
             draw_weights(card, folder, seed=seed)
             pinned: dict[str, Any] = {}
         else:
             pin = Lock.load(card_file, card)
-            card, pinned = take_over(card_file, card, pin, work, folder)
+            card, pinned = take_over(card_file, card, pin, folder)
             if pin is None and card.kind != "path":
                 report_unlocked(card_file, card, pinned)
         card = verify(folder, card)
         document = {"name": card_file.stem, **asdict(card), **pinned}
         document["max_length"] = max_length(folder)
-        write_json(document, folder / "card.json")
-        shutil.rmtree(output, ignore_errors=True)
-        os.replace(folder, output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        (folder / "card.json").write_text(json_text(document), encoding="utf-8")
     return card
 
 
@@ -78,10 +72,11 @@ def train_vocabulary(card: Card, table: Path, output: Path, *, seed: int) -> Non
     import sentencepiece
 
     sentencepiece.set_random_generator_seed(seed)
+    vocabulary = io.BytesIO()  # a full disk it would not report, and leave an empty file
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=training_texts(table, card.pretokenize),
-            model_prefix=str(output.with_suffix("")),
+            model_writer=vocabulary,
             model_type="unigram",
             vocab_size=card.vocab_size,
             hard_vocab_limit=False,  # a small corpus does not have that many pieces
@@ -103,7 +98,7 @@ def train_vocabulary(card: Card, table: Path, output: Path, *, seed: int) -> Non
         raise InputError(
             f"{table}: too little text for a vocabulary ({' '.join(str(error).split())[-120:]})"
         ) from None
-    output.with_suffix(".vocab").unlink(missing_ok=True)
+    output.write_bytes(vocabulary.getvalue())
 
 
 def training_texts(table: Path, pretokenize: str | None) -> Iterator[str]:
@@ -135,14 +130,15 @@ def draw_weights(card: Card, output: Path, *, seed: int) -> None:
 
 
 def take_over(
-    card_file: Path, card: Card, lock: Lock | None, work: Path, folder: Path
+    card_file: Path, card: Card, lock: Lock | None, folder: Path
 ) -> tuple[Card, dict[str, Any]]:
     """Fetch what a card names; write its vocabulary and, as float32 safetensors, its weights.
 
     Returns the card with its tokenizer's kind, and what was taken: the revision and the sha256 of
     each file. Nothing is read before it has passed the lock.
     """
-    source = open_source(card_file, card, lock, work)
+    unpacked = folder / "unpacked"
+    source = open_source(card_file, card, lock, unpacked)
 
     def find(name: str) -> Path | None:
         # A lock names all that was there; nothing else is looked for, so nothing asks the network.
@@ -179,14 +175,15 @@ def take_over(
     if lock is not None:
         check_golden(folder, card, lock.golden)
     files = {name: digest(path, "sha256") for name, path in sorted(source.files.items())}
+    shutil.rmtree(unpacked, ignore_errors=True)  # nothing was, or it is an archive's content
     return card, {"revision": source.revision, "files": files}
 
 
-def open_source(card_file: Path, card: Card, lock: Lock | None, work: Path) -> Source:
+def open_source(card_file: Path, card: Card, lock: Lock | None, unpacked: Path) -> Source:
     if card.kind == "hub":
         return HubFolder(card.source, lock.revision if lock else card.revision)
     if card.kind == "url":
-        return UrlFolder(card.source, card.files, work / "unpacked")
+        return UrlFolder(card.source, card.files, unpacked)
     return LocalFolder(card_file.parent / card.source)
 
 
@@ -366,9 +363,8 @@ def lock(card_file: Path) -> Lock:
     if card.kind == "scratch":
         raise InputError(f"{card_file}: kind scratch fetches nothing that could be locked")
     with tempfile.TemporaryDirectory() as work:
-        folder = Path(work) / "encoder"
-        folder.mkdir()
-        taken, pinned = take_over(card_file, card, None, Path(work), folder)
+        folder = Path(work)
+        taken, pinned = take_over(card_file, card, None, folder)
         verify(folder, taken)
         golden: dict[str, Any] = {"text": card.golden["text"] if card.golden else GOLDEN_TEXT}
         if taken.pretokenize:

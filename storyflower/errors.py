@@ -1,8 +1,27 @@
-"""The one exception that means "your input or your set-up, not our code"."""
+"""How a command ends: in one line on bad input, and without a traceback on a signal."""
 
+import errno
+import os
+import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any, NoReturn, Self
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # SIGINT is Ctrl-C
+
+# What the system refuses → what to do about it.
+REMEDIES = {
+    errno.ENOSPC: "make room and run it again",
+    errno.EDQUOT: "make room and run it again",
+    errno.EFBIG: "raise the limit that ulimit -f shows, or use another file system",
+    errno.EROFS: "use a folder that can be written to",
+    errno.EACCES: "change its owner or its mode, or use another folder",
+    errno.EPERM: "change its owner or its mode, or use another folder",
+    errno.EIO: "check the disk",
+    errno.ENOTCONN: "connect the disk again",  # what Colab's Drive says when it is gone
+}
 
 
 class InputError(Exception):
@@ -12,18 +31,88 @@ class InputError(Exception):
 def exit_with_line(main: Callable[[], None]) -> None:
     """Run a command's main(); an InputError becomes one line on stderr and exit code 1.
 
-    SIGTERM becomes SystemExit with code 143, so that what main() has open is closed. Anything else
-    is a defect of ours and keeps its traceback.
+    So does what the system refuses. SIGTERM and Ctrl-C become SystemExit with the codes 143 and
+    130, so that what main() has open is closed. Anything else is a defect of ours and keeps its
+    traceback.
     """
-    signal.signal(signal.SIGTERM, stop)
+    catch(stop)
+    os.umask(0o077)  # what a command writes may hold somebody's words: it is the owner's alone
     try:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if (reason := disk_fault(error)) is None:
+            raise
+        place = f"{path}: " if (path := path_of(error)) else ""
+        print(f"error: {place}{reason}", file=sys.stderr)
+        sys.exit(1)
 
 
-def stop(number: int, _: object) -> None:
+def disk_fault(error: BaseException) -> str | None:
+    """Why the system refuses to write or read, and what to do; None for any other error.
+
+    safetensors puts the system's number into an exception of its own, as text.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if wrapped := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(wrapped[1])
+    if number not in REMEDIES:
+        return None
+    said = os.strerror(number)
+    return f"{said[0].lower()}{said[1:]}; {REMEDIES[number]}"
+
+
+def path_of(error: BaseException) -> str | None:
+    """The file that an error of the system is about, if it says so; of a copy, the new one."""
+    return getattr(error, "filename2", None) or getattr(error, "filename", None)
+
+
+def stop(number: int, _: object) -> NoReturn:
     """Leave through every finally and except; a second signal must not cut those short."""
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
+
+
+class PendingStop:
+    """A context in which SIGTERM and Ctrl-C are only noted, so that the work at hand ends whole.
+
+    It is true once one has come; leave() then ends the process.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # others get no signals
+            self._before = catch(self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_IGN if number == self.number else handler)
+        if self and kind is None:
+            self.leave("stopped")
+
+    def __bool__(self) -> bool:
+        return self.number > 0
+
+    def leave(self, line: str) -> NoReturn:
+        print(line, file=sys.stderr, flush=True)
+        sys.exit(128 + self.number)
+
+    def _note(self, number: int, _: object) -> None:
+        if not self.number:
+            self.number = number
+            os.write(2, b"stopping, after this step\n")  # print() may be what was interrupted
+
+
+def catch(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Set the handler of both signals, unless one is ignored (nohup); return those before."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    for number in heard:
+        signal.signal(number, handler)
+    return heard

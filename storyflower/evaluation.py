@@ -6,7 +6,6 @@ predictions. Only the predictions hold text; DVC caches them and git never sees 
 """
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storyflower import baseline, metrics, model, pictures, scoring, tracking
+from storyflower import baseline, checkpoint, metrics, model, pictures, scoring, tracking
 from storyflower.device import choose
 from storyflower.dialogues import batches, class_names, texts
+from storyflower.documents import json_text, replacing
 from storyflower.errors import InputError
 from storyflower.history import read_history
 from storyflower.tensors import TokenTable
@@ -36,10 +36,12 @@ def evaluate(
     device: str,
     precision: str,
     seed: int,
+    checkpoint_dir: str,
 ) -> dict[str, Any]:
-    """Write the reports, add them to the MLflow run of `record`; return metrics.json's content."""
-    reports.mkdir(parents=True, exist_ok=True)
-    predictions.parent.mkdir(parents=True, exist_ok=True)
+    """Write the reports, add them to the MLflow run of `record`; return metrics.json's content.
+
+    The training's checkpoints are discarded at the end: DVC has recorded its outputs.
+    """
     # Early, for MLflow takes seconds to import; a context, for it is closed whatever happens.
     with tracking.Run(tracking.Record.load(record)) as run:
         network, document = model.load(classifier)
@@ -76,22 +78,25 @@ def evaluate(
             "accuracy_minus_tfidf": baselines[1]["difference"],
             "baselines": baselines,
         }
-        write_json(result, reports / "metrics.json")
-
         predicted = probability["classifier"].argmax(axis=1)
-        with (reports / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["actual", "predicted"])
-            writer.writerows((names[a], names[p]) for a, p in zip(actual, predicted, strict=True))
         counts = metrics.confusion(actual, predicted, len(names))
-        pictures.confusion_matrix(counts, names, reports / "confusion.png")
-        pictures.learning_curves(read_history(history), reports / "learning_curves.png")
-        write_predictions(dialogues, actual, probability["classifier"], names, predictions)
+        numbers, pairs, matrix, curves = (
+            reports / name
+            for name in ("metrics.json", "confusion.csv", "confusion.png", "learning_curves.png")
+        )
+        with replacing() as beside:
+            beside(numbers).write_text(json_text(result), encoding="utf-8")
+            write_pairs(names, actual, predicted, beside(pairs))
+            pictures.confusion_matrix(counts, names, beside(matrix))
+            pictures.learning_curves(read_history(history), beside(curves))
+            rows = beside(predictions)
+            write_predictions(dialogues, actual, probability["classifier"], names, rows)
 
-        numbers = {key: value for key, value in result.items() if not isinstance(value, list)}
-        run.log_results({f"final_{key}": value for key, value in numbers.items()})
-        pictures_and_tables = ("metrics.json", "confusion.png", "learning_curves.png")
-        run.attach(*(reports / name for name in pictures_and_tables), history)
+        scalars = {key: value for key, value in result.items() if not isinstance(value, list)}
+        run.log_results({f"final_{key}": value for key, value in scalars.items()})
+        run.attach(numbers, matrix, curves, history)
+    root = checkpoint.root_of(checkpoint_dir, tracking.main_root())
+    checkpoint.discard(root, run.record.tags.get("fingerprint", ""))
     return result
 
 
@@ -154,8 +159,14 @@ def verdict(name: str, difference: float, low: float, high: float, rows: int) ->
     return f"These rows cannot tell the classifier from {other}: {numbers}."
 
 
-def write_json(document: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+def write_pairs(
+    names: tuple[str, ...], actual: np.ndarray, predicted: np.ndarray, path: Path
+) -> None:
+    """CSV for DVC's confusion plot: one row a dialogue, actual and predicted label."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["actual", "predicted"])
+        writer.writerows((names[a], names[p]) for a, p in zip(actual, predicted, strict=True))
 
 
 def write_predictions(
@@ -167,6 +178,7 @@ def write_predictions(
 ) -> None:
     """Parquet: row, text, actual, predicted, right, and one probability column a class."""
     predicted = probability.argmax(axis=1)
+    path.touch(mode=0o600)
     writer, start = None, 0
     for rows in validation(dialogues, ["row", "text"]):
         here = slice(start, start + len(rows))

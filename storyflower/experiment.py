@@ -1,21 +1,29 @@
 """One training run as a whole: fit() with its inputs, its outputs and its mirror in MLflow.
 
 Enters: the params and the paths of the earlier stages' outputs. Leaves: the classifier, the
-history, and a record of the run, to which the evaluate stage adds. The loop itself, training.py,
+history, and a record of the run, to which the evaluate stage adds. A run that died goes on from its
+newest checkpoint, and as the same run in MLflow. The finished state stays a checkpoint until the
+evaluate stage discards it: only then has DVC recorded the outputs. The loop itself, training.py,
 knows neither files nor MLflow.
 """
 
 import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from storyflower import model, tracking, training
-from storyflower.device import choose
+from storyflower import checkpoint, model, tracking, training
+from storyflower.device import Placement, choose
 from storyflower.history import Epoch, write_history
 from storyflower.labels import LabelIndex
 from storyflower.params import Params
+from storyflower.ranks import joined
 from storyflower.tensors import TokenTable
 
 
@@ -29,48 +37,100 @@ def train(
     classifier: Path,
     history: Path,
     record: Path,
+    lock: Path,
 ) -> None:
-    """Train a classifier and write its folder, history.csv and the run's record."""
-    card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
-    learning_rate = card["learning_rate"] if params.learning_rate is None else params.learning_rate
-    optimizer = card["optimizer"] if params.optimizer == "auto" else params.optimizer
+    """Train a classifier and write its folder, history.csv and the run's record.
+
+    `lock` is held all the while: two trainings never write the same outputs. Of several processes
+    (torchrun) all train and the first one does everything else.
+    """
     placement = choose(params.device, params.precision)
-    print(placement, flush=True)
-    torch.manual_seed(params.seed)
-    index = LabelIndex.load(labels)
-    network = model.build(encoder, len(index), params.dr_rate)
-    used = {**asdict(params), "learning_rate": learning_rate, "optimizer": optimizer}
-    with tracking.Run(
-        tracking.new_record(
-            experiment=params.corpus,
-            params={**used, "pretokenize": card["pretokenize"], "tokenizer": card["tokenizer"]},
-            tags={
-                "device": str(placement),
-                "threads": str(torch.get_num_threads()),
-                "encoder_source": card.get("source") or card["kind"],
-                "encoder_revision": card.get("revision") or "",
-            },
-            dataset=dialogues,
+    with ExitStack() as open_things, joined(placement.device) as ranks:
+        if ranks.first:
+            open_things.enter_context(checkpoint.alone(lock, "still trains here"))
+            print(placement, flush=True)
+        ranks.wait()
+        card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
+        rate = card["learning_rate"] if params.learning_rate is None else params.learning_rate
+        optimizer = card["optimizer"] if params.optimizer == "auto" else params.optimizer
+        used = {**params.decisive(), "learning_rate": rate, "optimizer": optimizer}
+        index = LabelIndex.load(labels)
+        computer = {**machine(placement), "processes": ranks.count}
+        fingerprint = checkpoint.fingerprint(
+            {"params": used, "machine": computer, "code": loaded_code()},
+            [tokens, labels, encoder],
         )
-    ) as run:
+        root = checkpoint.root_of(params.checkpoint_dir, tracking.main_root())
+        minutes = params.checkpoint_minutes
+        with checkpoint.Checkpoints(root, fingerprint, minutes, ranks) as checkpoints:
+            torch.manual_seed(params.seed)
+            network = model.build(encoder, len(index), params.dr_rate)
 
-        def note(rows: list[Epoch]) -> None:
-            write_history(rows, history)  # our own file first, then its mirror
-            run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
+            def fit(on_epoch: Callable[[list[Epoch]], None]) -> list[Epoch]:
+                with checkpoints.stop:
+                    return training.fit(
+                        network,
+                        TokenTable.load(tokens, "Training"),
+                        TokenTable.load(tokens, "Validation"),
+                        params,
+                        learning_rate=rate,
+                        optimizer_name=optimizer,
+                        placement=placement,
+                        on_epoch=on_epoch,
+                        checkpoints=checkpoints,
+                        ranks=ranks,
+                    )
 
-        training.fit(
-            network,
-            TokenTable.load(tokens, "Training"),
-            TokenTable.load(tokens, "Validation"),
-            params,
-            learning_rate=learning_rate,
-            optimizer_name=optimizer,
-            placement=placement,
-            on_epoch=note,
-        )
-        # What made the model, but nothing that differs between two equal runs.
-        model.save(network, classifier, encoder=encoder, labels=index, facts={"params": used})
-    run.record.save(record)
+            if not ranks.first:
+                fit(lambda _: None)
+                return
+            new = tracking.new_record(
+                experiment=params.corpus,
+                params={**used, "pretokenize": card["pretokenize"], "tokenizer": card["tokenizer"]},
+                tags={
+                    "device": str(placement),
+                    "processes": str(ranks.count),
+                    "threads": str(torch.get_num_threads()),
+                    "encoder_source": card.get("source") or card["kind"],
+                    "encoder_revision": card.get("revision") or "",
+                    "fingerprint": fingerprint[: checkpoint.SAYS_WHICH],
+                },
+                dataset=dialogues,
+            )
+            with tracking.Run(tracking.continued(new, checkpoints.found)) as run:
+
+                def note(rows: list[Epoch]) -> None:
+                    write_history(rows, history)  # our own file first, then its mirror
+                    run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
+
+                checkpoints.more = lambda: asdict(run.record)
+                rows = fit(note)
+                write_history(rows, history)  # again: all epochs may have been in the checkpoint
+                # What made the model, but nothing that differs between two equal runs.
+                facts = {"params": used}
+                model.save(network, classifier, encoder=encoder, labels=index, facts=facts)
+            run.record.save(record)
+
+
+def machine(placement: Placement) -> dict[str, Any]:
+    """What the same training would give other bytes on another machine for."""
+    if placement.device.type == "cuda":
+        processor: Any = torch.cuda.get_device_name(placement.device)
+    elif placement.device.type == "cpu":
+        processor = [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    else:
+        processor = placement.found
+    libraries = {name: version(name) for name in ("torch", "transformers", "numpy")}
+    return {"processor": processor, "precision": placement.precision, **libraries}
+
+
+def loaded_code() -> dict[str, str]:
+    """The project's modules that this process has imported, and the sha256 of each."""
+    return {
+        name: checkpoint.fingerprint({}, [Path(module.__file__)])
+        for name, module in sorted(sys.modules.items())
+        if name.startswith("storyflower.") and module.__file__
+    }
 
 
 def epoch_metrics(row: Epoch) -> dict[str, float]:

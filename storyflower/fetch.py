@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 from urllib.parse import quote
 
-from storyflower.errors import InputError
+from storyflower.errors import InputError, disk_fault, path_of
 
 ATTEMPTS = 5  # failures in a row, none of which brought a byte, before a download is given up
 FIRST_WAIT = 1.0  # seconds before the second attempt; doubled after each failure
@@ -142,8 +142,10 @@ def refusal(repo: str, revision: str | None, name: str, error: Exception) -> str
         if status in (401, 403):
             return f"{repo}: the hub refuses {name} ({status}); {login}"
         return f"{repo}: the hub answers {status} for {name}; try again later"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if getattr(error, "errno", None) == errno.ENOSPC:
         return disk_full(Path(constants.HF_HUB_CACHE), "HF_HOME")
+    if reason := disk_fault(error):
+        return f"{path_of(error) or constants.HF_HUB_CACHE}: {reason}"
     return f"{repo}: {name} could not be downloaded ({first_line(error)}); run it again"
 
 
@@ -232,7 +234,7 @@ def transfer(url: str, part: Path) -> None:
                 raise InputError(f"{url}: not there ({error.code})") from None
             reason = f"the server answers {error.code}"
         except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if disk_fault(error):
                 raise
             reason = first_line(error)
         grown = part.exists() and part.stat().st_size > before

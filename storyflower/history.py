@@ -1,9 +1,10 @@
 """history.csv: what each epoch of a training did."""
 
 import csv
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from storyflower.documents import replacing
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,10 @@ class Epoch:
 
 def write_history(history: list[Epoch], path: Path) -> None:
     """history.csv: one row an epoch, the columns of Epoch; the old file or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with replacing() as beside, beside(path).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Epoch)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in history)
-    os.replace(partial, path)
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

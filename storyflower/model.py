@@ -19,7 +19,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
-from storyflower import attention
+from storyflower import unpadded
+from storyflower.documents import json_text, replacing
 from storyflower.errors import InputError
 from storyflower.labels import LabelIndex
 from storyflower.tensors import Batch
@@ -39,24 +40,16 @@ class EmotionClassifier(nn.Module):
     def __init__(self, encoder: nn.Module, num_classes: int, dr_rate: float):
         super().__init__()
         self.encoder = encoder
-        # RoBERTa counts positions from the one after its pad id.
-        roberta = encoder.config.model_type == "roberta"
-        self.first_position = encoder.config.pad_token_id + 1 if roberta else 0
         self.dropout = nn.Dropout(dr_rate)
         # nn.Linear's own initialisation, as in the notebook, not BERT's normal(0, 0.02).
         self.linear = nn.Linear(encoder.config.hidden_size, num_classes)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """A batch of dialogues end to end → logits (dialogues, classes), in the batch's order."""
-        output = self.encoder(
-            input_ids=batch.ids.unsqueeze(0),  # (1, tokens)
-            position_ids=(batch.positions + self.first_position).unsqueeze(0),
-            groups=batch.groups,
-        )
-        # [CLS] of every dialogue, as if each were a sequence of its own: (dialogues, 1, hidden)
-        summary = output.last_hidden_state[0, batch.first].unsqueeze(1)
+        states = unpadded.first_states(self.encoder, batch)  # (dialogues, hidden)
         pooler = getattr(self.encoder, "pooler", None)
-        summary = summary[:, 0] if pooler is None else pooler(summary)  # (dialogues, hidden)
+        # A pooler takes sequences and reads their first token.
+        summary = states if pooler is None else pooler(states.unsqueeze(1))
         return self.linear(self.dropout(summary))  # (batch, classes)
 
 
@@ -65,10 +58,10 @@ def build(encoder: Path, num_classes: int, dr_rate: float) -> EmotionClassifier:
 
     Raises InputError when the encoder's folder is incomplete or damaged.
     """
-    return EmotionClassifier(read_encoder(encoder, attention.register()), num_classes, dr_rate)
+    return EmotionClassifier(read_encoder(encoder), num_classes, dr_rate)
 
 
-def read_encoder(folder: Path, attn_implementation: str | None = None) -> PreTrainedModel:
+def read_encoder(folder: Path) -> PreTrainedModel:
     """The encoder of a folder, float32, in evaluation mode, every weight from the file.
 
     It has a pooler only where the file has one. transformers draws at random what a file lacks and
@@ -82,13 +75,14 @@ def read_encoder(folder: Path, attn_implementation: str | None = None) -> PreTra
     try:
         with safetensors.safe_open(folder / "model.safetensors", "pt") as weights:
             pooled = any(name.startswith("pooler.") for name in weights.keys())  # noqa: SIM118
-        family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+        # transformers would ask at the terminal whether to run code that lies in the folder.
+        closed = {"local_files_only": True, "trust_remote_code": False}
+        family = AutoConfig.from_pretrained(folder, **closed).model_type
         without = {} if pooled or family not in POOLED else {"add_pooling_layer": False}
         body, report = AutoModel.from_pretrained(
             folder,
-            local_files_only=True,
+            **closed,
             dtype=torch.float32,
-            attn_implementation=attn_implementation,
             ignore_mismatched_sizes=True,  # reported, and judged below
             output_loading_info=True,
             **without,
@@ -129,19 +123,23 @@ def save(
     labels: LabelIndex,
     facts: dict[str, Any],
 ) -> None:
-    """Write the classifier's folder; `encoder` is where its tokenizer and card come from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.encoder.save_pretrained(folder)
-    head = {name: value.contiguous().cpu() for name, value in model.linear.state_dict().items()}
-    safetensors.torch.save_file(head, folder / "head.safetensors")
-    tokenizer = sorted(path.name for path in encoder.iterdir() if path.name not in WEIGHTS)
-    for name in tokenizer:
-        shutil.copyfile(encoder / name, folder / name)
-    # config.json too: other heads or another activation would load, and compute something else.
-    files = digests(folder, [*tokenizer, "config.json"])
-    document = {"labels": list(labels.names), "tokenizer": files, **facts}
-    text = json.dumps(document, ensure_ascii=False, indent=2)
-    (folder / "classifier.json").write_text(text + "\n", encoding="utf-8")
+    """Write the classifier's folder whole, or leave the old one.
+
+    `encoder` is where its tokenizer and card come from.
+    """
+    with replacing() as beside:
+        part = beside(folder)
+        part.mkdir()
+        model.encoder.save_pretrained(part)
+        head = {name: value.contiguous().cpu() for name, value in model.linear.state_dict().items()}
+        safetensors.torch.save_file(head, part / "head.safetensors")
+        tokenizer = sorted(path.name for path in encoder.iterdir() if path.name not in WEIGHTS)
+        for name in tokenizer:
+            shutil.copyfile(encoder / name, part / name)
+        # config.json too: other heads or another activation would load, and compute something else.
+        files = digests(part, [*tokenizer, "config.json"])
+        document = {"labels": list(labels.names), "tokenizer": files, **facts}
+        (part / "classifier.json").write_text(json_text(document), encoding="utf-8")
 
 
 def load(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:

@@ -56,7 +56,7 @@ def confusion_matrix(counts: np.ndarray, names: tuple[str, ...], path: Path) -> 
         figure.colorbar(
             image, label="정답 클래스 안의 비율 (share of the actual class)", shrink=0.8
         )
-        figure.savefig(path, metadata={"Software": None})
+        figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def learning_curves(history: list[dict[str, float]], path: Path) -> None:
@@ -76,4 +76,4 @@ def learning_curves(history: list[dict[str, float]], path: Path) -> None:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend(frameon=False)
-        figure.savefig(path, metadata={"Software": None})
+        figure.savefig(path, format="png", metadata={"Software": None})

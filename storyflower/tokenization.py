@@ -11,7 +11,7 @@ from typing import Any
 
 from storyflower import dialogues
 from storyflower.dialogues import SPLITS
-from storyflower.documents import write_json
+from storyflower.documents import json_text, replacing
 from storyflower.errors import InputError
 from storyflower.labels import LabelIndex
 from storyflower.tensors import TokenWriter
@@ -44,31 +44,33 @@ def tokenize(
     counts = {
         split: dict.fromkeys(("dialogues", "tokens", "unknown", "cut"), 0) for split in SPLITS
     }
-    with ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(TokenWriter(output, split, tokenizer.ids_dtype))
-            for split in SPLITS
-        }
-        for split, batch in dialogues.batches(table, ["text", "label", "fine"]):
-            tokens = tokenizer.encode(batch.column("text").to_pylist(), max_len)
-            numbers = index.encode(dialogues.class_names(batch, target))
-            writers[split].append(tokens.ids, tokens.offsets, numbers)
-            count = counts[split]
-            count["dialogues"] += len(batch)
-            count["tokens"] += len(tokens.ids)
-            count["unknown"] += int((tokens.ids == tokenizer.unk_id).sum())
-            count["cut"] += int(tokens.cut.sum())
-    summary: dict[str, Any] = {"max_len": max_len, "pretokenize": tokenizer.pretokenize}
-    for split, count in counts.items():
-        # [CLS] and [SEP] are no words, so they do not dilute the share.
-        words = max(count["tokens"] - 2 * count["dialogues"], 1)
-        summary[split] = {
-            **count,
-            "unknown_share": round(count["unknown"] / words, 6),
-            "cut_share": round(count["cut"] / max(count["dialogues"], 1), 6),
-            "mean_length": round(count["tokens"] / max(count["dialogues"], 1), 3),
-        }
-    write_json(summary, report)
+    with replacing() as beside:
+        folder = beside(output)
+        with ExitStack() as stack:
+            writers = {
+                split: stack.enter_context(TokenWriter(folder, split, tokenizer.ids_dtype))
+                for split in SPLITS
+            }
+            for split, batch in dialogues.batches(table, ["text", "label", "fine"]):
+                tokens = tokenizer.encode(batch.column("text").to_pylist(), max_len)
+                numbers = index.encode(dialogues.class_names(batch, target))
+                writers[split].append(tokens.ids, tokens.offsets, numbers)
+                count = counts[split]
+                count["dialogues"] += len(batch)
+                count["tokens"] += len(tokens.ids)
+                count["unknown"] += int((tokens.ids == tokenizer.unk_id).sum())
+                count["cut"] += int(tokens.cut.sum())
+        summary: dict[str, Any] = {"max_len": max_len, "pretokenize": tokenizer.pretokenize}
+        for split, count in counts.items():
+            # [CLS] and [SEP] are no words, so they do not dilute the share.
+            words = max(count["tokens"] - 2 * count["dialogues"], 1)
+            summary[split] = {
+                **count,
+                "unknown_share": round(count["unknown"] / words, 6),
+                "cut_share": round(count["cut"] / max(count["dialogues"], 1), 6),
+                "mean_length": round(count["tokens"] / max(count["dialogues"], 1), 3),
+            }
+        beside(report).write_text(json_text(summary), encoding="utf-8")
     for split in SPLITS:
         share = summary[split]["unknown_share"]
         said = f"{share:.1%} of the {split} tokens are [UNK]"

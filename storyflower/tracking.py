@@ -18,12 +18,13 @@ import os
 import platform
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -31,13 +32,16 @@ from typing import Any, Self
 
 import filelock
 
+from storyflower.documents import replacing, write_json
 from storyflower.errors import InputError, exit_with_line
 
 OUTBOX = Path(".storyflower") / "outbox"  # under the main repository's root
 KEY_TAG = "storyflower.key"
 CLOSE_SECONDS = 8  # how long the end of a stage may wait for a server
 LATE_CLOSE_SECONDS = 1  # and where the stage before it has waited in vain
-LOCAL_CLOSE_SECONDS = 60  # and for a local store, which only a busy machine makes slow
+LOCAL_CLOSE_SECONDS = 300  # and for a local store without an error: only a busy machine is slow
+LOCKED_SECONDS = 2  # how long a push waits for another program's transaction in a local store
+TURN_SECONDS = 60  # and for another of our processes, which may be making the database
 RETRY_SECONDS = 0.5  # between two tries at the end of a stage
 LONGEST_PAUSE = 30  # seconds between two pushes during a training
 BATCH = 100  # MLflow's limit of params or tags in one request; metrics may be 1000
@@ -67,11 +71,7 @@ class Record:
 
     def save(self, path: Path) -> None:
         """Write the record; a reader sees the old or the new one, never half."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(asdict(self), path)
 
 
 def main_root() -> Path:
@@ -110,6 +110,24 @@ def new_record(
     )
 
 
+def continued(new: Record, saved: dict[str, Any] | None) -> Record:
+    """The record of a run that goes on: key, params and figures of the saved one, the rest new.
+
+    The name and the tags are new because DVC names an experiment anew at each call.
+    """
+    if saved is None:
+        return new
+    record = Record(**saved)
+    if not re.fullmatch("[0-9a-f]{32}", record.key):  # it becomes the name of a folder
+        raise InputError(f"checkpoint: {record.key!r} is not the key of a run; remove its folder")
+    waiting = main_root() / OUTBOX / record.key / "record.json"
+    if waiting.exists():  # written at each change, so newer than the checkpoint
+        record = Record.load(waiting)
+    record.name, record.tags = new.name, new.tags
+    record.status, record.end = "RUNNING", None
+    return record
+
+
 class Run:
     """One run, logged to the outbox at once and to MLflow when it answers.
 
@@ -122,15 +140,22 @@ class Run:
         self.root = root or main_root()
         self.folder = self.root / OUTBOX / record.key
         self._owner = owner_lock(self.folder)
-        try:
-            self._owner.acquire(timeout=0.5)
-        except filelock.Timeout:  # sync, or another experiment that evaluates the same model
-            print(f"waiting for another process that logs the run {record.name}", file=sys.stderr)
-            self._owner.acquire()
-        self._late = self.folder.exists()  # the stage before could not deliver it
+        waiting = False
+        while not self._owner.is_locked:
+            try:
+                self._owner.acquire(timeout=0.5)
+            except filelock.Timeout:  # sync, or another experiment that evaluates the same model
+                if not waiting:
+                    said = f"waiting for another process, or a late push, of the run {record.name}"
+                    print(said, file=sys.stderr)
+                waiting = True
+        self._told = self.folder / "told"  # there once it was said that MLflow lacks the run
+        if self.folder.exists():  # a stage before could not deliver it
+            self._take_over()
         self._changed = threading.Event()
         self._closing = threading.Event()
-        self._deadline = math.inf
+        self._given_up = threading.Event()
+        self._ending = self._deadline = math.inf
         self._delivered = 0  # how many changes of the record MLflow has seen
         self._changes = 0
         self._error = ""
@@ -145,14 +170,18 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
-        else:
+            return
+        with suppress(InputError):  # the first error is the one to show
             self.close("FAILED" if issubclass(kind, Exception) else "KILLED")
 
     def log(self, values: dict[str, float], step: int = 0) -> None:
         """Log metrics at a step. MLflow has no place for NaN and infinity: they are left out."""
         now = milliseconds()
+        # A run that goes on may come to a step again that it has logged before it died.
+        old = {(key, step) for key, _, _, step in self.record.metrics}
         finite = [(key, float(value)) for key, value in values.items() if math.isfinite(value)]
-        self.record.metrics += [(key, value, now, step) for key, value in finite]
+        new = [(key, value, now, step) for key, value in finite if (key, step) not in old]
+        self.record.metrics += new
         self._save()
 
     def log_results(self, values: dict[str, float]) -> None:
@@ -165,33 +194,58 @@ class Run:
     def attach(self, *paths: Path) -> None:
         """Add files to the run; they are copied, so the originals may go."""
         for path in paths:
-            shutil.copyfile(path, self.folder / path.name)
+            with replacing() as beside:
+                shutil.copyfile(path, beside(self.folder / path.name))
             if path.name not in self.record.artifacts:
                 self.record.artifacts.append(path.name)
         self._save()
 
     def close(self, status: str = "FINISHED") -> None:
-        """End the run and wait a few seconds for MLflow; say so if it did not answer in time."""
+        """End the run and wait a few seconds for MLflow; say so once if it does not take the run.
+
+        Raises InputError when the record cannot be written.
+        """
         if self.record.status == "RUNNING":
             self.record.status, self.record.end = status, milliseconds()
-        self._save()
-        wait = LOCAL_CLOSE_SECONDS
-        if not is_local(tracking_uri(self.root)):
-            wait = LATE_CLOSE_SECONDS if self._late and not self._delivered else CLOSE_SECONDS
-        self._deadline = time.monotonic() + wait
-        self._closing.set()
-        self._changed.set()
-        self._thread.join(wait)
+        self._ending = self._deadline = time.monotonic()
+        try:
+            self._save()
+            busy = is_local(tracking_uri(self.root)) and not self._error
+            self._deadline += LOCAL_CLOSE_SECONDS if busy else self._patience()
+        finally:  # where the disk is full, the thread ends at once
+            self._closing.set()
+            self._changed.set()
+        while self._thread.is_alive() and (left := self._deadline - time.monotonic()) > 0:
+            self._thread.join(min(left, RETRY_SECONDS))
         if delivered := self._delivered == self._changes:
             clear(self.folder)
-        if not self._thread.is_alive():  # else a late push holds the lock until the process ends
+        self._given_up.set()  # a late push holds the lock until it ends
+        if not self._thread.is_alive():
             self._owner.release()
-        if not delivered:
+        if not delivered and not self._told.exists():
+            reason = self._error or f"no answer within {self._deadline - self._ending:.0f} s"
             print(
-                f"MLflow has not got this run ({self._error or f'no answer within {wait} s'}); "
-                "nothing is lost. When it is back: python -m storyflower.tracking sync",
+                f"MLflow has not got this run ({reason}); nothing is lost. "
+                "When it is back: python -m storyflower.tracking sync",
                 file=sys.stderr,
             )
+            with suppress(OSError):
+                self._told.touch()
+
+    def _patience(self) -> float:
+        """Seconds that the end of the stage may wait for an MLflow that has failed, or is far."""
+        late = self._told.exists() and not self._delivered
+        return LATE_CLOSE_SECONDS if late else CLOSE_SECONDS
+
+    def _take_over(self) -> None:
+        """Keep what an earlier evaluation added to the record that still waits in the outbox."""
+        with suppress(OSError, ValueError, TypeError):  # a damaged record adds nothing
+            waiting = Record.load(self.folder / "record.json")
+            known = {tuple(item) for item in self.record.results}
+            earlier = [item for item in waiting.results if tuple(item) not in known]
+            self.record.results = earlier + self.record.results
+            names = {**dict.fromkeys(waiting.artifacts), **dict.fromkeys(self.record.artifacts)}
+            self.record.artifacts = [name for name in names if (self.folder / name).is_file()]
 
     def _save(self) -> None:
         self.record.save(self.folder / "record.json")
@@ -209,12 +263,16 @@ class Run:
                     self._delivered, self._error = changes, ""
             except Exception as error:  # whatever it is, it must not touch the training
                 self._error = one_line(error)
+                if self._closing.is_set():  # the store, not a busy machine, is what is slow
+                    self._deadline = min(self._deadline, self._ending + self._patience())
             now = time.monotonic()
             if not self._closing.is_set():
                 # The training shares this processor: a twentieth of the time is enough for MLflow.
                 self._closing.wait(min(20 * (now - start), LONGEST_PAUSE))
             elif self._delivered == self._changes or now + RETRY_SECONDS > self._deadline:
-                return
+                break
+        if self._given_up.is_set():
+            self._owner.release()
 
 
 def owner_lock(folder: Path) -> filelock.BaseFileLock:
@@ -235,9 +293,17 @@ def push(record: Record, folder: Path, root: Path) -> None:
     client, experiment_id = connect(record.experiment, root)
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-    found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{record.key}'", max_results=1)
+    found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{record.key}'")
+    found.sort(key=lambda run: run.info.run_id)
+    for twin in found[
+        1:
+    ]:  # a server that hung may carry out a request that was given up and redone
+        client.delete_run(twin.info.run_id)
     if found:
         run_id, shown = found[0].info.run_id, found[0].data.metrics
+        ended = record.status == "RUNNING" != found[0].info.status
+        if ended or found[0].info.run_name != record.name:  # it goes on, under a new name
+            client.update_run(run_id, status="RUNNING" if ended else None, name=record.name)
     else:
         tags = {KEY_TAG: record.key}
         run = client.create_run(experiment_id, record.start, tags, run_name=record.name)
@@ -261,6 +327,9 @@ def push(record: Record, folder: Path, root: Path) -> None:
         client.log_artifact(run_id, str(folder / name))
     if record.status != "RUNNING":
         client.set_terminated(run_id, record.status, record.end)
+    # Some proxies answer every request with an empty success.
+    if client.get_run(run_id).data.tags.get(KEY_TAG) != record.key:
+        raise OSError("the server takes the run and does not have it")
 
 
 def connect(experiment: str, root: Path) -> tuple[Any, str]:
@@ -269,7 +338,7 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # we say what is wrong, in one line
     import logging
 
     # A new database reports each of its migrations.
@@ -281,7 +350,8 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
     server = uri.startswith(("http://", "https://", "databricks"))
     # Of several processes on a new database all but one fail in its migrations.
     lock = root / OUTBOX.parent / "mlflow.lock"
-    with nullcontext() if server else filelock.FileLock(lock):
+    with nullcontext() if server else filelock.FileLock(lock, timeout=TURN_SECONDS):
+        check_database(uri)
         client = MlflowClient(uri)
         known = client.get_experiment_by_name(experiment)
         if known is not None:
@@ -295,6 +365,18 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
             if known is None:
                 raise
             return client, known.experiment_id
+
+
+def check_database(uri: str) -> None:
+    """Raise sqlite3.Error at once where MLflow would wait 20 s or more: locked, damaged, read-only.
+
+    Does nothing for other stores and for a database that MLflow has yet to make.
+    """
+    scheme, _, path = uri.partition(":///")
+    if scheme.startswith("sqlite") and Path(path).exists():
+        with closing(sqlite3.connect(path, timeout=LOCKED_SECONDS)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
 
 
 def tracking_uri(root: Path) -> str:
@@ -320,6 +402,7 @@ def is_local(uri: str) -> bool:
 def one_line(error: Exception) -> str:
     """The error in at most 200 characters, without user and password of an address."""
     text = re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))
+    text = text[max(text.find("Caused by "), 0) :]  # before it, the HTTP client quotes itself
     return text[:200] or type(error).__name__
 
 

@@ -143,24 +143,28 @@ def classifier(interim: Path) -> Path:
 def make_repository(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A git and DVC repository with the project's own files, a tiny corpus and a tiny encoder."""
 
-    def make(train: int = 60, test: int = 24, **params: object) -> Path:
-        root = tmp_path_factory.mktemp("repository")
-        for name in ("stages", "storyflower"):
-            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
-            (root / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(ROOT / name, root / name)
-        (root / "encoders").mkdir()
-        (root / "encoders" / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
-        write_workbook(root / "data/sample/표본_Training.xlsx", dialogue_rows(train, seed=1))
-        write_workbook(root / "data/sample/표본_Validation.xlsx", dialogue_rows(test, seed=2))
-        set_params(root, **{**TINY_PARAMS, **params})
-        command(root, "git", "init", "-q", "-b", "main")
-        command(root, "git", "add", "-A")
-        command(root, "git", "commit", "-qm", "start")
-        return root
+    def make(**values: object) -> Path:
+        return new_repository(tmp_path_factory.mktemp("repository"), **values)
 
     return make
+
+
+def new_repository(root: Path, train: int = 60, test: int = 24, **params: object) -> Path:
+    """Fill an empty folder as make_repository does, with `train` and `test` dialogues."""
+    for name in ("stages", "storyflower"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, root / name)
+    (root / "encoders").mkdir()
+    (root / "encoders" / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
+    write_workbook(root / "data/sample/표본_Training.xlsx", dialogue_rows(train, seed=1))
+    write_workbook(root / "data/sample/표본_Validation.xlsx", dialogue_rows(test, seed=2))
+    set_params(root, **{**TINY_PARAMS, **params})
+    command(root, "git", "init", "-q", "-b", "main")
+    command(root, "git", "add", "-A")
+    command(root, "git", "commit", "-qm", "start")
+    return root
 
 
 def params_of(**values: object) -> Params:
@@ -182,6 +186,20 @@ def set_params(root: Path, **values: object) -> None:
 
 def run(root: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a repository with this python's environment first on the path."""
+    return subprocess.run(
+        words,
+        cwd=root,
+        env=environment_of(**environment),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=600,
+        check=False,
+    )
+
+
+def environment_of(**more: str) -> dict[str, str]:
+    """The environment of a command in a repository."""
     inherited = {
         key: value
         for key, value in os.environ.items()
@@ -195,16 +213,7 @@ def run(root: Path, *words: str, **environment: str) -> subprocess.CompletedProc
         **{f"GIT_{who}_NAME": "test" for who in ("AUTHOR", "COMMITTER")},
         **{f"GIT_{who}_EMAIL": "test@example.com" for who in ("AUTHOR", "COMMITTER")},
     }
-    return subprocess.run(
-        words,
-        cwd=root,
-        env={**inherited, **settings, **environment},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=600,
-        check=False,
-    )
+    return {**inherited, **settings, **more}
 
 
 def command(root: Path, *words: str, **environment: str) -> str:

@@ -41,6 +41,7 @@ def evaluate(root: Path, interim: Path, classifier: Path, reports: str) -> dict:
         device="cpu",
         precision="fp32",
         seed=SEED,
+        checkpoint_dir="auto",
     )
 
 

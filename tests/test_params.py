@@ -47,6 +47,7 @@ def test_shipped_params_are_the_notebook_s() -> None:
     assert (params.warmup_ratio, params.max_grad_norm) == (0.1, 1.0)
     assert (params.dr_rate, params.weight_decay) == (0.5, 0.01)
     assert (params.turns, params.log_interval) == (2, 200)
+    assert (params.checkpoint_minutes, params.checkpoint_dir) == (5, "auto")
     assert params.learning_rate is None
     assert list(SHIPPED) == KEYS  # in the order of the dataclass, too
 
@@ -83,6 +84,7 @@ def test_wrong_type(path: Path, key: str, value: str) -> None:
 
 WHOLE = ("turns", "max_len", "num_epochs", "batch_size", "seed", "log_interval")
 REAL = ("max_dropped", "learning_rate", "warmup_ratio", "max_grad_norm", "weight_decay", "dr_rate")
+REAL += ("checkpoint_minutes",)
 
 
 @pytest.mark.parametrize("key", WHOLE)
@@ -119,6 +121,7 @@ def test_not_a_number_in_range(path: Path, key: str, value: str) -> None:
         ("max_grad_norm", [1e-6, 1e6], [0, -1.0]),
         ("weight_decay", [0, 1], [-0.01, 1.01]),
         ("dr_rate", [0, 0.99], [-0.01, 1]),
+        ("checkpoint_minutes", [0.001, 10**6], [0, 1e7]),
     ],
 )
 def test_range(key: str, inside: list, outside: list) -> None:
@@ -174,6 +177,20 @@ def test_names_stay_in_their_folder(path: Path, key: str) -> None:
         assert getattr(load(path, **{key: name}), key) == name
     for name in ("..", "../aihub", "/etc", "a/b", r"a\b", "'a b'", ".hidden", "''", '"a\\n"', "2"):
         assert refusal(path, **{key: name}).startswith(f"{key} must be a plain name ")
+
+
+def test_a_folder_for_checkpoints(path: Path) -> None:
+    for value in ("auto", "/content/drive/MyDrive/내 드라이브", "../x"):
+        assert load(path, checkpoint_dir=value).checkpoint_dir == value
+    for value in ("5", "true", '" "', '"a\\nb"', '"\\0"'):
+        assert refusal(path, checkpoint_dir=value).startswith("checkpoint_dir must be auto or a f")
+
+
+def test_what_no_result_depends_on() -> None:
+    params = Params.check(SHIPPED)
+    names = {"log_interval", "checkpoint_minutes", "checkpoint_dir", "launcher"}
+    assert set(params.decisive()) == set(KEYS) - names
+    assert params.decisive()["seed"] == 42
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -135,7 +134,7 @@ def test_repro_makes_every_report_and_learns(finished: Path) -> None:
 def test_the_classifier_predicts_and_transformers_loads_its_encoder(finished: Path) -> None:
     out = command(finished, sys.executable, "-m", "storyflower", "predict", "합격했어", "--json")
     row = json.loads(out)
-    assert row["label"] == "기쁨" and row["text"] == "합격했어"
+    assert row["label"] == "기쁨" and row["row"] == 1
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
     from transformers import AutoModel
@@ -228,7 +227,7 @@ def test_the_run_in_mlflow(finished: Path) -> None:
     assert run_.info.status == "FINISHED"
     params = yaml.safe_load((finished / "params.yaml").read_text(encoding="utf-8"))
     resolved = {"learning_rate": 0.003, "optimizer": "adamw"}  # auto: the card's
-    for key, value in {**params, **resolved}.items():
+    for key, value in {**Params.check(params).decisive(), **resolved}.items():
         assert run_.data.params[key] == str(value)
     assert run_.data.params["pretokenize"] == "bert"
     metrics = json.loads((finished / "reports/metrics.json").read_text(encoding="utf-8"))
@@ -262,7 +261,8 @@ def test_corpus_text_stays_out_of_mlflow(finished: Path) -> None:
     client = MlflowClient(f"sqlite:///{finished / 'mlflow.db'}")
     (run_,) = mlflow_runs(finished)
     data = run_.data
-    corpus_params = {field.name for field in fields(Params)} | {"pretokenize", "tokenizer"}
+    params = Params.load(finished / "params.yaml").decisive()
+    corpus_params = set(params) | {"pretokenize", "tokenizer"}
     assert set(data.params) == corpus_params
     epoch = {"loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "tokens"}
     metrics = json.loads((finished / "reports/metrics.json").read_text(encoding="utf-8"))

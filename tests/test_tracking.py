@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from conftest import ROOT
 
 from storyflower import tracking
 from storyflower.errors import InputError
-from storyflower.tracking import OUTBOX, Record, Run, new_record, sync
+from storyflower.tracking import OUTBOX, Record, Run, continued, new_record, sync
 
 # A process with a run that is open; it never imports mlflow, which takes seconds.
 OPEN_RUN = """
@@ -38,7 +38,7 @@ def main():
         time.sleep(60)
 
 tracking.push = down
-tracking.LOCAL_CLOSE_SECONDS = 1
+tracking.CLOSE_SECONDS = 1
 errors.exit_with_line(main)
 """
 WHOLE_RUN = """
@@ -280,7 +280,7 @@ def test_mlflow_that_is_down_costs_one_line_and_nothing_is_lost(
         raise OSError(f"API request to {address}\nfailed")
 
     monkeypatch.setattr(tracking, "push", down)
-    monkeypatch.setattr(tracking, "LOCAL_CLOSE_SECONDS", 1)
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 1)
     run = Run(record, tmp_path)
     run.log({"loss": 0.5}, 1)
     start = time.monotonic()
@@ -506,93 +506,6 @@ def test_a_refused_connection_prints_one_line_and_takes_under_ten_seconds(
     assert times[1] < 10 + times[0]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
-    """A real MLflow server on this machine: its address, start() and stop()."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    uri, folder, running = f"http://127.0.0.1:{port}", tmp_path / "server", []
-    folder.mkdir()
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "artifacts"]
-
-    def start() -> None:
-        with (folder / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", *words],
-                cwd=folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        running.append(process)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1).close()
-                return
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.2)
-        raise AssertionError((folder / "log").read_text())
-
-    def stop() -> None:
-        process = running.pop()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    start()
-    yield uri, start, stop
-    if running:
-        stop()
-
-
-@pytest.mark.slow
-def test_a_server_that_dies_in_mid_run_gets_the_run_once(
-    server: tuple[str, Callable[[], None], Callable[[], None]],
-    tmp_path: Path,
-    record: Record,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    uri, start, stop = server
-    root = tmp_path / "root"
-    root.mkdir()
-    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    whole = Record(**{**json.loads(json.dumps(vars(record))), "key": "whole"})
-    with Run(whole, root) as run:
-        run.log({"loss": 0.5}, 1)
-        run.attach(tmp_path / "a.txt")
-    seen = Mirrored(uri, "whole")
-    assert seen.status == "FINISHED" and seen.artifacts() == ["a.txt"]
-    assert seen.history("loss") == [(1, 0.5)]
-    assert outbox(root) == []
-
-    run = Run(record, root)
-    run.log({"loss": 0.9}, 1)
-    deadline = time.monotonic() + 30
-    while not run._delivered and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert Mirrored(uri, record.key).status == "RUNNING"
-    stop()
-    run.log({"loss": 0.5}, 2)
-    run.attach(tmp_path / "a.txt")
-    before = time.monotonic()
-    run.close()
-    assert time.monotonic() - before < 10
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    with pytest.raises(InputError, match="1 runs"):
-        sync(root)
-
-    start()
-    assert sync(root) == (1, 0)
-    assert sync(root) == (0, 0)
-    seen = Mirrored(uri, record.key)  # one run, or this raises
-    assert seen.status == "FINISHED" and seen.artifacts() == ["a.txt"]
-    assert seen.history("loss") == [(1, 0.9), (2, 0.5)]
-
-
 @pytest.mark.slow
 def test_an_evaluation_twice_and_one_that_fails(
     interim: Path, classifier: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -616,6 +529,7 @@ def test_an_evaluation_twice_and_one_that_fails(
             device="cpu",
             precision="fp32",
             seed=42,
+            checkpoint_dir="auto",
         )
 
     stage("major")
@@ -628,3 +542,60 @@ def test_an_evaluation_twice_and_one_that_fails(
     results = [name for name in seen.run.data.metrics if name.startswith("final_")]
     assert "final_accuracy" in results
     assert {name: len(seen.history(name)) for name in results} == dict.fromkeys(results, 1)
+
+
+def checkpointed(record: Record) -> dict[str, Any]:
+    """The record as a checkpoint keeps it and gives it back."""
+    return json.loads(json.dumps(asdict(record)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("death", ["Ctrl-C", "SIGKILL", "SIGKILL, and the machine is gone"])
+def test_a_training_that_goes_on_is_the_same_run(
+    store: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(store))
+    first = Run(record, store)
+    first.log({"loss": 1.0}, 1)
+    saved = checkpointed(record)
+    if death == "Ctrl-C":
+        first.close("KILLED")
+        assert shown(store, record).status == "KILLED"
+    else:
+        first.log({"loss": 0.5}, 2)  # after the checkpoint
+        first.close("RUNNING")
+        # A process that was killed leaves its record in the outbox.
+        if death == "SIGKILL":
+            record.save(store / OUTBOX / record.key / "record.json")
+        else:
+            saved = checkpointed(record)
+
+    fresh = replace(new_record_of("again", tmp_path), tags={"dvc_experiment": "again"})
+    again = Run(continued(fresh, saved), store)
+    assert again.record.key == record.key
+    for _ in range(200):
+        if shown(store, record).status == "RUNNING":
+            break
+        time.sleep(0.1)
+    again.log({"loss": 0.5}, 2)
+    again.log({"loss": 0.25}, 3)
+    again.close()
+    seen = shown(store, record)  # which unpacks a single run
+    assert seen.status == "FINISHED"
+    assert seen.history("loss") == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert seen.run.info.start_time == record.start
+    assert seen.run.info.run_name == seen.run.data.tags["dvc_experiment"] == "again"
+    assert seen.run.data.params == {"seed": "1"}
+
+
+def new_record_of(name: str, folder: Path) -> Record:
+    table = folder / "dialogues.parquet"
+    record = new_record(experiment="sample", params={"seed": 2}, tags={}, dataset=table)
+    return replace(record, name=name)
+
+
+def test_without_a_checkpoint_a_run_is_new_and_a_strange_key_is_refused(record: Record) -> None:
+    assert continued(record, None) is record
+    for key in ("", "..", "../../x", "a" * 31, "a" * 33):
+        with pytest.raises(InputError, match="is not the key of a run"):
+            continued(record, {**checkpointed(record), "key": key})

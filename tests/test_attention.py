@@ -1,0 +1,105 @@
+"""Attention without padding, by both of its ways, against the textbook's; and cheap dropout."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storyflower.attention import GroupedAttention, attend_rectangle
+from storyflower.dropout import dropout, scale_mask
+from storyflower.tensors import Batch, TokenTable
+
+HEADS, SIZE = 2, 4
+
+
+def batch_of(lengths: list[int]) -> Batch:
+    """Texts of these lengths, in the table's order."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.arange(offsets[-1], dtype=np.int64)
+    table = TokenTable(ids, offsets, np.zeros(len(lengths), np.int64))
+    return table.batch(np.arange(len(lengths)))
+
+
+def textbook(qkv: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """softmax(q k / sqrt(d)) v, text by text and head by head."""
+    rows = []
+    for part in qkv.split(batch.lengths.tolist()):
+        query, key, value = part.view(len(part), 3, HEADS, SIZE).unbind(1)
+        heads = [
+            torch.softmax(query[:, h] @ key[:, h].T / SIZE**0.5, dim=-1) @ value[:, h]
+            for h in range(HEADS)
+        ]
+        rows.append(torch.cat(heads, dim=1))
+    return torch.cat(rows)
+
+
+def grouped(qkv: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return GroupedAttention.apply(qkv, batch.groups, HEADS, 0.0)
+
+
+def rectangle(qkv: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return attend_rectangle(qkv, batch, HEADS, 0.0)
+
+
+@pytest.mark.parametrize("attend", [grouped, rectangle])
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7), seed=st.integers(0, 99))
+def test_value_and_gradient_are_the_textbooks(attend, lengths: list[int], seed: int) -> None:
+    batch = batch_of(lengths)
+    torch.manual_seed(seed)
+    qkv = torch.randn(sum(lengths), 3 * HEADS * SIZE, dtype=torch.float64, requires_grad=True)
+    toward = torch.randn(sum(lengths), HEADS * SIZE, dtype=torch.float64)
+    results = [way(qkv, batch) for way in (attend, textbook)]
+    torch.testing.assert_close(*results, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad((r * toward).sum(), qkv)[0] for r in results]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+def test_gradient_with_dropout_is_the_derivative() -> None:
+    """Against finite differences: every call draws the same weights to drop."""
+    batch = batch_of([3, 1, 4, 3])
+    torch.manual_seed(0)
+    qkv = torch.randn(11, 3 * HEADS * SIZE, dtype=torch.float64, requires_grad=True)
+
+    def attend(values: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(5)
+        return GroupedAttention.apply(values, batch.groups, HEADS, 0.4)
+
+    assert torch.autograd.gradcheck(attend, (qkv,))
+    assert not torch.allclose(attend(qkv), grouped(qkv, batch))
+
+
+def test_no_text_sees_another() -> None:
+    batch = batch_of([2, 3, 3])
+    qkv = torch.randn(8, 3 * HEADS * SIZE)
+    changed = qkv.clone()
+    changed[5:] += 1
+    for attend in (grouped, rectangle):
+        assert torch.equal(attend(qkv, batch)[:5], attend(changed, batch)[:5])
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean_and_the_share(p: float) -> None:
+    torch.manual_seed(1)
+    mask = scale_mask(torch.Size([1000, 1001]), p, torch.float32)
+    used = round(p * 256) / 256
+    assert mask.unique().tolist() == pytest.approx([0, 1 / (1 - used)])
+    # 1,001,000 draws: four standard errors
+    assert (mask == 0).double().mean().item() == pytest.approx(
+        used, abs=4 * (used * (1 - used) / 1_001_000) ** 0.5
+    )
+    # Neighbours, which come out of the same 64 bits, know nothing of each other.
+    together = ((mask[:, 1:] == 0) & (mask[:, :-1] == 0)).double().mean().item()
+    assert together == pytest.approx(used**2, abs=0.003)
+
+
+def test_dropout_repeats_with_the_seed() -> None:
+    values = torch.randn(40, 40)
+    torch.manual_seed(7)
+    first = dropout(values, 0.3)
+    second = dropout(values, 0.3)
+    torch.manual_seed(7)
+    assert torch.equal(first, dropout(values, 0.3))
+    assert not torch.equal(first, second)
+    assert dropout(values, 0) is values
