@@ -22,7 +22,7 @@ ui: venv
 conformance: venv
 	STORYFLOWER_CONFORMANCE=1 python -m pytest -s tests/test_conformance.py
 
-# Memory and time of each stage with many rows; 20 million need about 20 GB of disk in $TMPDIR.
+# Memory and time of each stage with many rows; 20 million need about 10 GB of disk in $TMPDIR.
 ROWS ?= 20000000
 bench-scale: venv
 	python -m benchmarks.scale --rows $(ROWS)
