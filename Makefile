@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test ui conformance bench-scale pins lint venv
+.PHONY: repro test ui conformance bench bench-scale pins lint venv
 
 repro: venv
 	dvc repro
@@ -21,6 +21,10 @@ ui: venv
 # Installs the retired originals (mxnet, gluonnlp) into .venv-original and compares with them.
 conformance: venv
 	STORYFLOWER_CONFORMANCE=1 python -m pytest -s tests/test_conformance.py
+
+# Ours beside the notebook's loop and the Hugging Face Trainer's; writes reports/bench.json.
+bench: venv
+	python -m benchmarks.speed steps
 
 # Memory and time of each stage with many rows; 20 million need about 10 GB of disk in $TMPDIR.
 ROWS ?= 20000000
