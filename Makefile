@@ -26,7 +26,7 @@ conformance: venv
 bench: venv
 	python -m benchmarks.speed steps
 
-# Memory and time of each stage with many rows; 20 million need about 20 GB of disk in $TMPDIR.
+# Memory and time of each stage with many rows; 20 million need about 10 GB of disk in $TMPDIR.
 ROWS ?= 20000000
 bench-scale: venv
 	python -m benchmarks.scale --rows $(ROWS)
