@@ -57,16 +57,13 @@ def used(make_repository: Callable[..., Path]) -> tuple[Path, str]:
         book = root / f"data/sample/표본_{split}.xlsx"
         write_book(book, with_canary(dialogue_rows(count, seed=count)))
     root.chmod(0o755)
-    words = ["-S", "num_epochs=2"]
     said = ""
     for line in (
         ["dvc", "repro"],
-        ["dvc", "exp", "run", "-n", "temp", "--temp", *words],
-        ["dvc", "exp", "run", "-n", "queued", "--queue", "-S", "num_epochs=3"],
+        ["dvc", "exp", "run", "-n", "queued", "--queue", "-S", "num_epochs=2"],
         ["dvc", "queue", "start"],
         ["dvc", "queue", "logs", "queued", "-f"],
         [sys.executable, "-m", "storyflower.tracking", "sync"],
-        [sys.executable, "-m", "storyflower", "predict", f"{CANARY} 합격했어"],
         [sys.executable, "-m", "storyflower", "predict", "--json", f"{CANARY} 합격했어"],
     ):
         done = run(root, "sh", "-c", 'umask 022; exec "$@"', "sh", *line)
