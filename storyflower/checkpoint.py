@@ -32,6 +32,7 @@ from torch import nn
 
 from storyflower.errors import PendingStop
 from storyflower.history import Epoch
+from storyflower.ranks import ALONE, Ranks
 
 DEFAULT = Path(".storyflower") / "checkpoints"  # under the main repository's root
 NAME = re.compile(r"[0-9]{12}-([0-9a-f]{32})\.safetensors")  # position, sha256 of the content
@@ -54,6 +55,9 @@ class State:
     seen: int = 0  # dialogues of this epoch that were trained on
     seconds: float = 0.0  # of training in this epoch
     history: list[Epoch] = field(default_factory=list)  # of the epochs before
+
+    def place(self) -> str:
+        return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
 
     def next_epoch(self) -> None:
         self.epoch, self.step, self.seen, self.seconds = self.epoch + 1, 0, 0, 0.0
@@ -101,13 +105,15 @@ class Checkpoints:
     """The checkpoints of one run; a context that holds the run's lock and finds the newest.
 
     A folder that cannot be written costs one line of warning, never the training. `found` is what
-    `more` gave when the newest checkpoint was saved, None where there is none.
+    `more` gave when the newest checkpoint was saved, None where there is none. Of several `ranks`
+    the first one saves; the others only read, and end when the first one has ended.
     """
 
-    def __init__(self, root: Path, fingerprint: str, minutes: float):
+    def __init__(self, root: Path, fingerprint: str, minutes: float, ranks: Ranks = ALONE):
         self.folder = root / fingerprint[:SAYS_WHICH]
         self.fingerprint = fingerprint
         self.minutes = minutes
+        self.ranks = ranks
         self.more: Callable[[], dict[str, Any]] = dict  # what else each checkpoint shall keep
         self.stop = PendingStop()
         self.found: dict[str, Any] | None = None
@@ -118,6 +124,10 @@ class Checkpoints:
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
+        if not self.ranks.first:
+            self.ranks.wait()  # until the first has taken away what is damaged
+            self._find()
+            return self
         with self._held:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +139,7 @@ class Checkpoints:
                 self._warn(error)
             self._find()
             self._held = self._held.pop_all()
+        self.ranks.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,21 +149,24 @@ class Checkpoints:
         """Put the newest checkpoint's content into the state; without one, leave it as it is."""
         if self._newest is not None:
             state.restore(safetensors.torch.load_file(self._newest), self._numbers)
-            where = f"epoch {state.epoch + 1}, step {state.step + 1}"
-            print(f"going on from the checkpoint before {where}", flush=True)
+            if self.ranks.first:
+                print(f"going on from the checkpoint after {state.place()}", flush=True)
 
     def after_step(self, state: State) -> None:
         """Save when it is time to, or when a signal asks to stop, which ends the process."""
+        if not self.ranks.first:
+            return  # a signal reaches the first one too: without it the next sum fails
         if self.stop or time.monotonic() - self._saved >= 60 * self.minutes:
             self.after_epoch(state)
 
     def after_epoch(self, state: State) -> None:
         """Save; end the process if a signal has asked for it."""
+        if not self.ranks.first:
+            return
         saved = self._save(state)
         if self.stop:
-            where = f"stopped in epoch {state.epoch + 1} after step {state.step}"
             how = f"saved; go on with: {same_command()}" if saved else "could not be saved"
-            self.stop.leave(f"{where}; {how}")
+            self.stop.leave(f"stopped after {state.place()}; {how}")
 
     def _save(self, state: State) -> bool:
         numbers = {**state.numbers(), "fingerprint": self.fingerprint, "more": self.more()}
@@ -194,24 +208,19 @@ class Checkpoints:
             return
         for path in candidates:
             try:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if not digest.startswith(NAME.fullmatch(path.name)[1]):
-                    print(
-                        f"warning: checkpoint {path} is damaged (its checksum is not that of its "
-                        "name); taking the one before it",
-                        file=sys.stderr,
-                    )
-                    path.unlink()
-                    continue
-                with safetensors.safe_open(path, "pt") as file:
-                    numbers = json.loads(file.metadata()["numbers"])
-            except (OSError, safetensors.SafetensorError, TypeError, LookupError) as error:
+                numbers = read_numbers(path)
+                if numbers["fingerprint"] == self.fingerprint:
+                    self._newest, self._numbers, self.found = path, numbers, numbers["more"]
+                    return
+            except OSError as error:  # Drive is gone, perhaps: the file may be good
                 print(f"warning: checkpoint {path}: {error}", file=sys.stderr)
-                continue
-            if numbers["fingerprint"] == self.fingerprint:
-                self._newest, self._numbers, self.found = path, numbers, numbers["more"]
-                return
+            except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+                print(
+                    f"warning: checkpoint {path} is damaged ({error}); taking the one before it",
+                    file=sys.stderr,
+                )
+                with suppress(OSError):
+                    path.unlink()
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -223,6 +232,16 @@ class Checkpoints:
                 flush=True,
             )
         self._warned = True
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors; ValueError where its bytes are not its own."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(NAME.fullmatch(path.name)[1]):
+        raise ValueError("its checksum is not that in its name")
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["numbers"])
 
 
 def root_of(checkpoint_dir: str, repository: Path) -> Path:
@@ -258,9 +277,10 @@ def prune(root: Path) -> None:
     for folder in root.iterdir():
         if not re.fullmatch(r"[0-9a-f]{16}", folder.name) or not folder.is_dir():
             continue
-        newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
-        if time.time() - newest > STALE_SECONDS:
-            remove(folder)
+        with suppress(FileNotFoundError):  # its own training is writing there
+            newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+            if time.time() - newest > STALE_SECONDS:
+                remove(folder)
 
 
 def remove(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and nothing that is damaged or foreign does."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, params_of, run
+from safetensors.torch import save
 from test_training import Bag, random_table
 
 from storyflower import checkpoint, training
@@ -159,7 +161,7 @@ def test_time_decides_and_each_epoch_ends_with_one(tmp_path: Path, monkeypatch) 
     assert [path.name[:12] for path in files(tmp_path)] == ["000010000003", "000020000000"]
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "other name", "not safetensors"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "other name", "foreign", "not ours"])
 def test_a_damaged_newest_is_reported_and_the_one_before_it_used(
     tmp_path: Path, harm: str, capsys
 ) -> None:
@@ -177,15 +179,18 @@ def test_a_damaged_newest_is_reported_and_the_one_before_it_used(
         newest.write_bytes(b"")
     elif harm == "other name":
         newest.rename(newest.with_name(f"{newest.name[:12]}-{'0' * 32}.safetensors"))
-    else:
-        newest.write_bytes(b"\x80\x04\x95")
+    else:  # the right name for its content
+        foreign = save({"a": torch.zeros(3)}) if harm == "not ours" else b"\x80\x04\x95"
+        name = f"{newest.name[:12]}-{hashlib.sha256(foreign).hexdigest()[:32]}.safetensors"
+        newest.unlink()
+        newest.with_name(name).write_bytes(foreign)
     with Checkpoints(tmp_path, MINE, 5) as checkpoints:
         fit(resumed, checkpoints)
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert line.startswith("warning: checkpoint ") and "damaged" in line
     assert newest.name[:12] in line
-    assert "going on from the checkpoint before epoch 2, step 4" in out
+    assert "going on from the checkpoint after step 3 of epoch 2" in out
     assert same(whole, resumed)
     assert before.name[:12] == "000010000003"
 
@@ -301,7 +306,7 @@ def test_a_full_disk_costs_one_line_and_keeps_the_old_ones(tmp_path: Path) -> No
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
     assert line.startswith("warning: no checkpoint can be saved in ") and "File too large" in line
-    assert "going on from the checkpoint before epoch 1, step 5" in done.stdout
+    assert "going on from the checkpoint after step 4 of epoch 1" in done.stdout
     total = sum(p.double().sum().item() for p in whole.parameters())
     assert float(done.stdout.splitlines()[-1]) == total
     assert {path: path.read_bytes() for path in files(tmp_path)} == old
@@ -438,6 +443,6 @@ def test_a_signal_saves_after_the_step_and_says_how_to_go_on(
     done = run(ROOT, sys.executable, "-c", code, **environment)
     assert done.returncode == 128 + number
     assert done.stderr == (
-        f"stopping, after this step\nstopped in epoch 2 after step 2; saved; go on with: {how}\n"
+        f"stopping, after this step\nstopped after step 2 of epoch 2; saved; go on with: {how}\n"
     )
     assert files(tmp_path)[-1].name.startswith("000010000002")

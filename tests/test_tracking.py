@@ -1,5 +1,6 @@
 """Runs reach MLflow once and whole, whatever MLflow or the process does meanwhile."""
 
+import json
 import math
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from conftest import ROOT
 
 from storyflower import tracking
 from storyflower.errors import InputError
-from storyflower.tracking import OUTBOX, Record, Run, new_record, sync
+from storyflower.tracking import OUTBOX, Record, Run, continued, new_record, sync
 
 # A process with a run that is open; it never imports mlflow, which takes seconds.
 OPEN_RUN = """
@@ -540,3 +542,60 @@ def test_an_evaluation_twice_and_one_that_fails(
     results = [name for name in seen.run.data.metrics if name.startswith("final_")]
     assert "final_accuracy" in results
     assert {name: len(seen.history(name)) for name in results} == dict.fromkeys(results, 1)
+
+
+def checkpointed(record: Record) -> dict[str, Any]:
+    """The record as a checkpoint keeps it and gives it back."""
+    return json.loads(json.dumps(asdict(record)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("death", ["Ctrl-C", "SIGKILL", "SIGKILL, and the machine is gone"])
+def test_a_training_that_goes_on_is_the_same_run(
+    store: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(store))
+    first = Run(record, store)
+    first.log({"loss": 1.0}, 1)
+    saved = checkpointed(record)
+    if death == "Ctrl-C":
+        first.close("KILLED")
+        assert shown(store, record).status == "KILLED"
+    else:
+        first.log({"loss": 0.5}, 2)  # after the checkpoint
+        first.close("RUNNING")
+        # A process that was killed leaves its record in the outbox.
+        if death == "SIGKILL":
+            record.save(store / OUTBOX / record.key / "record.json")
+        else:
+            saved = checkpointed(record)
+
+    fresh = replace(new_record_of("again", tmp_path), tags={"dvc_experiment": "again"})
+    again = Run(continued(fresh, saved), store)
+    assert again.record.key == record.key
+    for _ in range(200):
+        if shown(store, record).status == "RUNNING":
+            break
+        time.sleep(0.1)
+    again.log({"loss": 0.5}, 2)
+    again.log({"loss": 0.25}, 3)
+    again.close()
+    seen = shown(store, record)  # which unpacks a single run
+    assert seen.status == "FINISHED"
+    assert seen.history("loss") == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert seen.run.info.start_time == record.start
+    assert seen.run.info.run_name == seen.run.data.tags["dvc_experiment"] == "again"
+    assert seen.run.data.params == {"seed": "1"}
+
+
+def new_record_of(name: str, folder: Path) -> Record:
+    table = folder / "dialogues.parquet"
+    record = new_record(experiment="sample", params={"seed": 2}, tags={}, dataset=table)
+    return replace(record, name=name)
+
+
+def test_without_a_checkpoint_a_run_is_new_and_a_strange_key_is_refused(record: Record) -> None:
+    assert continued(record, None) is record
+    for key in ("", "..", "../../x", "a" * 31, "a" * 33):
+        with pytest.raises(InputError, match="is not the key of a run"):
+            continued(record, {**checkpointed(record), "key": key})
