@@ -1,4 +1,4 @@
-"""python -m storyflower predict …"""
+"""python -m storyflower predict [sentence …] [--input FILE --column NAME --output FILE]"""
 
 import sys
 

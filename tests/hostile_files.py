@@ -217,7 +217,8 @@ def bombs() -> Iterator[File]:
 def large() -> Iterator[File]:
     million = "x" * 1_000_000
     uses = "".join(
-        f'<row r="{n}"><c r="C{n}" t="s"><v>0</v></c><c r="D{n}" t="s"><v>0</v></c></row>'
+        f'<row r="{n}">{cell(0, n, "기쁨")}<c r="C{n}" t="s"><v>0</v></c>'
+        f'<c r="D{n}" t="s"><v>0</v></c></row>'
         for n in range(2, 3000)
     )
     yield (

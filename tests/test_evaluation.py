@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import warnings
 from pathlib import Path
 
@@ -181,6 +182,7 @@ def test_confusion_csv_and_predictions_tell_the_same(scored: tuple[Path, dict]) 
 
 def test_only_the_predictions_hold_text(scored: tuple[Path, dict]) -> None:
     root, _ = scored
+    assert stat.S_IMODE((root / "predictions.parquet").stat().st_mode) == 0o600
     assert {path.name for path in (root / "reports").iterdir()} == REPORTS
     for name in REPORTS:
         content = (root / "reports" / name).read_bytes()

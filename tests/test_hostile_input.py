@@ -22,6 +22,7 @@ from storyflower.errors import InputError
 
 SECONDS, PATIENCE = 10, 60  # of the processor; of the clock, for a busy machine
 MEMORY = 2**30  # bytes
+NEVER_READ = ("XML entity bombs", "password protection", "an xls or HTML file named xlsx")
 
 # Runs the stage in one folder after the other; a line on stdout says how each ended.
 CHILD = """
@@ -101,6 +102,8 @@ def complaints(folder: Path, end: dict) -> list[str]:
             wrong.append("an output was touched")
     else:
         wrong.append("neither success nor one line")
+    if end["code"] == 0 and any(kind in folder.name for kind in NEVER_READ):
+        wrong.append("was read")
     if list(folder.rglob("*.part")):
         wrong.append("something half-written is left")
     if CANARY in said or "\x1b" in said:
