@@ -265,6 +265,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ctrl-c", action="store_true", help="Ctrl-C in the place of SIGKILL")
     options = parser.parse_args()
+    # A shell lets what it starts in the background ignore Ctrl-C, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rng = random.Random(options.seed)
     who = (CTRL_C,) if options.ctrl_c else (DVC, STAGE, BOTH)
     tries = lost = 0
