@@ -96,12 +96,15 @@ def problems(root: Path, names: list[str]) -> list[str]:
 
 def command(root: Path, *words: str) -> str:
     """The output of a command that must succeed, with this python's environment first."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    others = ("DVC_", "GIT_", "MLFLOW_")  # of an experiment in which this may itself run
+    settings = {key: value for key, value in os.environ.items() if not key.startswith(others)}
+    settings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for who in ("AUTHOR", "COMMITTER"):
+        settings |= {f"GIT_{who}_NAME": "benchmark", f"GIT_{who}_EMAIL": "benchmark@example.com"}
     done = subprocess.run(
         words,
         cwd=root,
-        env={**kept, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env={**settings, "MLFLOW_DISABLE_TELEMETRY": "true"},
         capture_output=True,
         text=True,
     )
@@ -118,10 +121,9 @@ def clone(target: Path) -> None:
         if (ROOT / name).is_file():
             shutil.copyfile(ROOT / name, target / name)
     (target / "encoders/tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
-    who = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@example.com")
     command(target, "git", "init", "-q")
     command(target, "git", "add", "-A")
-    command(target, "git", *who, "commit", "-qm", "start")
+    command(target, "git", "commit", "-qm", "start")
 
 
 def main() -> None:

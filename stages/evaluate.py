@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from storyflower import evaluation
+from storyflower import evaluation, private
 from storyflower.errors import exit_with_line
 from storyflower.params import Params
 
 
 def main() -> None:
     params = Params.load()
+    private.close_folders()
     result = evaluation.evaluate(
         Path("models/classifier"),
         Path("data/interim/tokens"),

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from storyflower import corpus
+from storyflower import corpus, private
 from storyflower.errors import exit_with_line
 from storyflower.params import Params
 
 
 def main() -> None:
     params = Params.load()
+    private.close_folders()
     report = corpus.ingest(
         Path("data") / params.corpus,
         Path("data/interim/dialogues.parquet"),

@@ -32,6 +32,7 @@ from torch import nn
 
 from storyflower.errors import PendingStop
 from storyflower.history import Epoch
+from storyflower.ranks import ALONE, Ranks
 
 DEFAULT = Path(".storyflower") / "checkpoints"  # under the main repository's root
 NAME = re.compile(r"[0-9]{12}-([0-9a-f]{32})\.safetensors")  # position, sha256 of the content
@@ -104,13 +105,15 @@ class Checkpoints:
     """The checkpoints of one run; a context that holds the run's lock and finds the newest.
 
     A folder that cannot be written costs one line of warning, never the training. `found` is what
-    `more` gave when the newest checkpoint was saved, None where there is none.
+    `more` gave when the newest checkpoint was saved, None where there is none. Of several `ranks`
+    the first one saves; the others only read, and end when the first one has ended.
     """
 
-    def __init__(self, root: Path, fingerprint: str, minutes: float):
+    def __init__(self, root: Path, fingerprint: str, minutes: float, ranks: Ranks = ALONE):
         self.folder = root / fingerprint[:SAYS_WHICH]
         self.fingerprint = fingerprint
         self.minutes = minutes
+        self.ranks = ranks
         self.more: Callable[[], dict[str, Any]] = dict  # what else each checkpoint shall keep
         self.stop = PendingStop()
         self.found: dict[str, Any] | None = None
@@ -121,6 +124,10 @@ class Checkpoints:
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
+        if not self.ranks.first:
+            self.ranks.wait()  # until the first has taken away what is damaged
+            self._find()
+            return self
         with self._held:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +139,7 @@ class Checkpoints:
                 self._warn(error)
             self._find()
             self._held = self._held.pop_all()
+        self.ranks.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -141,15 +149,20 @@ class Checkpoints:
         """Put the newest checkpoint's content into the state; without one, leave it as it is."""
         if self._newest is not None:
             state.restore(safetensors.torch.load_file(self._newest), self._numbers)
-            print(f"going on from the checkpoint after {state.place()}", flush=True)
+            if self.ranks.first:
+                print(f"going on from the checkpoint after {state.place()}", flush=True)
 
     def after_step(self, state: State) -> None:
         """Save when it is time to, or when a signal asks to stop, which ends the process."""
+        if not self.ranks.first:
+            return  # a signal reaches the first one too: without it the next sum fails
         if self.stop or time.monotonic() - self._saved >= 60 * self.minutes:
             self.after_epoch(state)
 
     def after_epoch(self, state: State) -> None:
         """Save; end the process if a signal has asked for it."""
+        if not self.ranks.first:
+            return
         saved = self._save(state)
         if self.stop:
             how = f"saved; go on with: {same_command()}" if saved else "could not be saved"

@@ -15,13 +15,14 @@ import functools
 import hashlib
 import json
 import os
+import re
 import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -30,17 +31,18 @@ import pyarrow.parquet as pq
 from storyflower.dialogues import SCHEMA, SPLITS
 from storyflower.documents import json_text, replacing
 from storyflower.errors import InputError
-from storyflower.workbook import column_letters, read_sheet
+from storyflower.workbook import NoText, column_letters, read_sheet
 
 SUFFIXES = (".xlsx", ".csv", ".json", ".jsonl")
 MAJOR, FINE = "감정_대분류", "감정_소분류"
 TURN = "사람문장{}"
-KINDS = {
-    **dict.fromkeys(("int", "float", "bool"), "a number or truth value"),
-    **dict.fromkeys(("date", "datetime", "time", "timedelta"), "a date or time"),
-    **dict.fromkeys(("list", "dict"), "a list or object"),
-}
-ROW_GROUP = 65536  # rows held in memory at a time
+AI_HUB = re.compile(  # the column names of its releases
+    "번호|연령|성별|상황키워드|신체질환|전체선톡|감정_[대소]분류|(사람|시스템)(문장|응답)[1-4]|value"
+)
+MAX_CLASSES = 100  # distinct labels; more, and the column holds something else
+# Held in memory at a time: this many rows, and about this many characters
+ROW_GROUP, GROUP_TEXT = 65536, 2**24
+MAX_RECORD = 2**22  # characters in a line of csv or jsonl, or in an item of json
 
 # E10-E69 of AI Hub's label JSON: the tens digit gives the major, the ones digit the place here.
 # E51 and E59 carry the workbook's names; the code list adds "(당황한)" to set them off.
@@ -77,7 +79,6 @@ class Table:
     row_word: str  # what the numbers count: row or item
     columns: list[str]
     rows: Iterator[tuple[int, list]]
-    formulas: dict[int, int]  # column from 0 → first row with a formula
 
 
 def find_files(folder: Path) -> dict[str, Path]:
@@ -137,7 +138,9 @@ def ingest(
     tables = {split: open_table(path) for split, path in find_files(folder).items()}
     schema = SCHEMA.with_metadata({split: table.where for split, table in tables.items()})
     with replacing() as beside:
-        with pq.ParquetWriter(beside(output), schema, compression="zstd") as writer:
+        part = beside(output)
+        part.touch(mode=0o600)
+        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
             for split, table in tables.items():
                 summary["splits"][split], hashes[split] = ingest_split(
                     split, table, writer, turns=turns, target=target, max_dropped=max_dropped
@@ -162,20 +165,12 @@ def ingest_split(
     texts_at = [column_of(table, TURN.format(turn)) for turn in range(1, turns + 1)]
     label_at = column_of(table, MAJOR)
     fine_at = column_of(table, FINE) if target == "fine" or FINE in table.columns else None
-    used = [*texts_at, label_at] + ([] if fine_at is None else [fine_at])
-    for column in used:
-        if column in table.formulas:
-            row = table.formulas[column]
-            raise InputError(
-                f"{table.where}, row {row}: {table.columns[column]} (cell "
-                f"{column_letters(column)}{row}) is a formula; paste the values over it"
-            )
     dropped: Counter[str] = Counter()
     first_dropped: dict[str, int] = {}
     labels: Counter[str] = Counter()
     hashes = array("Q")
     pending: dict[str, list] = {name: [] for name in SCHEMA.names}
-    read = 0
+    read = size = 0
 
     def drop(reason: str, number: int) -> None:
         dropped[reason] += 1
@@ -211,12 +206,19 @@ def ingest_split(
                     "is no character; repair the text"
                 ) from None
             labels[label] += 1
+            if len(labels) > MAX_CLASSES:
+                raise InputError(
+                    f"{table.where}, {table.row_word} {number}: the {len(labels)}th label; "
+                    f"{MAX_CLASSES} can be learned; does {MAJOR} hold something else?"
+                )
+            size += len(text)
             pending["row"].append(number)
             pending["text"].append(text)
             pending["label"].append(label)
             pending["fine"].append(fine or None)
-            if len(pending["row"]) == ROW_GROUP:
+            if len(pending["row"]) == ROW_GROUP or size > GROUP_TEXT:
                 flush()
+                size = 0
     if not read:
         raise InputError(f"{table.where}: holds no dialogue, only the header at most")
     total = dropped.total()
@@ -244,6 +246,11 @@ def ingest_split(
 
 def open_table(path: Path) -> Table:
     """Open one file by its suffix; raise InputError when it is not what the suffix says."""
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     suffix = path.suffix.lower()
     if suffix == ".xlsx":
         return open_xlsx(path)
@@ -257,28 +264,44 @@ def open_xlsx(path: Path) -> Table:
     where = f"{path}, sheet {sheet.name!r}"
     for _, cells in sheet.rows:
         if any(cell != "" for cell in cells):
-            return Table(where, "row", header(cells), sheet.rows, sheet.formulas)
+            return Table(where, "row", header(cells), sheet.rows)
     raise InputError(f"{where}: the sheet is empty")
 
 
 def open_csv(path: Path) -> Table:
-    csv.field_size_limit(16 * 2**20)  # characters in a cell; the module's own limit is 131,072
+    csv.field_size_limit(MAX_RECORD)  # characters in a cell; the module's own limit is 131,072
     encoding = text_encoding(path)
 
     def records() -> Iterator[tuple[int, list]]:
         with path.open(encoding=encoding, newline="") as file:
-            number = 0
+            number = size = 0
+
+            def lines() -> Iterator[str]:
+                nonlocal size
+                for line in bounded_lines(file):
+                    size += len(line)
+                    if size > MAX_RECORD:
+                        raise csv.Error(f"over {MAX_RECORD:,} characters; does a quote not end?")
+                    yield line
+
             try:
-                for number, cells in enumerate(csv.reader(file, strict=True), start=1):
+                for number, cells in enumerate(csv.reader(lines(), strict=True), start=1):
                     yield number, cells
+                    size = 0
             except csv.Error as error:
                 raise InputError(f"{path}, row {number + 1}: broken csv ({error})") from None
 
     rows = records()
     for _, cells in rows:
         if any(cells):
-            return Table(str(path), "row", header(cells), rows, {})
+            return Table(str(path), "row", header(cells), rows)
     raise InputError(f"{path}: the file is empty")
+
+
+def bounded_lines(file: TextIO) -> Iterator[str]:
+    """The lines of a file; one that is longer than MAX_RECORD comes in pieces."""
+    while line := file.readline(MAX_RECORD + 1):
+        yield line
 
 
 def text_encoding(path: Path) -> str:
@@ -298,27 +321,22 @@ def text_encoding(path: Path) -> str:
 
 def open_json(path: Path) -> Table:
     columns = [MAJOR, FINE] + [TURN.format(turn) for turn in range(1, 5)]
+    lines = path.suffix.lower() == ".jsonl"
 
     def items() -> Iterator[tuple[int, Any]]:
+        number = 0
         try:
-            if path.suffix.lower() == ".jsonl":
-                with path.open(encoding="utf-8-sig") as file:
-                    for number, line in enumerate(file, start=1):
-                        if line.strip():
-                            yield number, parse(line, f"{path}, item {number}")
-                return
-            whole = parse(path.read_text(encoding="utf-8-sig"), str(path))
+            with path.open(encoding="utf-8-sig") as file:
+                for number, item in enumerate((json_lines if lines else json_list)(file), start=1):
+                    if item is not BLANK:
+                        yield number, item
         except UnicodeDecodeError:
             raise InputError(f"{path}: not utf-8; AI Hub's JSON is") from None
-        if not isinstance(whole, list):
-            raise InputError(f"{path}: expected a JSON list of dialogues")
-        yield from enumerate(whole, start=1)
-
-    def parse(text: str, where: str) -> Any:
-        try:
-            return json.loads(text)
         except (ValueError, RecursionError) as error:  # ValueError: a number of 4,301 digits
-            raise InputError(f"{where}: not valid JSON ({error}); was it cut off?") from None
+            reason = getattr(error, "msg", error)
+            raise InputError(
+                f"{path}, item {number + 1}: not valid JSON ({reason}); was it cut off?"
+            ) from None
 
     def cells(number: int, item: Any) -> list:
         where = f"{path}, item {number}"
@@ -331,25 +349,81 @@ def open_json(path: Path) -> Table:
                 f"{where}: expected profile.emotion.type and talk.content.HS01, as in AI Hub's JSON"
             ) from None
         if not isinstance(code, str):
-            raise InputError(f"{where}: profile.emotion.type is {code!r}, expected E10-E69")
+            raise InputError(f"{where}: profile.emotion.type is no text, expected E10-E69")
         if code.strip() and code.strip() not in EMOTIONS:
-            raise InputError(f"{where}: unknown emotion code {code!r}, expected E10-E69")
+            raise InputError(f"{where}: unknown emotion code in profile.emotion.type, not E10-E69")
         return [*EMOTIONS.get(code.strip(), ("", "")), *turns]
 
-    return Table(str(path), "item", columns, ((n, cells(n, item)) for n, item in items()), {})
+    return Table(str(path), "item", columns, ((n, cells(n, item)) for n, item in items()))
+
+
+BLANK = object()  # an empty line of a jsonl file
+
+
+def json_lines(file: TextIO) -> Iterator[Any]:
+    """One value a line. Raises ValueError and RecursionError, like json_list."""
+    for line in bounded_lines(file):
+        if len(line) > MAX_RECORD:
+            raise ValueError(f"over {MAX_RECORD:,} characters")
+        yield json.loads(line) if line.strip() else BLANK
+
+
+def json_list(file: TextIO) -> Iterator[Any]:
+    """The elements of one JSON list, of which no more than a piece is held in memory."""
+    decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*")
+    text, place, wanted = "", 0, "["  # wanted: "[", an item, or "," as the sign between two
+    while piece := file.read(MAX_RECORD // 4):
+        text, place = text[place:] + piece, 0
+        while (place := blank.match(text, place).end()) < len(text):
+            if wanted == "[":
+                if text[place] != "[":
+                    raise ValueError("expected a list of dialogues")
+                place, wanted = place + 1, "first"
+            elif wanted == "end":
+                raise ValueError("something behind the list")
+            elif text[place] == "]" and wanted != "item":
+                place, wanted = place + 1, "end"
+            elif wanted == ",":
+                if text[place] != ",":
+                    raise ValueError("expected a comma")
+                place, wanted = place + 1, "item"
+            else:
+                try:
+                    item, stop = decode(text, place)
+                except json.JSONDecodeError:
+                    if len(text) - place > MAX_RECORD:
+                        raise
+                    break  # the rest of it may be in the next piece
+                if stop == len(text):
+                    break  # so may the rest of a number
+                yield item
+                place, wanted = stop, ","
+    if wanted != "end":
+        decode(text, place)  # raises, and says why
+        raise ValueError("the list does not end")
 
 
 def header(cells: list) -> list[str]:
     """Column names, NFC and on one line; an unnamed column is ""."""
-    return [" ".join(unicodedata.normalize("NFC", str(cell)).split()) for cell in cells]
+    names = ["" if isinstance(cell, NoText) else cell for cell in cells]
+    return [" ".join(unicodedata.normalize("NFC", name).split()) for name in names]
 
 
 def column_of(table: Table, name: str) -> int:
-    """Position of a column; raises InputError listing the columns that are there."""
+    """Position of a column; raises InputError saying what is there instead.
+
+    Only names that AI Hub uses are repeated: a file without a header begins with somebody's words.
+    """
     places = [place for place, column in enumerate(table.columns) if column == name]
     if not places:
-        found = ", ".join(column for column in table.columns if column)[:500]
-        raise InputError(f"{table.where}: no column {name}; found {found}")
+        known = [column for column in table.columns if AI_HUB.fullmatch(column)]
+        other = [
+            column_letters(place)
+            for place, column in enumerate(table.columns)
+            if column and column not in known
+        ]
+        found = known + ([f"other names in columns {', '.join(other[:30])}"] if other else [])
+        raise InputError(f"{table.where}: no column {name}; found {', '.join(found)}")
     if len(places) > 1:
         raise InputError(f"{table.where}: {len(places)} columns named {name}; keep one")
     return places[0]
@@ -363,12 +437,12 @@ def cell_text(table: Table, number: int, column: int, cells: list) -> str:
         return "" if text in ("nan", "NaN") else text  # str() of an empty cell, from an export
     if cell is None or cell != cell:  # null or NaN in JSON
         return ""
+    if not isinstance(cell, NoText):
+        kind = "a list or object" if isinstance(cell, list | dict) else "a number or truth value"
+        cell = NoText(f"holds {kind}; write it as text")
     # The kind, not the value: what stands there may be somebody's words or number.
-    kind = KINDS.get(type(cell).__name__, "no text")
-    raise InputError(
-        f"{table.where}, {table.row_word} {number}: {table.columns[column]} holds {kind}; "
-        "write it as text"
-    )
+    where = f"{table.where}, {table.row_word} {number}"
+    raise InputError(f"{where}: {table.columns[column]} {cell.complaint}")
 
 
 def is_visible(text: str) -> bool:

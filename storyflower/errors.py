@@ -36,6 +36,7 @@ def exit_with_line(main: Callable[[], None]) -> None:
     traceback.
     """
     catch(stop)
+    os.umask(0o077)  # what a command writes may hold somebody's words: it is the owner's alone
     try:
         main()
     except InputError as error:

@@ -181,6 +181,7 @@ def write_predictions(
 ) -> None:
     """Parquet: row, text, actual, predicted, right, and one probability column a class."""
     predicted = probability.argmax(axis=1)
+    path.touch(mode=0o600)
     writer, start = None, 0
     for rows in validation(dialogues, ["row", "text"]):
         here = slice(start, start + len(rows))

@@ -9,6 +9,8 @@ knows neither files nor MLflow.
 
 import json
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,7 @@ from storyflower.device import Placement, choose
 from storyflower.history import Epoch, write_history
 from storyflower.labels import LabelIndex
 from storyflower.params import Params
+from storyflower.ranks import joined
 from storyflower.tensors import TokenTable
 
 
@@ -38,45 +41,34 @@ def train(
 ) -> None:
     """Train a classifier and write its folder, history.csv and the run's record.
 
-    `lock` is held all the while: two trainings never write the same outputs.
+    `lock` is held all the while: two trainings never write the same outputs. Of several processes
+    (torchrun) all train and the first one does everything else.
     """
-    with checkpoint.alone(lock, "still trains here"):
+    placement = choose(params.device, params.precision)
+    with ExitStack() as open_things, joined(placement.device) as ranks:
+        if ranks.first:
+            open_things.enter_context(checkpoint.alone(lock, "still trains here"))
+            print(placement, flush=True)
+        ranks.wait()
         card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
         rate = card["learning_rate"] if params.learning_rate is None else params.learning_rate
         optimizer = card["optimizer"] if params.optimizer == "auto" else params.optimizer
         used = {**params.decisive(), "learning_rate": rate, "optimizer": optimizer}
-        placement = choose(params.device, params.precision)
-        print(placement, flush=True)
         index = LabelIndex.load(labels)
+        computer = {**machine(placement), "processes": ranks.count}
         fingerprint = checkpoint.fingerprint(
-            {"params": used, "machine": machine(placement), "code": loaded_code()},
+            {"params": used, "machine": computer, "code": loaded_code()},
             [tokens, labels, encoder],
         )
-        new = tracking.new_record(
-            experiment=params.corpus,
-            params={**used, "pretokenize": card["pretokenize"], "tokenizer": card["tokenizer"]},
-            tags={
-                "device": str(placement),
-                "threads": str(torch.get_num_threads()),
-                "encoder_source": card.get("source") or card["kind"],
-                "encoder_revision": card.get("revision") or "",
-                "fingerprint": fingerprint[: checkpoint.SAYS_WHICH],
-            },
-            dataset=dialogues,
-        )
         root = checkpoint.root_of(params.checkpoint_dir, tracking.main_root())
-        with checkpoint.Checkpoints(root, fingerprint, params.checkpoint_minutes) as checkpoints:
+        minutes = params.checkpoint_minutes
+        with checkpoint.Checkpoints(root, fingerprint, minutes, ranks) as checkpoints:
             torch.manual_seed(params.seed)
             network = model.build(encoder, len(index), params.dr_rate)
-            with tracking.Run(tracking.continued(new, checkpoints.found)) as run:
 
-                def note(rows: list[Epoch]) -> None:
-                    write_history(rows, history)  # our own file first, then its mirror
-                    run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
-
-                checkpoints.more = lambda: asdict(run.record)
+            def fit(on_epoch: Callable[[list[Epoch]], None]) -> list[Epoch]:
                 with checkpoints.stop:
-                    rows = training.fit(
+                    return training.fit(
                         network,
                         TokenTable.load(tokens, "Training"),
                         TokenTable.load(tokens, "Validation"),
@@ -84,9 +76,35 @@ def train(
                         learning_rate=rate,
                         optimizer_name=optimizer,
                         placement=placement,
-                        on_epoch=note,
+                        on_epoch=on_epoch,
                         checkpoints=checkpoints,
+                        ranks=ranks,
                     )
+
+            if not ranks.first:
+                fit(lambda _: None)
+                return
+            new = tracking.new_record(
+                experiment=params.corpus,
+                params={**used, "pretokenize": card["pretokenize"], "tokenizer": card["tokenizer"]},
+                tags={
+                    "device": str(placement),
+                    "processes": str(ranks.count),
+                    "threads": str(torch.get_num_threads()),
+                    "encoder_source": card.get("source") or card["kind"],
+                    "encoder_revision": card.get("revision") or "",
+                    "fingerprint": fingerprint[: checkpoint.SAYS_WHICH],
+                },
+                dataset=dialogues,
+            )
+            with tracking.Run(tracking.continued(new, checkpoints.found)) as run:
+
+                def note(rows: list[Epoch]) -> None:
+                    write_history(rows, history)  # our own file first, then its mirror
+                    run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
+
+                checkpoints.more = lambda: asdict(run.record)
+                rows = fit(note)
                 write_history(rows, history)  # again: all epochs may have been in the checkpoint
                 # What made the model, but nothing that differs between two equal runs.
                 facts = {"params": used}

@@ -25,7 +25,7 @@ class LabelIndex:
         self.names = tuple(names)
         self._index = {name: number for number, name in enumerate(self.names)}
         if len(self._index) != len(self.names):
-            raise InputError(f"a label appears twice: {', '.join(self.names)}")
+            raise InputError("a label appears twice; run 'dvc repro' once more")
         if not MIN_CLASSES <= len(self.names) <= MAX_CLASSES:
             raise InputError(
                 f"{len(self.names)} distinct labels; {MIN_CLASSES} to {MAX_CLASSES} can be learned"
@@ -44,10 +44,8 @@ class LabelIndex:
         """Names → class numbers, int64 (n,); raises InputError for an unknown name."""
         try:
             return np.array([self._index[name] for name in names], dtype=np.int64)
-        except KeyError as error:
-            raise InputError(
-                f"label {error.args[0]!r} is not one of {', '.join(self.names)}"
-            ) from None
+        except KeyError:
+            raise InputError("a label is not in the index; run 'dvc repro' once more") from None
 
     def decode(self, numbers: Iterable[int]) -> list[str]:
         """Class numbers → names; raises KeyError outside 0..len-1."""
@@ -75,9 +73,10 @@ def build(table: Path, output: Path, *, target: str) -> LabelIndex:
             continue
         for row, name in zip(batch.column("row").to_pylist(), found, strict=True):
             if name not in names:
+                # Not the label: in a column that was mixed up it is somebody's words.
                 raise InputError(
-                    f"{dialogues.source(table, split)}, row {row}: label {name!r} is not in "
-                    f"Training ({', '.join(names)}); correct it or remove the row"
+                    f"{dialogues.source(table, split)}, row {row}: its label is none of the "
+                    f"{len(names)} of Training; correct it or remove the row"
                 )
     try:
         index = LabelIndex(names)

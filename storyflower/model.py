@@ -75,11 +75,13 @@ def read_encoder(folder: Path) -> PreTrainedModel:
     try:
         with safetensors.safe_open(folder / "model.safetensors", "pt") as weights:
             pooled = any(name.startswith("pooler.") for name in weights.keys())  # noqa: SIM118
-        family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+        # transformers would ask at the terminal whether to run code that lies in the folder.
+        closed = {"local_files_only": True, "trust_remote_code": False}
+        family = AutoConfig.from_pretrained(folder, **closed).model_type
         without = {} if pooled or family not in POOLED else {"add_pooling_layer": False}
         body, report = AutoModel.from_pretrained(
             folder,
-            local_files_only=True,
+            **closed,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # reported, and judged below
             output_loading_info=True,

@@ -18,7 +18,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIMIZERS = ("auto", "adamw", "notebook")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TARGETS = ("major", "fine")
-WITHOUT_EFFECT = ("log_interval", "checkpoint_minutes", "checkpoint_dir")  # on the model
+# On the model. (Two processes add up in another order than one; MLflow has their number as a tag.)
+WITHOUT_EFFECT = ("log_interval", "checkpoint_minutes", "checkpoint_dir", "launcher")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Params:
     device: str  # auto, cpu, cuda or mps
     seed: int  # 0..2**32-1
     log_interval: int  # steps between two log lines, >= 1
+    launcher: str  # what starts the train stage, before "-m stages.train": python, torchrun …
     checkpoint_minutes: float  # of training between two checkpoints, (0, 1e6]
     checkpoint_dir: str  # where they lie; auto: .storyflower/checkpoints in the main repository
 
@@ -121,6 +123,11 @@ class Params:
                 raise fail(key, "auto or a folder")
             return value
 
+        def text(key: str) -> str:
+            if not isinstance(raw[key], str) or not raw[key].strip():
+                raise fail(key, "a command, such as python")
+            return raw[key]
+
         def boolean(key: str) -> bool:
             if not isinstance(raw[key], bool):
                 raise fail(key, "true or false")
@@ -147,6 +154,7 @@ class Params:
             device=choice("device", DEVICES),
             seed=integer("seed", 0, 2**32 - 1),
             log_interval=integer("log_interval", 1, 10**9),
+            launcher=text("launcher"),
             checkpoint_minutes=number("checkpoint_minutes", 0, 1e6, "(]"),
             checkpoint_dir=folder("checkpoint_dir"),
         )

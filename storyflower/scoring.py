@@ -9,27 +9,34 @@ import torch
 
 from storyflower.device import Placement
 from storyflower.model import EmotionClassifier
+from storyflower.ranks import ALONE, Ranks
 from storyflower.tensors import TokenTable
 
 BATCH_TOKENS = 16384  # tokens scored at once; memory, not the result, depends on it
 
 
-def probabilities(model: EmotionClassifier, table: TokenTable, placement: Placement) -> np.ndarray:
+def probabilities(
+    model: EmotionClassifier, table: TokenTable, placement: Placement, ranks: Ranks = ALONE
+) -> np.ndarray:
     """Softmax of the logits, float32 (dialogues, classes); dropout off, no gradients kept.
 
-    Leaves the model in evaluation mode.
+    Each of several `ranks` computes its share of the batches, and all return the whole. Leaves the
+    model in evaluation mode.
     """
     model.eval()
     order = np.argsort(table.lengths, kind="stable")
     total = np.cumsum(table.lengths[order])  # tokens up to and with each
-    result = np.empty((len(table), model.linear.out_features), dtype=np.float32)
-    start = 0
+    result = np.zeros((len(table), model.linear.out_features), dtype=np.float32)
+    start = turn = 0
     while start < len(order):
         before = total[start - 1] if start else 0
         stop = max(int(np.searchsorted(total, before + BATCH_TOKENS, side="right")), start + 1)
-        batch = table.batch(order[start:stop]).to(placement.device)
-        with torch.inference_mode(), placement.autocast():
-            logits = model(batch)
-        result[batch.rows] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
-        start = stop
+        if turn % ranks.count == ranks.rank:
+            batch = table.batch(order[start:stop], placement)
+            with torch.inference_mode(), placement.autocast():
+                logits = model(batch)
+            result[batch.rows] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
+        start, turn = stop, turn + 1
+    if ranks.count > 1:  # each row is 0 in all processes but one, so the sum is that one's
+        result = ranks.sum(torch.from_numpy(result).to(placement.device)).cpu().numpy()
     return result

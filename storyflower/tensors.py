@@ -6,16 +6,22 @@ and labels (dialogues,). Dialogue i is ids[offsets[i]:offsets[i + 1]], [CLS] and
 Given up: nothing. No batch is ever padded: its dialogues lie end to end too.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from storyflower.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
+    from storyflower.device import Placement
+
 NAMES = ("ids", "offsets", "labels")
+WIDTH_STEP = 64  # where shapes should be few, the longest text counts as a multiple of this
 
 
 @dataclass(frozen=True)
@@ -25,13 +31,19 @@ class TokenTable:
     ids: np.ndarray  # (tokens,) uint16, or int32 for a vocabulary over 65,536
     offsets: np.ndarray  # (dialogues + 1,) int64
     labels: np.ndarray  # (dialogues,) int64
+    _resident: "dict[torch.device, torch.Tensor]" = field(default_factory=dict, compare=False)
 
     @classmethod
     def load(cls, folder: Path, split: str) -> "TokenTable":
-        arrays = {
-            name: np.load(folder / f"{split}.{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in NAMES
-        }
+        """Raises InputError for a file that is missing, damaged, or holds objects."""
+        arrays = {}
+        for name in NAMES:
+            file = folder / f"{split}.{name}.npy"
+            try:
+                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise InputError(f"{file}: {reason}; make it again with 'dvc repro'") from None
         return cls(**arrays)
 
     def __len__(self) -> int:
@@ -42,29 +54,60 @@ class TokenTable:
         """Tokens of each dialogue, (dialogues,) int64."""
         return np.diff(self.offsets)
 
-    def batch(self, rows: np.ndarray) -> "Batch":
-        """The given dialogues, sorted by length and laid end to end."""
+    def batch(self, rows: np.ndarray, placement: "Placement | None" = None) -> "Batch":
+        """The given dialogues, sorted by length and laid end to end, on the placement's device.
+
+        Without a placement, on the CPU. Where the placement wants batches of few shapes, texts that
+        nobody reads fill this one up; they lie behind the dialogues.
+        """
         import torch  # not at the top: the tokenize stage writes the cache and needs no torch
 
+        device = placement.device if placement else torch.device("cpu")
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         order = np.argsort(lengths, kind="stable")
         starts, lengths = starts[order], lengths[order]
-        first = np.cumsum(lengths) - lengths
-        text = np.repeat(np.arange(len(rows)), lengths)
-        positions = np.arange(len(text)) - first[text]
-        ids = self.ids[starts[text] + positions]
-        widths, counts = np.unique(lengths, return_counts=True)
+        width = int(lengths[-1])
+        if placement and placement.token_step:
+            width = -(-width // WIDTH_STEP) * WIDTH_STEP
+            filling = fill(-int(lengths.sum()) % placement.token_step, width, placement.token_step)
+            lengths = np.concatenate([lengths, filling])
+            starts = np.concatenate([starts, np.zeros(len(filling), np.int64)])
+        total = int(lengths.sum())
+        small = np.stack([starts, lengths, np.cumsum(lengths) - lengths])
+        # Three numbers a dialogue travel to the device; all else is made there.
+        starts_, lengths_, first = torch.from_numpy(small).to(device, non_blocking=True)
+        numbers = torch.arange(len(lengths), device=device)
+        text = torch.repeat_interleave(numbers, lengths_, output_size=total)
+        positions = torch.arange(total, device=device) - first[text]
         return Batch(
             rows=rows[order],
-            ids=torch.from_numpy(ids.astype(np.int64)),
-            positions=torch.from_numpy(positions),
-            text=torch.from_numpy(text),
-            first=torch.from_numpy(first),
-            lengths=torch.from_numpy(lengths),
-            groups=list(zip(counts.tolist(), widths.tolist(), strict=True)),
-            width=int(lengths[-1]),
+            ids=self._ids_at(starts_[text] + positions),
+            positions=positions,
+            text=text,
+            first=first[: len(rows)],
+            lengths=lengths_,
+            groups=[(len(list(same)), n) for n, same in groupby(lengths.tolist()) if n],
+            width=width,
         )
+
+    def _ids_at(self, places: "torch.Tensor") -> "torch.Tensor":
+        """The ids at these places, int64, on the places' device; all ids go there once."""
+        import torch
+
+        places = places.clamp(max=len(self.ids) - 1)  # a filling may be longer than the table
+        if places.device.type == "cpu":  # the memory map: a corpus may be larger than memory
+            return torch.from_numpy(self.ids[places.numpy()].astype(np.int64))
+        if places.device not in self._resident:
+            ids = torch.from_numpy(self.ids.astype(np.int32)).to(places.device)
+            self._resident[places.device] = ids
+        return self._resident[places.device][places].long()
+
+
+def fill(tokens: int, width: int, most: int) -> np.ndarray:
+    """Lengths of texts of at most `width` tokens, `tokens` in all; as many texts as `most` need."""
+    texts = -(-most // width)
+    return np.clip(tokens - width * np.arange(texts), 0, width)
 
 
 @dataclass(frozen=True)
@@ -73,19 +116,17 @@ class Batch:
 
     rows: np.ndarray  # (dialogues,) which rows of the table these are, in this order
     ids: "torch.Tensor"  # (tokens,) int64
-    positions: "torch.Tensor"  # (tokens,) int64: place of the token in its own dialogue, from 0
-    text: "torch.Tensor"  # (tokens,) int64: which dialogue of the batch the token belongs to
+    positions: "torch.Tensor"  # (tokens,) int64: place of the token in its own text, from 0
+    text: "torch.Tensor"  # (tokens,) int64: which text of the batch the token belongs to
     first: "torch.Tensor"  # (dialogues,) int64: where each dialogue's [CLS] lies
-    lengths: "torch.Tensor"  # (dialogues,) int64: tokens of each
-    groups: list[tuple[int, int]]  # (dialogues, tokens in each) of one length after the other
-    width: int  # tokens of the longest
+    lengths: "torch.Tensor"  # (texts,) int64: tokens of each; texts that fill up come last
+    groups: list[tuple[int, int]]  # (texts, tokens in each) of one length after the other
+    width: int  # no text has more tokens
 
-    def to(self, device: "torch.device") -> "Batch":
-        """The same batch with its tensors on a device."""
-        if device.type == "cpu":
-            return self
-        names = ("ids", "positions", "text", "first", "lengths")
-        return replace(self, **{n: getattr(self, n).to(device, non_blocking=True) for n in names})
+    @property
+    def tensors(self) -> "tuple[torch.Tensor, ...]":
+        """All tensors; two batches for which their shapes and width agree do the same work."""
+        return self.ids, self.positions, self.text, self.first, self.lengths
 
 
 class TokenWriter:

@@ -39,8 +39,9 @@ OUTBOX = Path(".storyflower") / "outbox"  # under the main repository's root
 KEY_TAG = "storyflower.key"
 CLOSE_SECONDS = 8  # how long the end of a stage may wait for a server
 LATE_CLOSE_SECONDS = 1  # and where the stage before it has waited in vain
-LOCAL_CLOSE_SECONDS = 60  # and for a local store without an error: only a busy machine is slow
+LOCAL_CLOSE_SECONDS = 300  # and for a local store without an error: only a busy machine is slow
 LOCKED_SECONDS = 2  # how long a push waits for another program's transaction in a local store
+TURN_SECONDS = 60  # and for another of our processes, which may be making the database
 RETRY_SECONDS = 0.5  # between two tries at the end of a stage
 LONGEST_PAUSE = 30  # seconds between two pushes during a training
 BATCH = 100  # MLflow's limit of params or tags in one request; metrics may be 1000
@@ -209,7 +210,8 @@ class Run:
         self._ending = self._deadline = time.monotonic()
         try:
             self._save()
-            self._deadline += self._patience()
+            busy = is_local(tracking_uri(self.root)) and not self._error
+            self._deadline += LOCAL_CLOSE_SECONDS if busy else self._patience()
         finally:  # where the disk is full, the thread ends at once
             self._closing.set()
             self._changed.set()
@@ -231,11 +233,9 @@ class Run:
                 self._told.touch()
 
     def _patience(self) -> float:
-        """Seconds that the end of the stage may wait for MLflow."""
-        if self._told.exists() and not self._delivered:
-            return LATE_CLOSE_SECONDS
-        busy = is_local(tracking_uri(self.root)) and not self._error
-        return LOCAL_CLOSE_SECONDS if busy else CLOSE_SECONDS
+        """Seconds that the end of the stage may wait for an MLflow that has failed, or is far."""
+        late = self._told.exists() and not self._delivered
+        return LATE_CLOSE_SECONDS if late else CLOSE_SECONDS
 
     def _take_over(self) -> None:
         """Keep what an earlier evaluation added to the record that still waits in the outbox."""
@@ -264,7 +264,7 @@ class Run:
             except Exception as error:  # whatever it is, it must not touch the training
                 self._error = one_line(error)
                 if self._closing.is_set():  # the store, not a busy machine, is what is slow
-                    self._deadline = min(self._deadline, self._ending + CLOSE_SECONDS)
+                    self._deadline = min(self._deadline, self._ending + self._patience())
             now = time.monotonic()
             if not self._closing.is_set():
                 # The training shares this processor: a twentieth of the time is enough for MLflow.
@@ -350,7 +350,7 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
     server = uri.startswith(("http://", "https://", "databricks"))
     # Of several processes on a new database all but one fail in its migrations.
     lock = root / OUTBOX.parent / "mlflow.lock"
-    with nullcontext() if server else filelock.FileLock(lock):
+    with nullcontext() if server else filelock.FileLock(lock, timeout=TURN_SECONDS):
         check_database(uri)
         client = MlflowClient(uri)
         known = client.get_experiment_by_name(experiment)

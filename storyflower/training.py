@@ -23,10 +23,12 @@ from storyflower import metrics, scoring
 from storyflower.checkpoint import Checkpoints, State
 from storyflower.device import Placement
 from storyflower.errors import InputError
+from storyflower.graphs import Replayed
 from storyflower.history import Epoch
 from storyflower.model import EmotionClassifier
 from storyflower.params import Params
-from storyflower.tensors import TokenTable
+from storyflower.ranks import ALONE, Ranks
+from storyflower.tensors import Batch, TokenTable
 
 
 def fit(
@@ -40,13 +42,15 @@ def fit(
     placement: Placement,
     on_epoch: Callable[[list[Epoch]], None],
     checkpoints: Checkpoints | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Epoch]:
     """Train the model in place and return the history.
 
     `learning_rate` (the peak) and `optimizer_name` (adamw or notebook) are what the params or the
     encoder's card say; the params' own values may be "auto" and are not looked at.
     `on_epoch` gets the history so far after each epoch. With `checkpoints` it goes on from the
-    newest one and saves more. Raises InputError when the loss is no longer finite.
+    newest one and saves more. Each of several `ranks` trains on its share of every batch, and all
+    return the same. Raises InputError when the loss is no longer finite.
     """
     device = placement.device
     model.to(device)
@@ -55,38 +59,39 @@ def fit(
     optimizer = make_optimizer(model, learning_rate, params.weight_decay, device)
     # Does nothing unless the precision is fp16, whose small gradients would vanish unscaled.
     scaler = torch.amp.GradScaler(device.type, enabled=placement.precision == "fp16")
-    lengths = train.lengths
     # Sums live on the device: reading one waits for it, so they are read when shown.
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     state = State(model, optimizer, scaler, loss_sum, correct)
     if checkpoints:
         checkpoints.restore(state)
+    if not ranks.agree([state.epoch, state.step]):
+        raise InputError("the processes found different checkpoints; let checkpoint_dir be shared")
+    backward = make_backward(ranks.wrap(model), scaler, placement, ranks)
     for epoch in range(state.epoch, params.num_epochs):
         order = epoch_order(len(train), epoch, params)
-        progress = Progress(state, params, steps)
+        progress = Progress(state, params, steps, silent=not ranks.first)
         started = time.perf_counter() - state.seconds
         model.train()
         for step in range(state.step, steps):
-            seed_step(params.seed, epoch, step, device)
+            seed_step(params.seed, epoch, step, ranks.rank, device)
             rows = order[step * params.batch_size : (step + 1) * params.batch_size]
-            batch = train.batch(rows).to(device)
-            labels = torch.from_numpy(train.labels[batch.rows]).to(device)  # (batch,)
-            with placement.autocast():
-                logits = model(batch)  # (batch, classes)
-            loss = nn.functional.cross_entropy(logits.float(), labels)
+            mine = ranks.share(rows, train.offsets[rows + 1] - train.offsets[rows])
+            batch = train.batch(mine if len(mine) else rows[:1], placement)
+            labels = torch.from_numpy(train.labels[batch.rows]).to(device)  # (dialogues,)
+            # A process without a dialogue of its own computes one for nothing.
+            weight = torch.full((), (len(mine) > 0) / len(rows), device=device)
+            sums = ranks.sum(backward(batch, labels, weight).clone())
 
             rate = learning_rate * schedule(epoch * steps + step, warmup, total)
-            prepare_update(optimizer, rate, optimizer_name)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
+            prepare_update(optimizer, rate, optimizer_name, epoch * steps + step, scaler)
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), params.max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
 
-            loss_sum += loss.detach() * len(rows)
-            correct += (logits.detach().argmax(dim=-1) == labels).sum()
+            loss_sum += sums[0] * len(rows)
+            correct += sums[1].long()
             state.seen += len(rows)
             state.step = step + 1
             state.seconds = time.perf_counter() - started
@@ -101,7 +106,7 @@ def fit(
             raise InputError(
                 f"epoch {epoch + 1}: loss {mean_loss}; lower learning_rate ({learning_rate:g})"
             )
-        probability = scoring.probabilities(model, test, placement)
+        probability = scoring.probabilities(model, test, placement, ranks)
         right = int((probability.argmax(axis=1) == test.labels).sum())
         row = Epoch(
             epoch=epoch + 1,
@@ -110,14 +115,15 @@ def fit(
             test_loss=metrics.cross_entropy(probability, test.labels),
             test_accuracy=right / len(test),
             seconds=seconds,
-            tokens=int(lengths[order].sum()),
+            tokens=int(train.offsets[-1]),
         )
-        print(
-            f"epoch {row.epoch}/{params.num_epochs}: loss {row.loss:.4f}, "
-            f"train accuracy {row.train_accuracy:.4f}, test loss {row.test_loss:.4f}, "
-            f"test accuracy {row.test_accuracy:.4f}, {row.seconds:.1f} s",
-            flush=True,
-        )
+        if ranks.first:
+            print(
+                f"epoch {row.epoch}/{params.num_epochs}: loss {row.loss:.4f}, "
+                f"train accuracy {row.train_accuracy:.4f}, test loss {row.test_loss:.4f}, "
+                f"test accuracy {row.test_accuracy:.4f}, {row.seconds:.1f} s",
+                flush=True,
+            )
         state.history.append(row)
         on_epoch(state.history)
         state.next_epoch()
@@ -133,9 +139,9 @@ def epoch_order(rows: int, epoch: int, params: Params) -> np.ndarray:
     return np.random.default_rng([params.seed, epoch]).permutation(rows)
 
 
-def seed_step(seed: int, epoch: int, step: int, device: torch.device) -> None:
-    """Make dropout a function of seed, epoch and step: nothing random is left to be saved."""
-    value = int(np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)[0])
+def seed_step(seed: int, epoch: int, step: int, rank: int, device: torch.device) -> None:
+    """Make dropout a function of seed, epoch, step and process: nothing random need be saved."""
+    value = int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0])
     # Not torch.manual_seed: that visits every kind of device, which takes longer than a small step.
     if device.type == "cuda":
         torch.cuda.manual_seed(value)
@@ -155,19 +161,60 @@ def schedule(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def prepare_update(optimizer: torch.optim.Optimizer, rate: float, name: str) -> None:
+def make_backward(
+    model: nn.Module, scaler: torch.amp.GradScaler, placement: Placement, ranks: Ranks
+) -> Callable[[Batch, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A function that computes the gradients of one batch, in place of those that were there.
+
+    It takes the batch, its labels (dialogues,) and the weight of each dialogue in the mean, 1 over
+    the global batch's dialogues, or 0. It returns float32 (2,): this process's part of the mean
+    loss, and how many predictions are right.
+    """
+    parameters = list(model.parameters())
+
+    def backward(batch: Batch, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if graphed:
+            torch._foreach_zero_(gradients)  # a graph writes where it was recorded
+        else:
+            for parameter in parameters:
+                parameter.grad = None
+        with placement.autocast():
+            logits = model(batch)  # (dialogues, classes)
+        loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum") * weight
+        # DistributedDataParallel divides the sum of the gradients by the processes.
+        scaler.scale(loss * ranks.count).backward()
+        right = (logits.detach().argmax(dim=-1) == labels).sum() * (weight > 0)
+        return torch.stack([loss.detach(), right.float()])
+
+    # DistributedDataParallel's own hooks and a graph do not go together; there are fewer launches
+    # a process then to save, too.
+    graphed = placement.device.type == "cuda" and ranks.count == 1
+    return Replayed(backward, parameters) if graphed else backward
+
+
+def prepare_update(
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    name: str,
+    done: int,
+    scaler: torch.amp.GradScaler,
+) -> None:
     """Set the learning rate, and for the notebook's optimizer the eps, of the coming update.
 
     `notebook` is the AdamW of transformers 3, which adds eps = 1e-6 to the root of v before the
     bias correction, where torch adds it after. At update t the corrected root is
     sqrt(v) / sqrt(1 - beta2^t), so an eps larger by the same factor is the same arithmetic.
+    `done` steps came before this one.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
         if name == "notebook":
-            # Counted by the optimizer: with fp16 the scaler skips an update now and then.
-            state = optimizer.state.get(group["params"][0], {})
-            update = int(state.get("step", 0)) + 1
+            update = done + 1
+            if scaler.is_enabled():
+                # It skips an update now and then; the optimizer's count waits for the device.
+                state = optimizer.state.get(group["params"][0], {})
+                update = int(state.get("step", 0)) + 1
             group["eps"] = 1e-6 / math.sqrt(1 - group["betas"][1] ** update)
 
 
@@ -193,7 +240,7 @@ def make_optimizer(
 class Progress:
     """A bar in a terminal; elsewhere one line every log_interval steps."""
 
-    def __init__(self, state: State, params: Params, steps: int):
+    def __init__(self, state: State, params: Params, steps: int, silent: bool = False):
         self.state = state
         self.prefix = f"epoch {state.epoch + 1}/{params.num_epochs}"
         self.interval = params.log_interval
@@ -204,7 +251,7 @@ class Progress:
             initial=state.step,
             desc=self.prefix,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=silent or not sys.stderr.isatty(),
         )
 
     def step(self) -> None:

@@ -56,12 +56,12 @@ def test_number_of_classes(count: int) -> None:
 
 
 def test_repeated_name() -> None:
-    with pytest.raises(InputError, match="appears twice: 기쁨, 분노, 기쁨"):
+    with pytest.raises(InputError, match="a label appears twice"):
         LabelIndex(["기쁨", "분노", "기쁨"])
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(InputError, match="^label '슬픔' is not one of 기쁨, 분노$"):
+    with pytest.raises(InputError, match="^a label is not in the index"):
         LabelIndex(["기쁨", "분노"]).encode(["분노", "슬픔"])
 
 
@@ -119,9 +119,8 @@ def test_validation_label_that_training_lacks(
         build(tmp_path, TRAINING, [TRAINING[0], ("", ""), row], target)
     message = str(caught.value)
     assert message.splitlines() == [message]
-    assert message.startswith(
-        f"{tmp_path / 'Validation.csv'}, row 4: label {name!r} is not in Training ("
-    )
+    assert message.startswith(f"{tmp_path / 'Validation.csv'}, row 4: its label is none of the ")
+    assert name not in message  # in a column that was mixed up it is somebody's words
     assert not (tmp_path / "out" / "labels.json").exists()
 
 
@@ -135,7 +134,7 @@ def test_too_many_classes_names_the_file(tmp_path: Path) -> None:
     pairs = [(f"감정{number}", "") for number in range(101)]
     with pytest.raises(InputError) as caught:
         build(tmp_path, pairs, pairs)
-    assert str(caught.value).startswith(f"{tmp_path / 'Training.csv'}: 101 distinct labels; ")
+    assert str(caught.value).startswith(f"{tmp_path / 'Training.csv'}, row 102: the 101th label")
 
 
 @pytest.mark.parametrize("training", [1, 65_535, 65_536, 65_537, 140_000])

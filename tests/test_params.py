@@ -188,7 +188,7 @@ def test_a_folder_for_checkpoints(path: Path) -> None:
 
 def test_what_no_result_depends_on() -> None:
     params = Params.check(SHIPPED)
-    names = {"log_interval", "checkpoint_minutes", "checkpoint_dir"}
+    names = {"log_interval", "checkpoint_minutes", "checkpoint_dir", "launcher"}
     assert set(params.decisive()) == set(KEYS) - names
     assert params.decisive()["seed"] == 42
 

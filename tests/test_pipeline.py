@@ -134,7 +134,7 @@ def test_repro_makes_every_report_and_learns(finished: Path) -> None:
 def test_the_classifier_predicts_and_transformers_loads_its_encoder(finished: Path) -> None:
     out = command(finished, sys.executable, "-m", "storyflower", "predict", "합격했어", "--json")
     row = json.loads(out)
-    assert row["label"] == "기쁨" and row["text"] == "합격했어"
+    assert row["label"] == "기쁨" and row["row"] == 1
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
     from transformers import AutoModel

@@ -1,0 +1,65 @@
+"""A CUDA graph for each shape of batch: a training step without its kernel launches.
+
+Enters: a function that computes a batch's loss and gradients. Leaves: the same function, recorded
+once for each shape and then replayed: a step of KoBERT launches some 1,500 kernels, and at batch 64
+their launches take longer than their arithmetic. Batches of few shapes come from TokenTable.batch.
+Given up: memory for each shape's activations, which all graphs share.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+
+import torch
+
+from storyflower.tensors import Batch
+
+Compute = Callable[[Batch, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Replayed:
+    """compute(batch, labels, weight), recorded; its result is overwritten by the next call.
+
+    `compute` must leave its gradients in the parameters' .grad, which are allocated here, once: a
+    graph writes to the addresses that it was recorded with. Where recording fails, one line says
+    so, and the training goes on without.
+    """
+
+    def __init__(self, compute: Compute, parameters: Iterable[torch.nn.Parameter]):
+        self.compute = compute
+        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
+        self.pool = torch.cuda.graph_pool_handle()
+        self.usable = True
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+    def __call__(self, batch: Batch, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        values = [*batch.tensors, labels, weight]
+        shape = (batch.width, *(tuple(value.shape) for value in values))
+        if self.usable and shape not in self.graphs:
+            try:
+                self.graphs[shape] = self.record(batch, labels, weight)
+            except RuntimeError as error:
+                self.usable = False
+                said = " ".join(str(error).split())[:200]
+                print(f"note: no CUDA graph ({said}); training goes on without", file=sys.stderr)
+        if shape not in self.graphs:
+            return self.compute(batch, labels, weight)
+        graph, inputs, result = self.graphs[shape]
+        for place, value in zip(inputs, values, strict=True):
+            place.copy_(value)
+        graph.replay()
+        return result
+
+    def record(
+        self, batch: Batch, labels: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
+        # A pass outside first: libraries allocate and choose kernels, which a graph must not see.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self.compute(batch, labels, weight)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            result = self.compute(batch, labels, weight)
+        return graph, [*batch.tensors, labels, weight], result

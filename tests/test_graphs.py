@@ -1,0 +1,173 @@
+"""What one GPU does with batches of few shapes, shown without one: the filling, the rectangle with
+empty texts, and the recording, by a stand-in that replays on the CPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from test_training import FAMILIES, random_table
+from transformers import AutoModel
+
+from storyflower import attention, graphs, model, training
+from storyflower.device import Placement
+from storyflower.ranks import ALONE
+from storyflower.tensors import Batch, TokenTable
+
+
+class Filling(Placement):
+    """A CPU that wants batches of few shapes, as a CUDA GPU does."""
+
+    token_step = 256
+
+
+PLACE = Filling(torch.device("cpu"), "fp32", "none")
+
+
+def classifier(family: str = "bert") -> model.EmotionClassifier:
+    torch.manual_seed(0)
+    config = deepcopy(FAMILIES[family])
+    for name in config.to_dict():
+        if "dropout" in name:
+            setattr(config, name, 0.0)
+    return model.EmotionClassifier(AutoModel.from_config(config), 3, dr_rate=0.0)
+
+
+def shape(batch: Batch) -> list[tuple[int, ...]]:
+    return [tuple(values.shape) for values in batch.tensors]
+
+
+def test_batches_have_few_shapes() -> None:
+    table = random_table(640)
+    batches = [table.batch(np.arange(start, start + 64), PLACE) for start in range(0, 640, 64)]
+    assert {len(batch.ids) for batch in batches} <= {512, 768}
+    assert len({str(shape(batch)) for batch in batches}) <= 2
+    assert {batch.width for batch in batches} == {64}
+    for batch in batches:
+        assert batch.lengths.sum() == len(batch.ids)
+        assert batch.positions.max() < batch.width
+
+
+def test_a_filling_longer_than_the_table() -> None:
+    """Seven tokens in all: what fills up repeats them, and never reads beyond."""
+    table = TokenTable(np.arange(5, 12, dtype=np.uint16), np.array([0, 3, 7]), np.zeros(2, int))
+    batch = table.batch(np.array([1, 0]), PLACE)
+    assert len(batch.ids) == 256
+    assert batch.ids[:7].tolist() == [5, 6, 7, 8, 9, 10, 11]
+    assert set(batch.ids.tolist()) <= set(range(5, 12))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", ["groups", "rectangle"])
+def test_the_filling_changes_nothing(
+    family: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, network = random_table(20), classifier(family)
+    plain = table.batch(np.arange(20))
+    labels = torch.from_numpy(table.labels[plain.rows])
+    weight = torch.tensor(1 / 20)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    backward = training.make_backward(network, scaler, PLACE, ALONE)
+    expected = backward(plain, labels, weight)
+    gradients = [parameter.grad for parameter in network.parameters()]
+    if way == "rectangle":
+        monkeypatch.setattr("storyflower.unpadded.attend", attention.attend_rectangle)
+    found = backward(table.batch(np.arange(20), PLACE), labels, weight)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for ours, theirs in zip(network.parameters(), gradients, strict=True):
+        torch.testing.assert_close(ours.grad, theirs, atol=1e-5, rtol=0)
+
+
+class Tape:
+    """torch.cuda.CUDAGraph without CUDA: what was recorded is called again, into its result."""
+
+    recorded = 0
+
+    def __init__(self) -> None:
+        Tape.recorded += 1
+
+    def replay(self) -> None:
+        batch, labels, weight = self.inputs
+        self.result.copy_(self.compute(batch, labels, weight))
+
+
+@pytest.fixture
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    Tape.recorded = 0
+
+    @contextmanager
+    def nothing(*_: object, **__: object) -> Iterator[None]:
+        yield
+
+    class Stream:
+        def wait_stream(self, other: "Stream") -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", nothing)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(torch.cuda, "graph", nothing)
+    record = graphs.Replayed.record
+
+    def remembering(self: graphs.Replayed, batch: Batch, labels: torch.Tensor, weight):
+        tape, inputs, result = record(self, batch, labels, weight)
+        tape.inputs, tape.result, tape.compute = (batch, labels, weight), result, self.compute
+        return tape, inputs, result
+
+    monkeypatch.setattr(graphs.Replayed, "record", remembering)
+    # The groups of equal length differ from batch to batch; the rectangle is all tensors.
+    monkeypatch.setattr("storyflower.unpadded.attend", attention.attend_rectangle)
+
+
+def graphed(network: model.EmotionClassifier) -> graphs.Replayed:
+    """As make_backward does on CUDA, by hand: gradients are set to zero, not taken away."""
+    parameters = list(network.parameters())
+
+    def compute(batch: Batch, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        torch._foreach_zero_([parameter.grad for parameter in parameters])
+        logits = network(batch)
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") * weight
+        loss.backward()
+        return torch.stack([loss.detach(), (logits.argmax(-1) == labels).sum().float()])
+
+    return graphs.Replayed(compute, parameters)
+
+
+def test_each_shape_is_recorded_once_and_computes_the_batch_at_hand(no_cuda: None) -> None:
+    table, network, twin = random_table(64), classifier(), classifier()
+    replayed = graphed(network)
+    places = [parameter.grad.data_ptr() for parameter in network.parameters()]
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    backward = training.make_backward(twin, scaler, PLACE, ALONE)
+    weight = torch.tensor(1 / 16)
+    for start in (0, 16, 32, 48):
+        batch = table.batch(np.arange(start, start + 16), PLACE)
+        labels = torch.from_numpy(table.labels[batch.rows])
+        found, expected = replayed(batch, labels, weight), backward(batch, labels, weight)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=0)
+    assert Tape.recorded == 1
+    assert places == [parameter.grad.data_ptr() for parameter in network.parameters()]
+    replayed(table.batch(np.arange(5), PLACE), torch.zeros(5, dtype=torch.int64), weight)
+    assert Tape.recorded == 2
+
+
+def test_a_failed_recording_costs_a_line(
+    no_cuda: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(graphs.Replayed, "record", fails)
+    table = random_table(16)
+    replayed = graphed(classifier())
+    for start in (0, 8):
+        batch = table.batch(np.arange(start, start + 8), PLACE)
+        labels = torch.from_numpy(table.labels[batch.rows])
+        assert replayed(batch, labels, torch.tensor(1 / 8))[0] > 0
+    said = capsys.readouterr().err
+    assert said.count("note: no CUDA graph (operation not permitted when stream") == 1

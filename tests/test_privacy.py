@@ -1,0 +1,258 @@
+"""Diary text stays where it belongs: in no log, no message, not in MLflow, in no reader's reach."""
+
+import csv
+import io
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import HEADER, TINY_CARD, TINY_PARAMS, command, dialogue_rows, run, set_params
+from conftest import write_workbook as write_book
+
+import stages.ingest
+import stages.labels
+from storyflower import encoder
+from storyflower.__main__ import main as predict
+from storyflower.errors import InputError, exit_with_line
+
+CANARY = "남몰래적은일기"
+FORMS = [
+    CANARY.encode(),
+    json.dumps(CANARY)[1:-1].encode(),  # \ud569
+    repr(CANARY.encode())[2:-1].encode(),  # \xed\x95
+    CANARY.encode("utf-16-le"),
+    CANARY.encode("cp949"),
+]
+MAY_HOLD_TEXT = ("data/", ".dvc/cache/", "models/")  # models: the vocabulary's pieces
+
+
+def shows(content: bytes) -> bool:
+    return any(form in content for form in FORMS)
+
+
+def with_canary(rows: list[list]) -> list[list]:
+    place = HEADER.index("사람문장1")
+    return [[*row[:place], f"{CANARY} {row[place]}", *row[place + 1 :]] for row in rows]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def reachable(root: Path, path: Path) -> bool:
+    """Whether somebody else can read the file: no folder up to the repository is closed."""
+    folders = [folder for folder in path.parents if folder.is_relative_to(root)]
+    return bool(mode(path) & 0o044) and all(mode(folder) & 0o011 for folder in folders)
+
+
+@pytest.fixture(scope="module")
+def used(make_repository: Callable[..., Path]) -> tuple[Path, str]:
+    """A repository after the README's commands, with their output; others may read by default."""
+    root = make_repository()
+    for split, count in (("Training", 60), ("Validation", 24)):
+        book = root / f"data/sample/표본_{split}.xlsx"
+        write_book(book, with_canary(dialogue_rows(count, seed=count)))
+    root.chmod(0o755)
+    words = ["-S", "num_epochs=2"]
+    said = ""
+    for line in (
+        ["dvc", "repro"],
+        ["dvc", "exp", "run", "-n", "temp", "--temp", *words],
+        ["dvc", "exp", "run", "-n", "queued", "--queue", "-S", "num_epochs=3"],
+        ["dvc", "queue", "start"],
+        ["dvc", "queue", "logs", "queued", "-f"],
+        [sys.executable, "-m", "storyflower.tracking", "sync"],
+        [sys.executable, "-m", "storyflower", "predict", f"{CANARY} 합격했어"],
+        [sys.executable, "-m", "storyflower", "predict", "--json", f"{CANARY} 합격했어"],
+    ):
+        done = run(root, "sh", "-c", 'umask 022; exec "$@"', "sh", *line)
+        assert done.returncode == 0, done.stderr
+        said += done.stdout + done.stderr
+    return root, said
+
+
+@pytest.mark.slow
+def test_no_log_and_nothing_in_mlflow_repeats_the_text(used: tuple[Path, str]) -> None:
+    root, said = used
+    assert "기쁨" in said and "queued" in said
+    assert not shows(said.encode())
+    names = set()
+    for path in root.rglob("*"):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and not name.startswith(MAY_HOLD_TEXT):
+            names.add(name.split("/")[0])
+            assert not shows(path.read_bytes()), name
+    # It was looked for where it could be.
+    assert {"mlflow.db", "mlartifacts", "reports", ".storyflower", ".dvc", ".git"} <= names
+    assert shows((root / "models/encoder/spiece.model").read_bytes())
+
+
+@pytest.mark.slow
+def test_only_the_owner_reaches_what_holds_text(used: tuple[Path, str]) -> None:
+    root, _ = used
+    for folder in (".dvc/cache", ".dvc/tmp", ".storyflower", "data/interim"):
+        assert mode(root / folder) == 0o700, folder
+    tables = [root / f"data/interim/{name}.parquet" for name in ("dialogues", "predictions")]
+    copies = [path for path in (root / ".dvc/cache").rglob("*") if path.is_file()]
+    assert len(copies) > 10
+    assert not [path for path in (*tables, *copies) if reachable(root, path)]
+    # As the stages themselves write them, before DVC puts copies in their place.
+    for stage, table in zip(("ingest", "evaluate"), tables, strict=True):
+        (root / ".dvc/cache").chmod(0o755)
+        command(root, "sh", "-c", f"umask 022; exec {sys.executable} -m stages.{stage}")
+        assert mode(table) == 0o600
+        assert mode(root / ".dvc/cache") == 0o700
+
+
+# Every way to fail that the text can reach
+
+
+def write_csv(path: Path, rows: list[list[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+LABELS = ["감정_대분류", "감정_소분류", "사람문장1", "사람문장2"]
+GOOD = ["기쁨", "감사하는", f"{CANARY} 합격했어", CANARY]
+ITEM = {"profile": {"emotion": {"type": "E61"}}, "talk": {"content": {"HS01": CANARY}}}
+
+
+def item(**changes: object) -> dict:
+    return json.loads(json.dumps(ITEM)) | changes
+
+
+BROKEN: dict[str, object] = {
+    "no header.csv": [GOOD, GOOD],
+    "header of text.csv": [[CANARY, *LABELS[1:]], GOOD],
+    "two columns.csv": [[*LABELS, LABELS[2]], [*GOOD, CANARY]],
+    "no rows.csv": [LABELS, [CANARY], [CANARY]],
+    "many labels.csv": [LABELS, *([f"{CANARY}{n}", *GOOD[1:]] for n in range(200))],
+    "quote.csv": ",".join(LABELS) + f'\n기쁨,,"{CANARY}"{CANARY},가\n',
+    "open quote.csv": ",".join(LABELS) + f'\n기쁨,,"{CANARY},가\n',
+    "encoding.csv": CANARY.encode("utf-16"),
+    "not json.json": f'[{{"a": "{CANARY}" "b"}}]',
+    "cut.json": json.dumps([ITEM, ITEM], ensure_ascii=False)[:-9],
+    "no list.json": json.dumps(CANARY),
+    "code.json": [item(profile={"emotion": {"type": CANARY}})],
+    "code list.json": [item(profile={"emotion": {"type": [CANARY]}})],
+    "keys.json": [{CANARY: CANARY}],
+    "turn.json": [item(talk={"content": {"HS01": [CANARY]}})],
+    "surrogate.json": [item(talk={"content": {"HS01": f"{CANARY}\ud800"}})],
+    "line.jsonl": f"{CANARY}\n",
+    "html.xlsx": f"<html><table><td>{CANARY}",
+    "text.xlsx": CANARY,
+}
+
+
+def spoil(folder: Path, name: str, content: object) -> None:
+    path = folder / f"Training{Path(name).suffix}"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    elif path.suffix == ".csv":
+        write_csv(path, content)
+    else:
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture
+def fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> Callable[[Callable], str]:
+    """A stage that must end in one line, which is returned; the text is not in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/mine").mkdir(parents=True)
+    write_csv(tmp_path / "data/mine/Validation.csv", [LABELS, GOOD])
+    set_params(tmp_path, **TINY_PARAMS, corpus="mine")
+
+    def fails(main: Callable) -> str:
+        with pytest.raises(SystemExit) as stop:
+            exit_with_line(main)
+        out, err = capfd.readouterr()
+        assert stop.value.code == 1
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        assert not shows((out + err).encode()), err
+        return err
+
+    return fails
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_ingest_refuses_without_repeating_the_text(fails, tmp_path: Path, name: str) -> None:
+    spoil(tmp_path / "data/mine", name, BROKEN[name])
+    assert "data/mine/Training" in fails(stages.ingest.main)
+
+
+@pytest.mark.parametrize("value", [f'="{CANARY}"', "#REF!", 20240501])
+def test_ingest_of_a_cell_that_is_no_text(fails, tmp_path: Path, value: object) -> None:
+    rows = with_canary(dialogue_rows(6, seed=1))
+    rows[3][HEADER.index("사람문장2")] = value
+    write_book(tmp_path / "data/mine/Training.xlsx", rows)
+    assert "row 5: 사람문장2" in fails(stages.ingest.main)
+
+
+def test_labels_refuses_without_repeating_the_label(fails, tmp_path: Path) -> None:
+    """Somebody put the text in the label's column, of Validation alone."""
+    write_csv(tmp_path / "data/mine/Training.csv", [LABELS, GOOD, ["분노", *GOOD[1:]]])
+    write_csv(tmp_path / "data/mine/Validation.csv", [LABELS, [CANARY, *GOOD[1:]]])
+    exit_with_line(stages.ingest.main)
+    assert "Validation.csv, row 2: its label" in fails(stages.labels.main)
+
+
+@pytest.mark.parametrize("text", [CANARY, f"{CANARY}\u2581[MASK]<s>\x00", CANARY * 5000])
+def test_a_vocabulary_of_too_little_text(fails, tmp_path: Path, capfd, text: str) -> None:
+    write_csv(tmp_path / "data/mine/Training.csv", [LABELS, ["기쁨", "", text, ""]])
+    exit_with_line(stages.ingest.main)
+    (tmp_path / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
+    table = tmp_path / "data/interim/dialogues.parquet"
+    try:
+        encoder.prepare(tmp_path / "tiny.yaml", table, tmp_path / "encoder", seed=1)
+    except InputError as error:
+        assert not shows(str(error).encode())
+    said = capfd.readouterr()
+    assert not shows((said.out + said.err).encode())
+
+
+@pytest.mark.parametrize(
+    ("words", "content"),
+    [
+        ([f"{CANARY} 합격했어", "--model", "none"], None),
+        ([f"{CANARY} 합격했어", "--input", "in.csv", "--output", "out.csv"], None),
+        (["--input", "in.csv", "--output", "out.csv"], [GOOD, GOOD]),
+        (["--input", "in.csv", "--output", "out.csv"], [LABELS, [*GOOD[:2], f'"{CANARY}']]),
+        (["--input", "in.csv", "--output", "no/out.csv"], [LABELS, GOOD]),
+        (["--input", "in.csv", "--output", "out.xlsx"], [LABELS, [*GOOD[:2], CANARY * 9000]]),
+        ([], CANARY.encode("cp949")),
+    ],
+)
+def test_predict_fails_without_repeating_the_text(
+    fails, tmp_path: Path, classifier: Path, monkeypatch, words: list[str], content: object
+) -> None:
+    stdin = content if isinstance(content, bytes) else b""
+    if isinstance(content, list):
+        write_csv(tmp_path / "in.csv", content)
+        if content[-1][-1].startswith('"'):
+            with (tmp_path / "in.csv").open("a", encoding="utf-8") as file:
+                file.write(f'"{CANARY}"{CANARY}\n')
+    (tmp_path / "no").write_text("a file, no folder", encoding="utf-8")
+    if "--model" not in words:
+        words = [*words, "--model", str(classifier)]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    monkeypatch.setattr(sys, "argv", ["storyflower", "predict", *words])
+    fails(predict)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_command_writes_for_its_owner_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = os.umask(0o022)
+    try:
+        exit_with_line(lambda: Path("new").write_text("글", encoding="utf-8"))
+        assert mode(tmp_path / "new") == 0o600
+    finally:
+        os.umask(before)
