@@ -1,11 +1,12 @@
 # make repro | make test | make ui     (README.md gives the plain commands behind each)
+# make bench-scale | make pins         (docs/scale.md, docs/requirements.md)
 PYTHON ?= python3
 BIN := .venv/bin
 # A stage is `python -m …`: the environment's python must come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: repro test ui conformance lint venv
+.PHONY: repro test ui conformance bench bench-scale pins lint venv
 
 repro: venv
 	dvc repro
@@ -21,6 +22,28 @@ ui: venv
 conformance: venv
 	STORYFLOWER_CONFORMANCE=1 python -m pytest -s tests/test_conformance.py
 
+# Ours beside the notebook's loop and the Hugging Face Trainer's; writes reports/bench.json.
+bench: venv
+	python -m benchmarks.speed steps
+
+# Memory and time of each stage with many rows; 20 million need about 20 GB of disk in $TMPDIR.
+ROWS ?= 20000000
+bench-scale: venv
+	python -m benchmarks.scale --rows $(ROWS)
+
+# The newest version of everything that requirements.in names or needs, on every platform.
+pins:
+	$(PYTHON) -m venv .venv-pins && .venv-pins/bin/python -m pip install --quiet uv
+	.venv-pins/bin/uv pip compile --quiet --universal --upgrade --python-version 3.11 \
+		--annotation-style line --no-header --output-file .venv-pins/all.txt requirements.in
+	{ sed -n '/^#/!q;p' requirements.txt; grep -Ev '$(CUDA)' .venv-pins/all.txt; } > .venv-pins/new.txt
+	{ sed -n '/^#/!q;p' requirements-cuda.txt; grep -E '$(CUDA)' .venv-pins/all.txt; } > .venv-pins/cuda.txt
+	mv .venv-pins/cuda.txt requirements-cuda.txt
+	mv .venv-pins/new.txt requirements.txt && rm -r .venv-pins
+
+# What only torch's CUDA wheels need; its CPU wheels would not use it.
+CUDA := ^(nvidia-|cuda-|triton=)
+
 lint: venv
 	ruff check .
 	ruff format --check .
@@ -32,5 +55,6 @@ venv:
 			{ echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }; \
 		echo "installing into .venv (a few minutes, once)"; \
 		$(PYTHON) -m venv .venv && cp requirements.txt .venv/wanted.txt && \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r .venv/wanted.txt && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+			-r .venv/wanted.txt -c requirements-cuda.txt && \
 		mv .venv/wanted.txt .venv/requirements.txt; }

@@ -95,22 +95,21 @@ def problems(root: Path, names: list[str]) -> list[str]:
 
 
 def command(root: Path, *words: str) -> str:
-    """The output of a command that must succeed, with this python's environment first."""
-    others = ("DVC_", "GIT_", "MLFLOW_")  # of an experiment in which this may itself run
+    """The output of a command that must succeed."""
+    done = subprocess.run(words, cwd=root, env=environment(), capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(words)}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def environment() -> dict[str, str]:
+    """This python first on the path, and nothing of an experiment in which this may itself run."""
+    others = ("DVC_", "GIT_", "MLFLOW_")
     settings = {key: value for key, value in os.environ.items() if not key.startswith(others)}
     settings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for who in ("AUTHOR", "COMMITTER"):
         settings |= {f"GIT_{who}_NAME": "benchmark", f"GIT_{who}_EMAIL": "benchmark@example.com"}
-    done = subprocess.run(
-        words,
-        cwd=root,
-        env={**settings, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(words)}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
+    return settings | {"MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def clone(target: Path) -> None:

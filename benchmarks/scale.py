@@ -112,9 +112,11 @@ def text_numbers(split: str, count: int, rows: int) -> Iterator[int]:
 
 def line_of(number: int, sentences: list[str], suffix: str) -> str:
     """Two sentences and the number, as a line of the file."""
-    code = list(EMOTIONS)[number % 6 * 10]
-    first = sentences[number % len(sentences)]
-    second = f"{sentences[number * 7919 % len(sentences)]} {number}"
+    # Spread by a multiplication, or every 100th text would have one of few sentences.
+    spread = number * 0x9E3779B97F4A7C15 % 2**64
+    code = list(EMOTIONS)[(spread >> 60) % 6 * 10]
+    first = sentences[(spread >> 40) % len(sentences)]
+    second = f"{sentences[(spread >> 20) % len(sentences)]} {number}"
     if suffix == "csv":
         quoted = (text.replace('"', '""') for text in (first, second))
         return f'{EMOTIONS[code][0]},"{next(quoted)}","{next(quoted)}"\n'

@@ -6,7 +6,6 @@ Enters: the Parquet file that ingest wrote. Leaves: batches or splits of it, and
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,7 +25,8 @@ SCHEMA = pa.schema(
 
 def batches(path: Path, columns: list[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
     """Yield (split, up to 16,384 rows of it) in the table's order, in bounded memory."""
-    for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=["split", *columns]):
+    file = pq.ParquetFile(path, pre_buffer=False)  # which would keep all that it has read
+    for batch in file.iter_batches(ROWS, columns=["split", *columns]):
         # The rows before `first` are Training, those after Validation.
         first = pc.sum(pc.equal(batch.column("split"), SPLITS[0]), min_count=0).as_py()
         for split, start, stop in ((SPLITS[0], 0, first), (SPLITS[1], first, len(batch))):
@@ -34,14 +34,18 @@ def batches(path: Path, columns: list[str]) -> Iterator[tuple[str, pa.RecordBatc
                 yield split, batch.slice(start, stop - start)
 
 
-def read_split(path: Path, split: str, columns: list[str], every: int = 1) -> pa.Table:
-    """Rows 0, every, 2 every, … of a split as one table, in the table's order."""
-    parts, seen = [], 0
-    for name, batch in batches(path, columns):
+def read_split(path: Path, split: str, columns: list[str]) -> pa.Table:
+    """One split as a whole, in the table's order."""
+    return pq.read_table(path, columns=columns, filters=[("split", "==", split)])
+
+
+def texts(path: Path, split: str, every: int = 1) -> Iterator[str]:
+    """Texts 0, every, 2 every, … of a split, in the table's order, in bounded memory."""
+    seen = 0
+    for name, batch in batches(path, ["text"]):
         if name == split:
-            parts.append(batch.select(columns).take(np.arange(-seen % every, len(batch), every)))
+            yield from batch.column("text").to_pylist()[-seen % every :: every]
             seen += len(batch)
-    return pa.Table.from_batches(parts, pa.schema([SCHEMA.field(name) for name in columns]))
 
 
 def count(path: Path, split: str) -> int:

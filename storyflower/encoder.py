@@ -104,7 +104,7 @@ def train_vocabulary(card: Card, table: Path, output: Path, *, seed: int) -> Non
 def training_texts(table: Path, pretokenize: str | None) -> Iterator[str]:
     """The Training texts, or as many of them, evenly spread, as the trainer takes."""
     every = -(-dialogues.count(table, "Training") // MAX_SENTENCES)
-    for text in dialogues.read_split(table, "Training", ["text"], every)["text"].to_pylist():
+    for text in dialogues.texts(table, "Training", every):
         # The pieces are for words as the tokenizer will cut them.
         yield " ".join(basic_tokenize(text)) if pretokenize == "bert" else text
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from storyflower import baseline, checkpoint, metrics, model, pictures, scoring, tracking
 from storyflower.device import choose
-from storyflower.dialogues import batches, class_names, read_split
+from storyflower.dialogues import batches, class_names, texts
 from storyflower.documents import json_text, replacing
 from storyflower.errors import InputError
 from storyflower.history import read_history
@@ -55,17 +55,14 @@ def evaluate(
             raise InputError(f"{tokens} and {dialogues} are of different runs; run 'dvc repro'")
 
         every = -(-len(train_labels) // baseline.MAX_TEXTS)
-        train = read_split(dialogues, "Training", ["text"], every)
+        train = list(texts(dialogues, "Training", every))
         if every > 1:
             print(f"note: TF-IDF + logistic regression learns from {len(train)} Training texts")
         probability = {
             "majority": baseline.majority(train_labels, len(actual), len(names)),
             # Before the classifier scores: what TF-IDF needs is given back to the system after it.
             "tfidf_logistic_regression": baseline.tfidf_logistic_regression(
-                train["text"].to_pylist(),
-                train_labels[::every],
-                (text for part in validation(dialogues, ["text"]) for text in part[0].to_pylist()),
-                len(names),
+                train, train_labels[::every], texts(dialogues, "Validation"), len(names)
             ),
             "classifier": scoring.probabilities(network, table, placement),
         }

@@ -32,7 +32,8 @@ def probabilities(
         before = total[start - 1] if start else 0
         stop = max(int(np.searchsorted(total, before + BATCH_TOKENS, side="right")), start + 1)
         if turn % ranks.count == ranks.rank:
-            batch = table.batch(order[start:stop], placement)
+            rows = order[start:stop]
+            batch = table.batch(rows, placement.device, placement.token_step)
             with torch.inference_mode(), placement.autocast():
                 logits = model(batch)
             result[batch.rows] = torch.softmax(logits.float(), dim=-1).cpu().numpy()

@@ -18,8 +18,6 @@ from storyflower.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from storyflower.device import Placement
-
 NAMES = ("ids", "offsets", "labels")
 WIDTH_STEP = 64  # where shapes should be few, the longest text counts as a multiple of this
 
@@ -54,23 +52,24 @@ class TokenTable:
         """Tokens of each dialogue, (dialogues,) int64."""
         return np.diff(self.offsets)
 
-    def batch(self, rows: np.ndarray, placement: "Placement | None" = None) -> "Batch":
-        """The given dialogues, sorted by length and laid end to end, on the placement's device.
+    def batch(
+        self, rows: np.ndarray, device: "torch.device | str" = "cpu", token_step: int = 0
+    ) -> "Batch":
+        """The given dialogues, sorted by length and laid end to end, on a device.
 
-        Without a placement, on the CPU. Where the placement wants batches of few shapes, texts that
-        nobody reads fill this one up; they lie behind the dialogues.
+        With a `token_step`, texts that nobody reads fill the batch up to a multiple of that many
+        tokens, so that there are few shapes of batches; they lie behind the dialogues.
         """
         import torch  # not at the top: the tokenize stage writes the cache and needs no torch
 
-        device = placement.device if placement else torch.device("cpu")
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         order = np.argsort(lengths, kind="stable")
         starts, lengths = starts[order], lengths[order]
         width = int(lengths[-1])
-        if placement and placement.token_step:
+        if token_step:
             width = -(-width // WIDTH_STEP) * WIDTH_STEP
-            filling = fill(-int(lengths.sum()) % placement.token_step, width, placement.token_step)
+            filling = fill(-int(lengths.sum()) % token_step, width, token_step)
             lengths = np.concatenate([lengths, filling])
             starts = np.concatenate([starts, np.zeros(len(filling), np.int64)])
         total = int(lengths.sum())

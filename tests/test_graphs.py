@@ -12,18 +12,11 @@ from test_training import FAMILIES, random_table
 from transformers import AutoModel
 
 from storyflower import attention, graphs, model, training
-from storyflower.device import Placement
+from storyflower.device import choose
 from storyflower.ranks import ALONE
 from storyflower.tensors import Batch, TokenTable
 
-
-class Filling(Placement):
-    """A CPU that wants batches of few shapes, as a CUDA GPU does."""
-
-    token_step = 256
-
-
-PLACE = Filling(torch.device("cpu"), "fp32", "none")
+PLACE = choose("cpu", "fp32")
 
 
 def classifier(family: str = "bert") -> model.EmotionClassifier:
@@ -41,7 +34,7 @@ def shape(batch: Batch) -> list[tuple[int, ...]]:
 
 def test_batches_have_few_shapes() -> None:
     table = random_table(640)
-    batches = [table.batch(np.arange(start, start + 64), PLACE) for start in range(0, 640, 64)]
+    batches = [table.batch(np.arange(start, start + 64), "cpu", 256) for start in range(0, 640, 64)]
     assert {len(batch.ids) for batch in batches} <= {512, 768}
     assert len({str(shape(batch)) for batch in batches}) <= 2
     assert {batch.width for batch in batches} == {64}
@@ -53,7 +46,7 @@ def test_batches_have_few_shapes() -> None:
 def test_a_filling_longer_than_the_table() -> None:
     """Seven tokens in all: what fills up repeats them, and never reads beyond."""
     table = TokenTable(np.arange(5, 12, dtype=np.uint16), np.array([0, 3, 7]), np.zeros(2, int))
-    batch = table.batch(np.array([1, 0]), PLACE)
+    batch = table.batch(np.array([1, 0]), "cpu", 256)
     assert len(batch.ids) == 256
     assert batch.ids[:7].tolist() == [5, 6, 7, 8, 9, 10, 11]
     assert set(batch.ids.tolist()) <= set(range(5, 12))
@@ -74,7 +67,7 @@ def test_the_filling_changes_nothing(
     gradients = [parameter.grad for parameter in network.parameters()]
     if way == "rectangle":
         monkeypatch.setattr("storyflower.unpadded.attend", attention.attend_rectangle)
-    found = backward(table.batch(np.arange(20), PLACE), labels, weight)
+    found = backward(table.batch(np.arange(20), "cpu", 256), labels, weight)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for ours, theirs in zip(network.parameters(), gradients, strict=True):
         torch.testing.assert_close(ours.grad, theirs, atol=1e-5, rtol=0)
@@ -144,7 +137,7 @@ def test_each_shape_is_recorded_once_and_computes_the_batch_at_hand(no_cuda: Non
     backward = training.make_backward(twin, scaler, PLACE, ALONE)
     weight = torch.tensor(1 / 16)
     for start in (0, 16, 32, 48):
-        batch = table.batch(np.arange(start, start + 16), PLACE)
+        batch = table.batch(np.arange(start, start + 16), "cpu", 256)
         labels = torch.from_numpy(table.labels[batch.rows])
         found, expected = replayed(batch, labels, weight), backward(batch, labels, weight)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
@@ -152,7 +145,7 @@ def test_each_shape_is_recorded_once_and_computes_the_batch_at_hand(no_cuda: Non
             torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=0)
     assert Tape.recorded == 1
     assert places == [parameter.grad.data_ptr() for parameter in network.parameters()]
-    replayed(table.batch(np.arange(5), PLACE), torch.zeros(5, dtype=torch.int64), weight)
+    replayed(table.batch(np.arange(5), "cpu", 256), torch.zeros(5, dtype=torch.int64), weight)
     assert Tape.recorded == 2
 
 
@@ -166,7 +159,7 @@ def test_a_failed_recording_costs_a_line(
     table = random_table(16)
     replayed = graphed(classifier())
     for start in (0, 8):
-        batch = table.batch(np.arange(start, start + 8), PLACE)
+        batch = table.batch(np.arange(start, start + 8), "cpu", 256)
         labels = torch.from_numpy(table.labels[batch.rows])
         assert replayed(batch, labels, torch.tensor(1 / 8))[0] > 0
     said = capsys.readouterr().err

@@ -137,9 +137,9 @@ def test_too_many_classes_names_the_file(tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{tmp_path / 'Training.csv'}, row 102: the 101th label")
 
 
-@pytest.mark.parametrize("training", [1, 65_535, 65_536, 65_537, 140_000])
+@pytest.mark.parametrize("training", [1, 16_383, 16_384, 16_385, 40_000])
 def test_batches_keep_the_splits_apart(tmp_path: Path, training: int) -> None:
-    """A batch holds up to 65,536 rows, wherever Training ends."""
+    """A batch holds up to 16,384 rows, wherever Training ends."""
     splits = ["Training"] * training + ["Validation"] * 3
     columns = {
         "split": splits,
@@ -152,7 +152,7 @@ def test_batches_keep_the_splits_apart(tmp_path: Path, training: int) -> None:
     pq.write_table(pa.table(columns, schema=dialogues.SCHEMA), path)
     read: dict[str, list[int]] = {"Training": [], "Validation": []}
     for split, batch in dialogues.batches(path, ["row"]):
-        assert 0 < batch.num_rows <= 65_536
+        assert 0 < batch.num_rows <= 16_384
         read[split] += batch.column("row").to_pylist()
     assert read["Training"] == list(range(training))
     assert read["Validation"] == list(range(training, training + 3))

@@ -69,7 +69,8 @@ def test_stages_are_short_and_named_as_promised() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     assert set(stages) == set(STAGES)
     for name, stage in stages.items():
-        assert stage["cmd"] == f"python -m stages.{name}"
+        launcher = "${launcher}" if name == "train" else "python"
+        assert stage["cmd"] == f"{launcher} -m stages.{name}"
         assert len((ROOT / "stages" / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 40
 
 
@@ -147,6 +148,35 @@ def test_the_classifier_predicts_and_transformers_loads_its_encoder(finished: Pa
     assert (first.label, second.label) == ("불안", "분노")
     encoder = AutoModel.from_pretrained(finished / "models/classifier", local_files_only=True)
     assert encoder.config.hidden_size == 32
+
+
+@pytest.mark.slow
+def test_a_second_clone_gives_the_same_bytes(make_repository, finished: Path) -> None:
+    """All but the clock: in another folder, and with Python's sets and hashes in another order."""
+    other = make_repository(num_epochs=8, dr_rate=0.1)
+    assert other != finished
+    command(other, "dvc", "repro", PYTHONHASHSEED="1")
+
+    def content(root: Path) -> dict[str, bytes]:
+        folders = ("models", "data/interim", "reports")
+        files = [path for folder in folders for path in (root / folder).rglob("*")]
+        timed = ("history.csv", "run.json")
+        return {
+            path.relative_to(root).as_posix(): path.read_bytes()
+            for path in files
+            if path.is_file() and path.name not in timed
+        }
+
+    first, second = content(finished), content(other)
+    assert {"models/classifier/model.safetensors", "reports/metrics.json"} <= set(first)
+    assert set(first) == set(second)
+    assert [name for name in first if first[name] != second[name]] == []
+
+    def history(root: Path) -> list[dict[str, str]]:
+        with (root / "reports/history.csv").open(encoding="utf-8", newline="") as file:
+            return [{**row, "seconds": ""} for row in csv.DictReader(file)]
+
+    assert history(finished) == history(other)
 
 
 @pytest.mark.slow

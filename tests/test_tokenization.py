@@ -145,8 +145,8 @@ def test_the_cache_is_read_from_the_disk_not_into_memory(words: Path, tmp_path: 
 
 
 def test_offsets_go_on_from_one_block_of_rows_to_the_next(words: Path, tmp_path: Path) -> None:
-    """The table is read in blocks of 65,536 rows."""
-    count = 70_000
+    """The table is read in blocks of 16,384 rows."""
+    count = 20_000
     texts = [text_of(number % 3, 0) for number in range(count)]
     tokenize(tmp_path, words, texts, ["나"])
     table = TokenTable.load(tmp_path / "tokens", "Training")

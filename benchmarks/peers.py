@@ -1,0 +1,267 @@
+"""Other loops that do the same job, for comparison: the notebook's, the Hugging Face Trainer's, and
+our own loop on transformers' own forward pass.
+
+Enters: the same weights, token table and rows for each. Leaves: seconds of each step, and its loss.
+"""
+
+import io
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from storyflower import training
+from storyflower.device import Placement
+from storyflower.model import EmotionClassifier
+from storyflower.params import Params
+from storyflower.tensors import Batch, TokenTable
+
+PAD = 1  # KoBERT's pad id
+CLASSES = 6
+
+
+@dataclass
+class Steps:
+    """What a loop's steps took and gave, in order."""
+
+    seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # real ones
+
+
+def classifier(config: BertConfig, dr_rate: float, kind: type | None = None) -> EmotionClassifier:
+    """The classifier on an encoder of random weights; equal ones at each call."""
+    torch.manual_seed(0)
+    return (kind or EmotionClassifier)(BertModel(config), CLASSES, dr_rate)
+
+
+def padded(table: TokenTable, rows: np.ndarray, width: int) -> dict[str, torch.Tensor]:
+    """ids and mask (dialogues, width), labels (dialogues,)."""
+    lengths = torch.from_numpy(table.lengths[rows])
+    mask = torch.arange(width) < lengths[:, None]
+    ids = torch.full(mask.shape, PAD)
+    parts = [table.ids[table.offsets[r] : table.offsets[r + 1]] for r in rows]
+    ids[mask] = torch.from_numpy(np.concatenate(parts).astype(np.int64))
+    labels = torch.from_numpy(table.labels[rows])
+    return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+
+
+class Notebook:
+    """The original loop: eager attention, float32, every dialogue padded to 64 ids."""
+
+    def __init__(self, config: BertConfig, params: Params, dr_rate: float, device: torch.device):
+        config = BertConfig(**{**config.to_dict(), "attn_implementation": "eager"})
+        self.model = classifier(config, dr_rate).to(device)
+        self.params, self.device = params, device
+        self.optimizer = training.make_optimizer(
+            self.model, 5e-5, params.weight_decay, torch.device("cpu")
+        )
+
+    def run(self, table: TokenTable, batches: list[np.ndarray], sync: Callable) -> Steps:
+        found, network = Steps(), self.model.train()
+        for rows in batches:
+            sync()
+            started = time.perf_counter()
+            batch = padded(table, rows, self.params.max_len)
+            batch = {name: values.to(self.device) for name, values in batch.items()}
+            self.optimizer.zero_grad()
+            pooled = network.encoder(batch["input_ids"], batch["attention_mask"]).pooler_output
+            logits = network.linear(network.dropout(pooled))
+            loss = functional.cross_entropy(logits, batch["labels"])
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), self.params.max_grad_norm)
+            self.optimizer.step()
+            logits.argmax(-1).eq(batch["labels"]).sum().item()  # it counts after each step
+            sync()
+            found.seconds.append(time.perf_counter() - started)
+            found.losses.append(loss.item())
+            found.tokens.append(int(table.lengths[rows].sum()))
+        return found
+
+
+class HuggingFace:
+    """The Trainer with bf16, sdpa and batches padded to their longest dialogue."""
+
+    def __init__(
+        self, config: BertConfig, params: Params, dr_rate: float, place: Placement, folder: str,
+        *, grouped: bool = False, compiled: bool = False,
+    ):  # fmt: skip
+        ours = classifier(config, dr_rate)
+        settings = {**config.to_dict(), "classifier_dropout": dr_rate, "num_labels": CLASSES}
+        self.model = BertForSequenceClassification(BertConfig(**settings))
+        self.model.bert.load_state_dict(ours.encoder.state_dict())
+        self.model.classifier.load_state_dict(ours.linear.state_dict())
+        self.params, self.grouped = params, grouped
+        self.settings: dict[str, Any] = {
+            "output_dir": folder,
+            "per_device_train_batch_size": params.batch_size,
+            "num_train_epochs": 1,
+            "learning_rate": 5e-5,
+            "weight_decay": params.weight_decay,
+            "max_grad_norm": params.max_grad_norm,
+            "bf16": place.precision == "bf16",
+            "fp16": place.precision == "fp16",
+            "use_cpu": place.device.type == "cpu",
+            "train_sampling_strategy": "group_by_length" if grouped else "sequential",
+            "torch_compile": compiled,
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_strategy": "steps",
+            "logging_steps": 1,
+            "disable_tqdm": True,
+        }
+
+    def run(self, table: TokenTable, batches: list[np.ndarray], sync: Callable) -> Steps:
+        found = Steps()
+        rows = np.concatenate(batches)
+        parts = [table.ids[table.offsets[r] : table.offsets[r + 1]] for r in rows]
+        examples = [
+            {"input_ids": part.astype(np.int64), "label": int(table.labels[row])}
+            for part, row in zip(parts, rows, strict=True)
+        ]
+
+        def collate(chosen: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            lengths = np.array([len(example["input_ids"]) for example in chosen])
+            found.tokens.append(int(lengths.sum()))
+            mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
+            ids = torch.full(mask.shape, PAD)
+            joined = np.concatenate([example["input_ids"] for example in chosen])
+            ids[mask] = torch.from_numpy(joined)
+            labels = torch.tensor([example["label"] for example in chosen])
+            return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+
+        class Clock(TrainerCallback):
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                sync()
+                self.started = time.perf_counter()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                sync()
+                found.seconds.append(time.perf_counter() - self.started)
+
+            def on_log(self, *args: Any, logs: dict[str, float], **_: Any) -> None:
+                if "loss" in logs:
+                    found.losses.append(float(logs["loss"]))
+
+        trainer = Trainer(
+            model=self.model,
+            args=TrainingArguments(**self.settings),
+            data_collator=collate,
+            train_dataset=examples,
+            callbacks=[Clock()],
+        )
+        with redirect_stdout(io.StringIO()):
+            trainer.train()
+        del found.tokens[len(found.seconds) :]
+        return found
+
+
+class Ours:
+    """StoryFlower's fit(), as the train stage calls it; `kind` is another classifier to put in."""
+
+    def __init__(
+        self, config: BertConfig, params: Params, dr_rate: float, place: Placement,
+        kind: type | None = None,
+    ):  # fmt: skip
+        self.model = classifier(config, dr_rate, kind)
+        self.params, self.place = params, place
+
+    def run(self, table: TokenTable, batches: list[np.ndarray], sync: Callable) -> Steps:
+        found = Steps(tokens=[int(table.lengths[rows].sum()) for rows in batches])
+        rows = np.concatenate(batches)
+        parts = [table.ids[table.offsets[r] : table.offsets[r + 1]] for r in rows]
+        offsets = np.concatenate([[0], np.cumsum(table.lengths[rows])])
+        mine = TokenTable(np.concatenate(parts), offsets, table.labels[rows])
+        one = TokenTable(mine.ids[: offsets[1]], offsets[:2], mine.labels[:1])
+
+        class Clock:
+            """In the place of the checkpoints: called after each step."""
+
+            before = 0.0
+
+            def restore(self, state: Any) -> None: ...
+            def after_epoch(self, state: Any) -> None: ...
+            def after_step(self, state: Any) -> None:
+                sync()
+                found.seconds.append(state.seconds - self.before)
+                total = state.loss_sum.item()
+                found.losses.append((total - sum(found.losses) * self.size) / self.size)
+                self.before = state.seconds
+
+        clock = Clock()
+        clock.size = len(batches[0])
+        with redirect_stdout(io.StringIO()):
+            training.fit(
+                self.model,
+                mine,
+                one,
+                self.params,
+                learning_rate=5e-5,
+                optimizer_name="adamw",
+                placement=self.place,
+                on_epoch=lambda _: None,
+                checkpoints=clock,
+            )
+        return found
+
+
+class ByInterface(EmotionClassifier):
+    """transformers' own forward pass on packed dialogues, with attention registered by name.
+
+    What ours was before the forward pass was rewritten; it shows what the rewriting is worth.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: int, dr_rate: float):
+        AttentionInterface.register("packed", by_length)
+        AttentionMaskInterface.register("packed", lambda *_, **__: None)
+        encoder.set_attn_implementation("packed")
+        super().__init__(encoder, num_classes, dr_rate)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        states = self.encoder(
+            input_ids=batch.ids.unsqueeze(0),
+            position_ids=batch.positions.unsqueeze(0),
+            groups=batch.groups,
+        ).last_hidden_state[0, batch.first]
+        return self.linear(self.dropout(self.encoder.pooler(states.unsqueeze(1))))
+
+
+def by_length(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    groups: list[tuple[int, int]],
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention within each text, one call for all texts of a length; (1, heads, tokens, size)."""
+    results, start = [], 0
+    for count, length in groups:
+        stop = start + count * length
+        parts = (
+            x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1)
+            for x in (query, key, value)
+        )
+        result = functional.scaled_dot_product_attention(*parts, dropout_p=dropout)
+        results.append(result.transpose(1, 2).flatten(0, 1))
+        start = stop
+    return torch.cat(results).unsqueeze(0), None

@@ -1,0 +1,283 @@
+"""How fast: our loop beside the notebook's and the Hugging Face Trainer's, on this machine.
+
+`python -m benchmarks.speed steps` times single steps of all loops in turn and writes
+reports/bench.json; `epochs` runs a whole training of ours, KoBERT's shape, on dialogues of random
+ids. Ratios are medians over rounds, with least and most; a loop's first step of a round is not
+counted. Only tokens that are no padding count as work done.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BertConfig
+from transformers.utils import logging
+
+from benchmarks.peers import CLASSES, ByInterface, HuggingFace, Notebook, Ours, Steps, classifier
+from storyflower import training
+from storyflower.device import Placement, choose
+from storyflower.documents import read_yaml, write_json
+from storyflower.params import Params
+from storyflower.tensors import TokenTable
+
+KOBERT = {"vocab_size": 8002, "pad_token_id": 1, "max_position_embeddings": 512}
+TOY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def random_table(rows: int, mean: float, width: int, seed: int) -> TokenTable:
+    """Dialogues of random ids; lengths about the corpus's: normal, cut off at 5 and `width`."""
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(rng.normal(mean, mean * 0.36, rows).round(), 5, width).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = rng.integers(5, KOBERT["vocab_size"], offsets[-1]).astype(np.uint16)
+    return TokenTable(ids, offsets, rng.integers(0, CLASSES, rows))
+
+
+def params_of(**values: Any) -> Params:
+    """params.yaml with some values changed."""
+    return Params.check({**read_yaml(Path("params.yaml"), "run this in the root"), **values})
+
+
+def work_per_token(config: BertConfig) -> float:
+    """Floating-point operations a token in a step: 6 for each weight in the layers' matrices."""
+    h, f = config.hidden_size, config.intermediate_size
+    return 6.0 * config.num_hidden_layers * (4 * h * h + 2 * h * f)
+
+
+def matrix_rate(tokens: int, config: BertConfig, place: Placement, sync: Callable) -> float:
+    """Floating-point operations a second of the layers' matrix products alone, in our precision."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    options = {"dtype": kinds[place.precision], "device": place.device}
+    h, f = config.hidden_size, config.intermediate_size
+    seconds = work = 0.0
+    for rows, columns in ((3 * h, h), (h, h), (f, h), (h, f)):
+        values = torch.randn(tokens, columns, **options)
+        weight = torch.randn(rows, columns, **options)
+        for _ in range(3):
+            torch.nn.functional.linear(values, weight)
+        times = []
+        for _ in range(5):
+            sync()
+            started = time.perf_counter()
+            torch.nn.functional.linear(values, weight)
+            sync()
+            times.append(time.perf_counter() - started)
+        seconds += statistics.median(times)
+        work += 2.0 * tokens * rows * columns
+    return work / seconds
+
+
+def steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Every loop in turn, round after round; the content of bench.json."""
+    place = choose(options.device, options.precision)
+    config = BertConfig(**KOBERT, **(TOY if options.toy else {}))
+    # num_epochs 1: fit() is called once a round, on that round's batches.
+    params = params_of(num_epochs=1, batch_size=options.batch)
+    counted = options.steps
+    table = random_table(options.batch * (counted + 1) * options.rounds, 35.7, 64, seed=1)
+    with tempfile.TemporaryDirectory() as folder:
+        loops: dict[str, Any] = {
+            "ours": Ours(config, params, 0.5, place),
+            "transformers_forward": Ours(config, params, 0.5, place, ByInterface),
+            "trainer": HuggingFace(config, params, 0.5, place, folder),
+            "trainer_best": HuggingFace(
+                config, params, 0.5, place, folder, grouped=True, compiled=options.compile
+            ),
+            "notebook": Notebook(config, params, 0.5, place.device),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in loops}
+        shares = []
+        for turn in range(options.rounds):
+            first = turn * (counted + 1) * options.batch
+            rows = np.arange(first, first + (counted + 1) * options.batch)
+            batches = list(rows.reshape(counted + 1, options.batch))
+            gemm = matrix_rate(
+                int(table.lengths.mean() * options.batch), config, place, sync(place)
+            )
+            for name, loop in loops.items():
+                rates[name].append(tokens_a_second(loop.run(table, batches, sync(place))))
+                rate = rates[name][-1] / table.lengths.mean()
+                say(f"round {turn + 1}: {name:21} {rate:8.2f} dialogues/s")
+            shares.append(rates["ours"][-1] * work_per_token(config) / gemm)
+    mean = float(table.lengths.mean())
+    ratios = {
+        f"ratio_vs_{name}": spread([a / b for a, b in zip(rates["ours"], rates[name], strict=True)])
+        for name in rates
+        if name != "ours"
+    }
+    return {
+        "machine": machine(place),
+        "shape": {**(TOY if options.toy else {}), **KOBERT},
+        "batch": options.batch,
+        "mean_tokens": mean,
+        "rounds": options.rounds,
+        "steps_a_round": counted,
+        "dialogues_a_second": {
+            name: spread([value / mean for value in values]) for name, values in rates.items()
+        },
+        **{name: values["median"] for name, values in ratios.items()},
+        "share_of_gemm": statistics.median(shares),
+        "spread": {**ratios, "share_of_gemm": spread(shares)},
+    }
+
+
+def tokens_a_second(found: Steps) -> float:
+    """Over a round's steps but the first, which allocates."""
+    return sum(found.tokens[1:]) / sum(found.seconds[1:])
+
+
+def scaling(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Tokens a second of our loop by batch, and by mean length at 64 dialogues a batch."""
+    place = choose(options.device, options.precision)
+    config = BertConfig(**KOBERT, **(TOY if options.toy else {}))
+
+    def rate(batch: int, mean: float) -> float:
+        params = params_of(num_epochs=1, batch_size=batch, max_len=512)
+        table = random_table(batch * 3, mean, int(mean * 2), seed=2)
+        batches = list(np.arange(batch * 3).reshape(3, batch))
+        return tokens_a_second(Ours(config, params, 0.5, place).run(table, batches, sync(place)))
+
+    found: dict[str, dict[str, float]] = {"by_batch": {}, "by_mean_tokens": {}}
+    for batch in (8, 32, 128):
+        found["by_batch"][str(batch)] = rate(batch, 35.7)
+        say(f"batch {batch}: {found['by_batch'][str(batch)]:.0f} tokens/s")
+    for mean in (16, 64, 128):
+        found["by_mean_tokens"][str(mean)] = rate(32, mean)
+        say(f"{mean} tokens a dialogue: {found['by_mean_tokens'][str(mean)]:.0f} tokens/s")
+    return found
+
+
+def epochs(options: argparse.Namespace) -> dict[str, Any]:
+    """A whole training of ours and where its time goes."""
+    place = choose(options.device, options.precision)
+    config = BertConfig(**KOBERT, **(TOY if options.toy else {}))
+    params = params_of(num_epochs=options.epochs, batch_size=options.batch)
+    train = random_table(options.dialogues, 35.7, 64, seed=1)
+    test = random_table(options.dialogues * 6640 // 51628 or 1, 35.7, 64, seed=2)
+    network = classifier(config, 0.5)
+    ends = [time.perf_counter()]
+    rows = training.fit(
+        network,
+        train,
+        test,
+        params,
+        learning_rate=5e-5,
+        optimizer_name="adamw",
+        placement=place,
+        on_epoch=lambda _: ends.append(time.perf_counter()),
+    )
+    wall, trained = ends[-1] - ends[0], [row.seconds for row in rows]
+    usual = statistics.median(trained)
+    found = {
+        "machine": machine(place),
+        "dialogues": len(train),
+        "epochs": options.epochs,
+        "batch": options.batch,
+        "wall_seconds": wall,
+        "first_epoch_extra_seconds": trained[0] - usual,  # graphs, allocations, kernel choice
+        "steps_seconds": usual * len(rows),
+        "evaluation_seconds": wall - sum(trained),
+        "dialogues_a_second": len(train) / usual,
+    }
+    if place.device.type == "cuda":
+        found["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return found
+
+
+def machine(place: Placement) -> dict[str, Any]:
+    """What the numbers belong to."""
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in read("/proc/cpuinfo").splitlines()
+        if line.startswith("model name")
+    ]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "placement": str(place),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers")},
+        "commit": commit.stdout.strip(),
+    }
+
+
+def read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def sync(place: Placement) -> Callable[[], None]:
+    return place.synchronize
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def table_of(found: dict[str, Any]) -> str:
+    """bench.json's steps as a Markdown table."""
+    lines = ["| loop | dialogues/s | ours is faster by |", "| --- | --- | --- |"]
+    for name, rate in found["dialogues_a_second"].items():
+        ratio = found["spread"].get(f"ratio_vs_{name}")
+        times = "" if ratio is None else "{median:.2f} ({min:.2f} to {max:.2f})".format(**ratio)
+        lines.append(f"| {name} | {rate['median']:.2f} | {times} |")
+    share = found["spread"]["share_of_gemm"]
+    lines.append(
+        f"\nshare of the measured matrix rate: {share['median']:.0%} "
+        f"({share['min']:.0%} to {share['max']:.0%})"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["steps", "epochs"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="counted steps a round")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--dialogues", type=int, default=51628)
+    parser.add_argument("--compile", action="store_true", help="torch_compile for the best Trainer")
+    parser.add_argument("--no-scaling", action="store_true")
+    parser.add_argument("--toy", action="store_true", help="a tiny encoder, to see that it runs")
+    parser.add_argument("--output", type=Path, default=Path("reports/bench.json"))
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if options.what == "epochs":
+        print(json.dumps(epochs(options), indent=2, ensure_ascii=False))
+        return
+    found = steps(options)
+    if not options.no_scaling:
+        found["scaling"] = scaling(options)
+    write_json(found, options.output)
+    print(table_of(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
