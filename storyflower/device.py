@@ -21,14 +21,6 @@ class Placement:
     precision: str  # fp32, bf16 or fp16
     found: str  # the accelerators of this machine, in words
 
-    @property
-    def token_step(self) -> int:
-        """Batches are filled up to a multiple of this many tokens; 0: not at all.
-
-        A CUDA graph is of one shape: 64 dialogues of 36 tokens need three or four of them.
-        """
-        return 256 if self.device.type == "cuda" else 0
-
     def autocast(self) -> AbstractContextManager:
         """Matrix products in the chosen precision; weights and sums stay float32."""
         if self.precision == "fp32":

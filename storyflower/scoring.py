@@ -33,7 +33,7 @@ def probabilities(
         stop = max(int(np.searchsorted(total, before + BATCH_TOKENS, side="right")), start + 1)
         if turn % ranks.count == ranks.rank:
             rows = order[start:stop]
-            batch = table.batch(rows, placement.device, placement.token_step)
+            batch = table.batch(rows, placement.device)
             with torch.inference_mode(), placement.autocast():
                 logits = model(batch)
             result[batch.rows] = torch.softmax(logits.float(), dim=-1).cpu().numpy()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 NAMES = ("ids", "offsets", "labels")
-WIDTH_STEP = 64  # where shapes should be few, the longest text counts as a multiple of this
+WIDTH_STEP = 64  # a batch is as wide as its longest text, up to a multiple of this
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,17 @@ class TokenTable:
         return np.diff(self.offsets)
 
     def batch(
-        self, rows: np.ndarray, device: "torch.device | str" = "cpu", token_step: int = 0
+        self,
+        rows: np.ndarray,
+        device: "torch.device | str" = "cpu",
+        token_step: int | None = None,
     ) -> "Batch":
         """The given dialogues, sorted by length and laid end to end, on a device.
 
-        With a `token_step`, texts that nobody reads fill the batch up to a multiple of that many
-        tokens, so that there are few shapes of batches; they lie behind the dialogues.
+        Texts that nobody reads fill it up to a multiple of `token_step` tokens, so that there are
+        few shapes of batches: a CUDA graph is of one shape, and on a CPU the matrix library
+        prepares itself anew for each. They lie behind the dialogues. Without a value: 256 on CUDA,
+        elsewhere at most a 32nd of the batch.
         """
         import torch  # not at the top: the tokenize stage writes the cache and needs no torch
 
@@ -66,9 +71,13 @@ class TokenTable:
         lengths = self.offsets[rows + 1] - starts
         order = np.argsort(lengths, kind="stable")
         starts, lengths = starts[order], lengths[order]
-        width = int(lengths[-1])
+        width = -(-int(lengths[-1]) // WIDTH_STEP) * WIDTH_STEP
+        if token_step is None:
+            share = int(lengths.sum()) // 32
+            token_step = (
+                256 if torch.device(device).type == "cuda" else 1 << share.bit_length() >> 1
+            )
         if token_step:
-            width = -(-width // WIDTH_STEP) * WIDTH_STEP
             filling = fill(-int(lengths.sum()) % token_step, width, token_step)
             lengths = np.concatenate([lengths, filling])
             starts = np.concatenate([starts, np.zeros(len(filling), np.int64)])

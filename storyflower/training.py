@@ -77,7 +77,7 @@ def fit(
             seed_step(params.seed, epoch, step, ranks.rank, device)
             rows = order[step * params.batch_size : (step + 1) * params.batch_size]
             mine = ranks.share(rows, train.offsets[rows + 1] - train.offsets[rows])
-            batch = train.batch(mine if len(mine) else rows[:1], device, placement.token_step)
+            batch = train.batch(mine if len(mine) else rows[:1], device)
             labels = torch.from_numpy(train.labels[batch.rows]).to(device)  # (dialogues,)
             # A process without a dialogue of its own computes one for nothing.
             weight = torch.full((), (len(mine) > 0) / len(rows), device=device)

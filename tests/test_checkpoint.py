@@ -404,7 +404,7 @@ def test_a_fingerprint_sees_every_change(tmp_path: Path) -> None:
 
 
 SIGNALLED = """
-import os, sys, threading
+import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 import test_checkpoint as own
@@ -422,6 +422,7 @@ def main():
         with checkpoints.stop:
             own.fit(own.new_network(), checkpoints)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run in the background
 exit_with_line(main)
 """
 

@@ -54,11 +54,10 @@ class Bag(nn.Module):
         self.linear = nn.Linear(size, CLASSES)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        texts = torch.bucketize(torch.arange(len(batch.ids)), batch.first, right=True) - 1
         vectors = self.embedding(batch.ids)  # (tokens, size)
-        sums = torch.zeros(len(batch.first), vectors.shape[1]).index_add(0, texts, vectors)
-        counts = torch.bincount(texts).unsqueeze(1)
-        return self.linear(self.norm(sums / counts))
+        sums = torch.zeros(len(batch.lengths), vectors.shape[1]).index_add(0, batch.text, vectors)
+        means = sums / batch.lengths.clamp(min=1).unsqueeze(1)
+        return self.linear(self.norm(means))[: len(batch.first)]
 
 
 def random_table(rows: int, seed: int = 0) -> TokenTable:
