@@ -177,6 +177,7 @@ def chain(
         lines.append(f"{' '.join(words)}: {who} killed, {phase}")
         orphan = training.stage()
         newest = training.newest()
+        lines[-1] += mend_dvc(root)
         training = Training(root, words)
         if orphan and who == DVC:
             lines[-1] += end_orphan(training, orphan, rng)
@@ -185,6 +186,18 @@ def chain(
     if training.dvc.wait(timeout=300) != 0:
         raise Lost(training.output[-1000:])
     return lines
+
+
+def mend_dvc(root: Path) -> str:
+    """What docs/reliability.md tells the user to do about DVC's own lock file.
+
+    DVC rewrites it in place; killed in that moment it leaves it empty, and refuses to start.
+    """
+    file = root / ".dvc/tmp/rwlock"
+    if file.exists() and not file.stat().st_size:
+        file.unlink()
+        return ", DVC's rwlock left empty and removed"
+    return ""
 
 
 def end_orphan(training: Training, orphan: int, rng: random.Random) -> str:

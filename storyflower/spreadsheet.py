@@ -3,7 +3,8 @@
 Enters: a path, a header and rows of text and numbers. Leaves: the file, whole or not at all. A text
 that a spreadsheet would take for a formula (it begins with =, +, -, @, tab or carriage return)
 stays text: in .xlsx every text is a cell of type text, in .csv an apostrophe is put before it.
-Given up: cell formats.
+Given up: cell formats; and openpyxl, whose streaming writer keeps the rows in a temporary file
+until the end, and prints a traceback when a later row is refused.
 """
 
 import csv
