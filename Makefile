@@ -5,6 +5,8 @@ BIN := .venv/bin
 # A stage is `python -m …`: the environment's python must come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
+# DVC unpickles what it finds there; its own choice, /var/tmp/dvc, is open to all users.
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 
 .PHONY: repro test ui conformance bench bench-scale pins lint venv
 
@@ -22,9 +24,11 @@ ui: venv
 conformance: venv
 	STORYFLOWER_CONFORMANCE=1 python -m pytest -s tests/test_conformance.py
 
-# Ours beside the notebook's loop and the Hugging Face Trainer's; writes reports/bench.json.
+# Ours beside the notebook's loop, the Hugging Face Trainer's, pandas and gluonnlp (where
+# `make conformance` has installed it); writes reports/bench.json.
 bench: venv
 	python -m benchmarks.speed steps
+	python -m benchmarks.input
 
 # Memory and time of each stage with many rows; 20 million need about 10 GB of disk in $TMPDIR.
 ROWS ?= 20000000

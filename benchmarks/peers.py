@@ -8,7 +8,7 @@ import io
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,11 @@ class HuggingFace:
         *, grouped: bool = False, compiled: bool = False,
     ):  # fmt: skip
         ours = classifier(config, dr_rate)
-        settings = {**config.to_dict(), "classifier_dropout": dr_rate, "num_labels": CLASSES}
+        settings = {
+            **config.to_dict(),
+            "classifier_dropout": dr_rate,
+            "id2label": {i: str(i) for i in range(CLASSES)},
+        }
         self.model = BertForSequenceClassification(BertConfig(**settings))
         self.model.bert.load_state_dict(ours.encoder.state_dict())
         self.model.classifier.load_state_dict(ours.linear.state_dict())
@@ -180,7 +184,8 @@ class Ours:
         kind: type | None = None,
     ):  # fmt: skip
         self.model = classifier(config, dr_rate, kind)
-        self.params, self.place = params, place
+        # The rows come in the order in which the other loops take them.
+        self.params, self.place = replace(params, shuffle=False), place
 
     def run(self, table: TokenTable, batches: list[np.ndarray], sync: Callable) -> Steps:
         found = Steps(tokens=[int(table.lengths[rows].sum()) for rows in batches])

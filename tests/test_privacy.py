@@ -67,7 +67,10 @@ def used(make_repository: Callable[..., Path]) -> tuple[Path, str]:
         [sys.executable, "-m", "storyflower.tracking", "sync"],
         [sys.executable, "-m", "storyflower", "predict", "--json", f"{CANARY} 합격했어"],
     ):
-        done = run(root, "sh", "-c", 'umask 022; exec "$@"', "sh", *line)
+        # As make sets it; dvc's own choice is a folder that all users share.
+        site = str(root / ".dvc/tmp/site")
+        shell = ("sh", "-c", 'umask 022; exec "$@"', "sh")
+        done = run(root, *shell, *line, DVC_SITE_CACHE_DIR=site)
         assert done.returncode == 0, done.stderr
         said += done.stdout + done.stderr
     return root, said

@@ -102,3 +102,23 @@ def test_the_work_of_a_token() -> None:
     work = speed.work_per_token(BertConfig(**speed.KOBERT))
     assert work == 6 * 12 * (4 * 768**2 + 2 * 768 * 3072)
     assert work == pytest.approx(6 * 85e6, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_input_benchmark_adds_to_the_same_file(tmp_path: Path) -> None:
+    output = tmp_path / "b.json"
+    output.write_text('{"batch": 64}', encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.input", "--rows", "600", "--output", str(output)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert found["batch"] == 64
+    assert found["input"]["rows"] == 675
+    assert found["input"]["ratio_ingest_vs_pandas"]["median"] > 0
+    assert found["input"]["tokenizer_sentences_a_second"] > 0
+    assert ("beside gluonnlp" in done.stdout) == (ROOT / ".venv-original/bin/python").exists()

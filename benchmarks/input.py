@@ -1,0 +1,146 @@
+"""How fast text comes in: our ingest beside pandas with openpyxl, our tokenizer beside gluonnlp.
+
+Enters: the sample corpus's sentences, put together anew to as many dialogues as AI Hub's corpus has
+in a third. Leaves: a table, and the key "input" of reports/bench.json. gluonnlp runs where
+`make conformance` has installed it (.venv-original), on a part of the sentences.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pandas
+
+from storyflower import corpus, encoder
+from storyflower.documents import write_json
+from storyflower.tokenizer import load_tokenizer
+
+ORIGINAL = Path(".venv-original/bin/python")
+TURNS = ("사람문장1", "사람문장2")
+ROUNDS = 3
+
+
+def make_workbooks(folder: Path, rows: int) -> list[str]:
+    """A corpus of `rows` Training dialogues as xlsx; returns its texts, both turns joined."""
+    sample = next(Path("data/sample").glob("*Training*.xlsx"))
+    table = pandas.read_excel(sample, engine="openpyxl")
+    label = table["감정_대분류"].tolist()
+    turns = [table[name].dropna().tolist() for name in TURNS]
+    rng = random.Random(0)
+    texts = []
+    for split, count in (("Training", rows), ("Validation", rows // 8)):
+        book = openpyxl.Workbook(write_only=True)
+        sheet = book.create_sheet("Sheet1")
+        sheet.append([None, "연령", "감정_대분류", "감정_소분류", *TURNS, "시스템문장1"])
+        for number in range(1, count + 1):
+            said = [rng.choice(turn) for turn in turns]
+            if split == "Training":
+                texts.append(" ".join(said))
+            place = rng.choice(label)
+            sheet.append([number, "청년", place, place, *said, "그랬군요. 더 말해 주세요."])
+        book.save(folder / f"bench_{split}.xlsx")
+    return texts
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def by_pandas(folder: Path) -> None:
+    """The notebook's cells: read both files, join two turns, number the labels."""
+    for split in ("Training", "Validation"):
+        table = pandas.read_excel(folder / f"bench_{split}.xlsx", engine="openpyxl")
+        table["text"] = table[TURNS[0]].astype(str) + " " + table[TURNS[1]].astype(str)
+        table["label"] = table["감정_대분류"].map(
+            {name: i for i, name in enumerate(table["감정_대분류"].unique())}
+        )
+
+
+def measure(rows: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        (work / "bench").mkdir()
+        texts = make_workbooks(work / "bench", rows)
+        table, report = work / "dialogues.parquet", work / "report.json"
+
+        def ingest() -> None:
+            corpus.ingest(
+                work / "bench", table, report, turns=2, target="major", max_dropped=0
+            )  # fmt: skip
+
+        ours, theirs = [], []
+        for _ in range(ROUNDS):
+            ours.append(seconds_of(ingest))
+            theirs.append(seconds_of(lambda: by_pandas(work / "bench")))
+        found: dict[str, Any] = {
+            "rows": rows + rows // 8,
+            "ingest_rows_a_second": (rows + rows // 8) / statistics.median(ours),
+            "ratio_ingest_vs_pandas": ratio(theirs, ours),
+        }
+
+        encoder.prepare(Path("encoders/scratch.yaml"), table, work / "encoder", seed=42)
+        tokenizer = load_tokenizer(work / "encoder")
+        times = [seconds_of(lambda: tokenizer.encode(texts, 64)) for _ in range(ROUNDS + 1)][1:]
+        tokens = tokenizer.encode(texts, 64)
+        found["sentences"] = len(texts)
+        found["mean_tokens"] = len(tokens.ids) / len(texts)
+        found["tokenizer_sentences_a_second"] = len(texts) / statistics.median(times)
+        found["ratio_tokenizer_vs_gluonnlp"] = None
+        if ORIGINAL.exists():
+            part = texts[: max(1, len(texts) // 4)]
+            (work / "texts.json").write_text(json.dumps(part), encoding="utf-8")
+            script = "tests/original/tokenize_texts.py"
+            words = [work / "encoder/spiece.model", work / "texts.json", work / "out.npz", "64"]
+            slow, quick = [], []
+            for _ in range(ROUNDS):
+                done = subprocess.run(
+                    [ORIGINAL, "-W", "ignore", script, *words],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                slow.append(float(done.stdout.split()[-1]))
+                quick.append(seconds_of(lambda: tokenizer.encode(part, 64)))
+            found["ratio_tokenizer_vs_gluonnlp"] = ratio(slow, quick)
+        return found
+
+
+def ratio(slow: list[float], quick: list[float]) -> dict[str, float]:
+    """How many times faster the second is, round by round."""
+    values = [a / b for a, b in zip(slow, quick, strict=True)]
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=16_000)
+    parser.add_argument("--output", type=Path, default=Path("reports/bench.json"))
+    options = parser.parse_args()
+    found = measure(options.rows)
+    document = {}
+    if options.output.exists():
+        document = json.loads(options.output.read_text(encoding="utf-8"))
+    write_json({**document, "input": found}, options.output)
+    said = "ours is {median:.1f} times as fast ({min:.1f} to {max:.1f})"
+    print(f"ingest: {found['ingest_rows_a_second']:,.0f} rows/s;", end=" ")
+    print(f"beside pandas with openpyxl, {said.format(**found['ratio_ingest_vs_pandas'])}")
+    print(f"tokenizer: {found['tokenizer_sentences_a_second']:,.0f} sentences/s", end=" ")
+    print(f"of {found['mean_tokens']:.1f} tokens;", end=" ")
+    if found["ratio_tokenizer_vs_gluonnlp"]:
+        print(f"beside gluonnlp, {said.format(**found['ratio_tokenizer_vs_gluonnlp'])}")
+    else:
+        print("gluonnlp is not here: `make conformance` installs it")
+
+
+if __name__ == "__main__":
+    main()
