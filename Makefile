@@ -13,8 +13,9 @@ export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 repro: venv
 	dvc repro
 
+# Two processes: most of the time is waiting for one command after another.
 test: venv
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 ui: venv
 	@echo "In the page: choose 'Model training' (top left), then your corpus, then Runs."
