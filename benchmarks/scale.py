@@ -194,7 +194,9 @@ def iterate_epoch() -> None:
     order = epoch_order(len(table), 0, params)
     total = 0
     for start in range(0, len(order), params.batch_size):
-        total += int(table.batch(order[start : start + params.batch_size]).ids.sum())
+        batch = table.batch(order[start : start + params.batch_size])
+        real = int(batch.lengths[: len(batch.rows)].sum())  # what fills the batch up comes last
+        total += int(batch.ids[:real].sum())
     if total != table.ids.sum(dtype="int64"):
         raise InputError("the batches of an epoch do not hold every token once")
 

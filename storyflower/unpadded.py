@@ -35,6 +35,8 @@ class Layer:
     activation: Callable[[torch.Tensor], torch.Tensor]
     narrow: nn.Linear
     narrow_norm: nn.LayerNorm
+    drop: nn.Dropout  # behind mix and behind narrow
+    drop_weights: nn.Dropout  # the attention's
 
 
 def layers(encoder: PreTrainedModel) -> Iterator[Layer]:
@@ -45,7 +47,7 @@ def layers(encoder: PreTrainedModel) -> Iterator[Layer]:
             yield Layer(
                 *(attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin),
                 *(block.sa_layer_norm, ffn.lin1, ffn.activation, ffn.lin2),
-                block.output_layer_norm,
+                *(block.output_layer_norm, ffn.dropout, attention.dropout),
             )
         return
     for block in encoder.encoder.layer:
@@ -53,7 +55,7 @@ def layers(encoder: PreTrainedModel) -> Iterator[Layer]:
         yield Layer(
             *(attention.query, attention.key, attention.value, after.dense, after.LayerNorm),
             *(block.intermediate.dense, block.intermediate.intermediate_act_fn),
-            *(block.output.dense, block.output.LayerNorm),
+            *(block.output.dense, block.output.LayerNorm, after.dropout, attention.dropout),
         )
 
 
@@ -72,26 +74,20 @@ def first_states(encoder: PreTrainedModel, batch: Batch) -> torch.Tensor:
     if hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # As autocast leaves it behind every later LayerNorm.
         hidden = hidden.to(torch.get_autocast_dtype("cpu"))
-    p_hidden, p_weights = dropout_rates(encoder)
     for number, layer in enumerate(layers(encoder), start=1):
         parts = (layer.query, layer.key, layer.value)
         weight = torch.cat([part.weight for part in parts])
         bias = torch.cat([part.bias for part in parts])
         qkv = functional.linear(hidden, weight, bias)  # (tokens, 3 * hidden)
-        mixed = attend(qkv, batch, config.num_attention_heads, p_weights)
+        mixed = attend(qkv, batch, config.num_attention_heads, rate(layer.drop_weights))
         if number == config.num_hidden_layers:
             hidden, mixed = hidden[batch.first], mixed[batch.first]  # (texts, hidden)
-        hidden = layer.mix_norm(dropout(layer.mix(mixed), p_hidden) + hidden)
+        hidden = layer.mix_norm(dropout(layer.mix(mixed), rate(layer.drop)) + hidden)
         wide = layer.activation(layer.widen(hidden))
-        hidden = layer.narrow_norm(dropout(layer.narrow(wide), p_hidden) + hidden)
+        hidden = layer.narrow_norm(dropout(layer.narrow(wide), rate(layer.drop)) + hidden)
     return hidden
 
 
-def dropout_rates(encoder: PreTrainedModel) -> tuple[float, float]:
-    """The probabilities for hidden states and for attention weights; 0 outside of training."""
-    if not encoder.training:
-        return 0.0, 0.0
-    config = encoder.config
-    if config.model_type == "distilbert":
-        return config.dropout, config.attention_dropout
-    return config.hidden_dropout_prob, config.attention_probs_dropout_prob
+def rate(module: nn.Dropout) -> float:
+    """The probability with which a value becomes 0; none outside of training."""
+    return module.p if module.training else 0.0

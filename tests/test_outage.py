@@ -267,7 +267,7 @@ def test_a_database_that_cannot_be_written_costs_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 3)
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 5)
     database, lock = root / "mlflow.db", None
     if fault == "locked":
         lock = take_the_lock(database)
@@ -282,7 +282,7 @@ def test_a_database_that_cannot_be_written_costs_one_line(
         run.log({"loss": 0.5}, 1)
     with Run(record, root) as run:
         run.log_results({"final_accuracy": 0.75})
-    assert time.monotonic() - start < 3 + 1 + 1.5
+    assert time.monotonic() - start < 9.5  # paid twice it would be 10
     lines = capfd.readouterr().err.splitlines()
     # Two stages are two processes; here the second waits for the first one's last push.
     (line,) = [line for line in lines if not line.startswith("waiting for another process")]
@@ -305,7 +305,9 @@ def test_a_database_that_cannot_be_written_costs_one_line(
     seen = shown(f"sqlite:///{database}", record)
     assert seen["status"] == "FINISHED" and seen["loss"] == [(1, 0.5)]
     assert seen["metrics"]["final_accuracy"] == 0.75
-    assert capfd.readouterr().err == ""
+    # An earlier test of this process may have imported mlflow with its own way of logging.
+    said = capfd.readouterr().err.splitlines()
+    assert [line for line in said if " INFO mlflow" not in line] == []
 
 
 @pytest.mark.slow
