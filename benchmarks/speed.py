@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="counted steps a round")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--dialogues", type=int, default=51628)
