@@ -173,9 +173,8 @@ def make_backward(
     parameters = list(model.parameters())
 
     def backward(batch: Batch, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if graphed:
-            torch._foreach_zero_(gradients)  # a graph writes where it was recorded
+        if graphed:  # a graph writes where it was recorded
+            torch._foreach_zero_([parameter.grad for parameter in parameters])
         else:
             for parameter in parameters:
                 parameter.grad = None

@@ -194,6 +194,11 @@ def test_a_server_that_answers_nonsense_costs_one_line(
     assert len(in_outbox(root, run.record).metrics) == 20
 
 
+def down(*_: object) -> None:
+    """In the place of tracking.push: an MLflow that refuses."""
+    raise OSError("refused")
+
+
 def test_it_is_said_once_and_not_by_each_stage(
     root: Path,
     make_record: Callable[[], Record],
@@ -201,9 +206,6 @@ def test_it_is_said_once_and_not_by_each_stage(
     capsys: pytest.CaptureFixture,
 ) -> None:
     pushed: list[Record] = []
-
-    def down(*_: object) -> None:
-        raise OSError("refused")
 
     monkeypatch.setattr(tracking, "push", down)
     monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.6)
@@ -229,9 +231,6 @@ def test_an_evaluation_that_fails_takes_nothing_from_the_one_before(
     make_record: Callable[[], Record],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def down(*_: object) -> None:
-        raise OSError("refused")
-
     monkeypatch.setattr(tracking, "push", down)
     monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.1)
     monkeypatch.setattr(tracking, "LATE_CLOSE_SECONDS", 0.1)
