@@ -13,11 +13,11 @@ import torch
 
 from storyflower.tensors import Batch
 
-Compute = Callable[[Batch, torch.Tensor, torch.Tensor], torch.Tensor]
+Compute = Callable[[Batch, torch.Tensor], torch.Tensor]
 
 
 class Replayed:
-    """compute(batch, labels, weight), recorded; its result is overwritten by the next call.
+    """compute(batch, weight), recorded; its result is overwritten by the next call.
 
     `compute` must leave its gradients in the parameters' .grad, which are allocated here, once: a
     graph writes to the addresses that it was recorded with. Where recording fails, one line says
@@ -32,18 +32,18 @@ class Replayed:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
 
-    def __call__(self, batch: Batch, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        values = [*batch.tensors, labels, weight]
+    def __call__(self, batch: Batch, weight: torch.Tensor) -> torch.Tensor:
+        values = [*batch.tensors, weight]
         shape = (batch.width, *(tuple(value.shape) for value in values))
         if self.usable and shape not in self.graphs:
             try:
-                self.graphs[shape] = self.record(batch, labels, weight)
+                self.graphs[shape] = self.record(batch, weight)
             except RuntimeError as error:
                 self.usable = False
                 said = " ".join(str(error).split())[:200]
                 print(f"note: no CUDA graph ({said}); training goes on without", file=sys.stderr)
         if shape not in self.graphs:
-            return self.compute(batch, labels, weight)
+            return self.compute(batch, weight)
         graph, inputs, result = self.graphs[shape]
         for place, value in zip(inputs, values, strict=True):
             place.copy_(value)
@@ -51,15 +51,15 @@ class Replayed:
         return result
 
     def record(
-        self, batch: Batch, labels: torch.Tensor, weight: torch.Tensor
+        self, batch: Batch, weight: torch.Tensor
     ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
         # A pass outside first: libraries allocate and choose kernels, which a graph must not see.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self.compute(batch, labels, weight)
+            self.compute(batch, weight)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
-            result = self.compute(batch, labels, weight)
-        return graph, [*batch.tensors, labels, weight], result
+            result = self.compute(batch, weight)
+        return graph, [*batch.tensors, weight], result

@@ -82,9 +82,12 @@ class TokenTable:
             lengths = np.concatenate([lengths, filling])
             starts = np.concatenate([starts, np.zeros(len(filling), np.int64)])
         total = int(lengths.sum())
-        small = np.stack([starts, lengths, np.cumsum(lengths) - lengths])
-        # Three numbers a dialogue travel to the device; all else is made there.
-        starts_, lengths_, first = torch.from_numpy(small).to(device, non_blocking=True)
+        labels = np.zeros(len(lengths), np.int64)
+        labels[: len(rows)] = self.labels[rows[order]]
+        small = np.stack([starts, lengths, np.cumsum(lengths) - lengths, labels])
+        # Four numbers a dialogue travel to the device, in one copy that does not wait for the
+        # step before; all else is made there.
+        starts_, lengths_, first, labels_ = torch.from_numpy(small).to(device, non_blocking=True)
         numbers = torch.arange(len(lengths), device=device)
         text = torch.repeat_interleave(numbers, lengths_, output_size=total)
         positions = torch.arange(total, device=device) - first[text]
@@ -94,6 +97,7 @@ class TokenTable:
             positions=positions,
             text=text,
             first=first[: len(rows)],
+            labels=labels_[: len(rows)],
             lengths=lengths_,
             groups=[(len(list(same)), n) for n, same in groupby(lengths.tolist()) if n],
             width=width,
@@ -127,6 +131,7 @@ class Batch:
     positions: "torch.Tensor"  # (tokens,) int64: place of the token in its own text, from 0
     text: "torch.Tensor"  # (tokens,) int64: which text of the batch the token belongs to
     first: "torch.Tensor"  # (dialogues,) int64: where each dialogue's [CLS] lies
+    labels: "torch.Tensor"  # (dialogues,) int64
     lengths: "torch.Tensor"  # (texts,) int64: tokens of each; texts that fill up come last
     groups: list[tuple[int, int]]  # (texts, tokens in each) of one length after the other
     width: int  # no text has more tokens
@@ -134,7 +139,7 @@ class Batch:
     @property
     def tensors(self) -> "tuple[torch.Tensor, ...]":
         """All tensors; two batches for which their shapes and width agree do the same work."""
-        return self.ids, self.positions, self.text, self.first, self.lengths
+        return self.ids, self.positions, self.text, self.first, self.labels, self.lengths
 
 
 class TokenWriter:

@@ -78,10 +78,9 @@ def fit(
             rows = order[step * params.batch_size : (step + 1) * params.batch_size]
             mine = ranks.share(rows, train.offsets[rows + 1] - train.offsets[rows])
             batch = train.batch(mine if len(mine) else rows[:1], device)
-            labels = torch.from_numpy(train.labels[batch.rows]).to(device)  # (dialogues,)
             # A process without a dialogue of its own computes one for nothing.
             weight = torch.full((), (len(mine) > 0) / len(rows), device=device)
-            sums = ranks.sum(backward(batch, labels, weight).clone())
+            sums = ranks.sum(backward(batch, weight).clone())
 
             rate = learning_rate * schedule(epoch * steps + step, warmup, total)
             prepare_update(optimizer, rate, optimizer_name, epoch * steps + step, scaler)
@@ -163,16 +162,16 @@ def schedule(step: int, warmup: int, total: int) -> float:
 
 def make_backward(
     model: nn.Module, scaler: torch.amp.GradScaler, placement: Placement, ranks: Ranks
-) -> Callable[[Batch, torch.Tensor, torch.Tensor], torch.Tensor]:
+) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
     """A function that computes the gradients of one batch, in place of those that were there.
 
-    It takes the batch, its labels (dialogues,) and the weight of each dialogue in the mean, 1 over
-    the global batch's dialogues, or 0. It returns float32 (2,): this process's part of the mean
-    loss, and how many predictions are right.
+    It takes the batch and the weight of each dialogue in the mean, 1 over the global batch's
+    dialogues, or 0. It returns float32 (2,): this process's part of the mean loss, and how many
+    predictions are right.
     """
     parameters = list(model.parameters())
 
-    def backward(batch: Batch, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def backward(batch: Batch, weight: torch.Tensor) -> torch.Tensor:
         if graphed:  # a graph writes where it was recorded
             torch._foreach_zero_([parameter.grad for parameter in parameters])
         else:
@@ -180,10 +179,10 @@ def make_backward(
                 parameter.grad = None
         with placement.autocast():
             logits = model(batch)  # (dialogues, classes)
-        loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum") * weight
+        loss = nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * weight
         # DistributedDataParallel divides the sum of the gradients by the processes.
         scaler.scale(loss * ranks.count).backward()
-        right = (logits.detach().argmax(dim=-1) == labels).sum() * (weight > 0)
+        right = (logits.detach().argmax(dim=-1) == batch.labels).sum() * (weight > 0)
         return torch.stack([loss.detach(), right.float()])
 
     # DistributedDataParallel's own hooks and a graph do not go together; there are fewer launches

@@ -59,15 +59,14 @@ def test_the_filling_changes_nothing(
 ) -> None:
     table, network = random_table(20), classifier(family)
     plain = table.batch(np.arange(20))
-    labels = torch.from_numpy(table.labels[plain.rows])
     weight = torch.tensor(1 / 20)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     backward = training.make_backward(network, scaler, PLACE, ALONE)
-    expected = backward(plain, labels, weight)
+    expected = backward(plain, weight)
     gradients = [parameter.grad for parameter in network.parameters()]
     if way == "rectangle":
         monkeypatch.setattr("storyflower.unpadded.attend", attention.attend_rectangle)
-    found = backward(table.batch(np.arange(20), "cpu", 256), labels, weight)
+    found = backward(table.batch(np.arange(20), "cpu", 256), weight)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for ours, theirs in zip(network.parameters(), gradients, strict=True):
         torch.testing.assert_close(ours.grad, theirs, atol=1e-5, rtol=0)
@@ -82,8 +81,8 @@ class Tape:
         Tape.recorded += 1
 
     def replay(self) -> None:
-        batch, labels, weight = self.inputs
-        self.result.copy_(self.compute(batch, labels, weight))
+        batch, weight = self.inputs
+        self.result.copy_(self.compute(batch, weight))
 
 
 @pytest.fixture
@@ -105,9 +104,9 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "graph", nothing)
     record = graphs.Replayed.record
 
-    def remembering(self: graphs.Replayed, batch: Batch, labels: torch.Tensor, weight):
-        tape, inputs, result = record(self, batch, labels, weight)
-        tape.inputs, tape.result, tape.compute = (batch, labels, weight), result, self.compute
+    def remembering(self: graphs.Replayed, batch: Batch, weight):
+        tape, inputs, result = record(self, batch, weight)
+        tape.inputs, tape.result, tape.compute = (batch, weight), result, self.compute
         return tape, inputs, result
 
     monkeypatch.setattr(graphs.Replayed, "record", remembering)
@@ -119,12 +118,12 @@ def graphed(network: model.EmotionClassifier) -> graphs.Replayed:
     """As make_backward does on CUDA, by hand: gradients are set to zero, not taken away."""
     parameters = list(network.parameters())
 
-    def compute(batch: Batch, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def compute(batch: Batch, weight: torch.Tensor) -> torch.Tensor:
         torch._foreach_zero_([parameter.grad for parameter in parameters])
         logits = network(batch)
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") * weight
+        loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum") * weight
         loss.backward()
-        return torch.stack([loss.detach(), (logits.argmax(-1) == labels).sum().float()])
+        return torch.stack([loss.detach(), (logits.argmax(-1) == batch.labels).sum().float()])
 
     return graphs.Replayed(compute, parameters)
 
@@ -138,14 +137,13 @@ def test_each_shape_is_recorded_once_and_computes_the_batch_at_hand(no_cuda: Non
     weight = torch.tensor(1 / 16)
     for start in (0, 16, 32, 48):
         batch = table.batch(np.arange(start, start + 16), "cpu", 256)
-        labels = torch.from_numpy(table.labels[batch.rows])
-        found, expected = replayed(batch, labels, weight), backward(batch, labels, weight)
+        found, expected = replayed(batch, weight), backward(batch, weight)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=0)
     assert Tape.recorded == 1
     assert places == [parameter.grad.data_ptr() for parameter in network.parameters()]
-    replayed(table.batch(np.arange(5), "cpu", 256), torch.zeros(5, dtype=torch.int64), weight)
+    replayed(table.batch(np.arange(5), "cpu", 256), weight)
     assert Tape.recorded == 2
 
 
@@ -160,7 +158,6 @@ def test_a_failed_recording_costs_a_line(
     replayed = graphed(classifier())
     for start in (0, 8):
         batch = table.batch(np.arange(start, start + 8), "cpu", 256)
-        labels = torch.from_numpy(table.labels[batch.rows])
-        assert replayed(batch, labels, torch.tensor(1 / 8))[0] > 0
+        assert replayed(batch, torch.tensor(1 / 8))[0] > 0
     said = capsys.readouterr().err
     assert said.count("note: no CUDA graph (operation not permitted when stream") == 1

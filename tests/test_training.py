@@ -15,6 +15,7 @@ from conftest import ROOT, params_of
 from original import notebook
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModel,
     BertConfig,
@@ -25,7 +26,8 @@ from transformers import (
 )
 
 from storyflower import model, training
-from storyflower.device import choose
+from storyflower.checkpoint import State
+from storyflower.device import Placement, choose
 from storyflower.errors import InputError
 from storyflower.history import Epoch
 from storyflower.tensors import Batch, TokenTable
@@ -392,3 +394,45 @@ def test_equal_seeds_make_equal_bytes_in_two_processes(tmp_path: Path) -> None:
         one, again, two = ((tmp_path / name / file).read_bytes() for name in running)
         assert one == again
         assert one != two
+
+
+def test_no_step_waits_for_the_device() -> None:
+    """On "meta", a device that holds no values, reading one fails; so does all that would wait for
+    a GPU, but for copies: after the first step's those must not block."""
+
+    class Enough(Exception):
+        """The loop has run three steps."""
+
+    class Watch(TorchDispatchMode):
+        step, copies = 0, 0
+
+        def restore(self, state: State) -> None: ...
+
+        def after_step(self, state: State) -> None:
+            self.step = state.step
+            if state.step == 3:
+                raise Enough
+
+        def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            moves = "_to_copy" in str(call) and "device" in kwargs
+            if self.step and moves and args[0].device != kwargs["device"]:
+                assert kwargs.get("non_blocking"), call
+                self.copies += 1
+            return call(*args, **kwargs)
+
+    watch, table = Watch(), random_table(64)
+    network = model.EmotionClassifier(AutoModel.from_config(FAMILIES["bert"]), CLASSES, 0.5)
+    with watch, pytest.raises(Enough):
+        training.fit(
+            network,
+            table,
+            table,
+            params_of(batch_size=8),
+            learning_rate=1e-3,
+            optimizer_name="notebook",
+            placement=Placement(torch.device("meta"), "fp32", ""),
+            on_epoch=lambda _: None,
+            checkpoints=watch,
+        )
+    assert watch.copies == 2  # one a step
