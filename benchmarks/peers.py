@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from storyflower import training
+from storyflower.attention import attend_rectangle
 from storyflower.device import Placement
 from storyflower.model import EmotionClassifier
 from storyflower.params import Params
@@ -233,7 +234,7 @@ class ByInterface(EmotionClassifier):
     """
 
     def __init__(self, encoder: nn.Module, num_classes: int, dr_rate: float):
-        AttentionInterface.register("packed", by_length)
+        AttentionInterface.register("packed", packed)
         AttentionMaskInterface.register("packed", lambda *_, **__: None)
         encoder.set_attn_implementation("packed")
         super().__init__(encoder, num_classes, dr_rate)
@@ -242,25 +243,30 @@ class ByInterface(EmotionClassifier):
         states = self.encoder(
             input_ids=batch.ids.unsqueeze(0),
             position_ids=batch.positions.unsqueeze(0),
-            groups=batch.groups,
+            batch=batch,
         ).last_hidden_state[0, batch.first]
         return self.linear(self.dropout(self.encoder.pooler(states.unsqueeze(1))))
 
 
-def by_length(
+def packed(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: None,
     *,
-    groups: list[tuple[int, int]],
+    batch: Batch,
     dropout: float = 0.0,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention within each text, one call for all texts of a length; (1, heads, tokens, size)."""
+    """Attention within each text, (1, heads, tokens, size): on a CPU one call for all texts of a
+    length, on a GPU our masked rectangle, for a graph cannot hold lengths."""
+    if query.device.type != "cpu":
+        qkv = torch.cat([x[0].transpose(0, 1).flatten(1) for x in (query, key, value)], dim=1)
+        mixed = attend_rectangle(qkv, batch, query.shape[1], dropout)
+        return mixed.view(1, len(mixed), query.shape[1], -1), None
     results, start = [], 0
-    for count, length in groups:
+    for count, length in batch.groups:
         stop = start + count * length
         parts = (
             x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1)

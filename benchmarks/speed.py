@@ -3,7 +3,8 @@
 `python -m benchmarks.speed steps` times single steps of all loops in turn and writes
 reports/bench.json; `epochs` runs a whole training of ours, KoBERT's shape, on dialogues of random
 ids. Ratios are medians over rounds, with least and most; a loop's first step of a round is not
-counted. Only tokens that are no padding count as work done.
+counted. Rounds go on while they fit into the time given, so a slow machine has fewer. Only tokens
+that are no padding count as work done.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,12 @@ def work_per_token(config: BertConfig) -> float:
     return 6.0 * config.num_hidden_layers * (4 * h * h + 2 * h * f)
 
 
+def work_share(config: BertConfig) -> float:
+    """How much of that work is done: the last layer's, but for query, key and value, is not."""
+    h, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    return 1 - (h * h + 2 * h * f) / (4 * h * h + 2 * h * f) / layers
+
+
 def matrix_rate(tokens: int, config: BertConfig, place: Placement, sync: Callable) -> float:
     """Floating-point operations a second of the layers' matrix products alone, in our precision."""
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -79,6 +87,14 @@ def matrix_rate(tokens: int, config: BertConfig, place: Placement, sync: Callabl
     return work / seconds
 
 
+def rounds(least: int, seconds: float) -> Iterator[int]:
+    """0, 1, ...: `least` of them, and more as long as one like those before ends in time."""
+    started, turn = time.monotonic(), 0
+    while turn < least or (time.monotonic() - started) * (turn + 1) / turn <= seconds:
+        yield turn
+        turn += 1
+
+
 def steps(options: argparse.Namespace) -> dict[str, Any]:
     """Every loop in turn, round after round; the content of bench.json."""
     place = choose(options.device, options.precision)
@@ -86,7 +102,7 @@ def steps(options: argparse.Namespace) -> dict[str, Any]:
     # num_epochs 1: fit() is called once a round, on that round's batches.
     params = params_of(num_epochs=1, batch_size=options.batch)
     counted = options.steps
-    table = random_table(options.batch * (counted + 1) * options.rounds, 35.7, 64, seed=1)
+    batches = list(np.arange((counted + 1) * options.batch).reshape(counted + 1, -1))
     with tempfile.TemporaryDirectory() as folder:
         loops: dict[str, Any] = {
             "ours": Ours(config, params, 0.5, place),
@@ -98,20 +114,20 @@ def steps(options: argparse.Namespace) -> dict[str, Any]:
             "notebook": Notebook(config, params, 0.5, place.device),
         }
         rates: dict[str, list[float]] = {name: [] for name in loops}
-        shares = []
-        for turn in range(options.rounds):
-            first = turn * (counted + 1) * options.batch
-            rows = np.arange(first, first + (counted + 1) * options.batch)
-            batches = list(rows.reshape(counted + 1, options.batch))
-            gemm = matrix_rate(
-                int(table.lengths.mean() * options.batch), config, place, sync(place)
-            )
+        shares, limits, means = [], [], []
+        for turn in rounds(options.rounds, 60 * options.minutes):
+            table = random_table(options.batch * (counted + 1), 35.7, 64, seed=turn)
+            means.append(float(table.lengths.mean()))
+            tokens = int(means[-1] * options.batch)
+            gemm = matrix_rate(tokens, config, place, sync(place))
+            plain = matrix_rate(tokens, config, replace(place, precision="fp32"), sync(place))
             for name, loop in loops.items():
                 rates[name].append(tokens_a_second(loop.run(table, batches, sync(place))))
-                rate = rates[name][-1] / table.lengths.mean()
+                rate = rates[name][-1] / means[-1]
                 say(f"round {turn + 1}: {name:21} {rate:8.2f} dialogues/s")
             shares.append(rates["ours"][-1] * work_per_token(config) / gemm)
-    mean = float(table.lengths.mean())
+            limits.append(gemm / plain * params.max_len / means[-1] / work_share(config))
+    mean = statistics.mean(means)
     ratios = {
         f"ratio_vs_{name}": spread([a / b for a, b in zip(rates["ours"], rates[name], strict=True)])
         for name in rates
@@ -122,14 +138,20 @@ def steps(options: argparse.Namespace) -> dict[str, Any]:
         "shape": {**(TOY if options.toy else {}), **KOBERT},
         "batch": options.batch,
         "mean_tokens": mean,
-        "rounds": options.rounds,
+        "rounds": len(means),
         "steps_a_round": counted,
         "dialogues_a_second": {
             name: spread([value / mean for value in values]) for name, values in rates.items()
         },
         **{name: values["median"] for name, values in ratios.items()},
         "share_of_gemm": statistics.median(shares),
-        "spread": {**ratios, "share_of_gemm": spread(shares)},
+        # What ours would be if both loops used the matrix units equally well.
+        "ratio_vs_notebook_at_equal_efficiency": statistics.median(limits),
+        "spread": {
+            **ratios,
+            "share_of_gemm": spread(shares),
+            "ratio_vs_notebook_at_equal_efficiency": spread(limits),
+        },
     }
 
 
@@ -145,8 +167,8 @@ def scaling(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 
     def rate(batch: int, mean: float) -> float:
         params = params_of(num_epochs=1, batch_size=batch, max_len=512)
-        table = random_table(batch * 3, mean, int(mean * 2), seed=2)
-        batches = list(np.arange(batch * 3).reshape(3, batch))
+        table = random_table(batch * 2, mean, int(mean * 2), seed=2)
+        batches = list(np.arange(batch * 2).reshape(2, batch))
         return tokens_a_second(Ours(config, params, 0.5, place).run(table, batches, sync(place)))
 
     found: dict[str, dict[str, float]] = {"by_batch": {}, "by_mean_tokens": {}}
@@ -191,6 +213,9 @@ def epochs(options: argparse.Namespace) -> dict[str, Any]:
         "evaluation_seconds": wall - sum(trained),
         "dialogues_a_second": len(train) / usual,
     }
+    tokens = float(train.lengths.mean())  # a dialogue
+    gemm = matrix_rate(int(tokens * options.batch), config, place, sync(place))
+    found["share_of_gemm"] = found["dialogues_a_second"] * tokens * work_per_token(config) / gemm
     if place.device.type == "cuda":
         found["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return found
@@ -249,6 +274,11 @@ def table_of(found: dict[str, Any]) -> str:
         f"\nshare of the measured matrix rate: {share['median']:.0%} "
         f"({share['min']:.0%} to {share['max']:.0%})"
     )
+    limit = found["spread"]["ratio_vs_notebook_at_equal_efficiency"]
+    lines.append(
+        "at equal efficiency this machine would give {median:.2f} times the notebook "
+        "({min:.2f} to {max:.2f})".format(**limit)
+    )
     return "\n".join(lines)
 
 
@@ -258,8 +288,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="counted steps a round")
+    parser.add_argument("--rounds", type=int, default=3, help="at least")
+    parser.add_argument("--minutes", type=float, default=9, help="more rounds while they fit in")
+    parser.add_argument("--steps", type=int, default=1, help="counted steps a round")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--dialogues", type=int, default=51628)
     parser.add_argument("--compile", action="store_true", help="torch_compile for the best Trainer")
