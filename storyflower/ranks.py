@@ -39,7 +39,7 @@ class Ranks:
         """The model, with gradients averaged over the processes in the backward pass."""
         if self.count == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
 
     def share(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Which of a batch's rows are this process's; `lengths` are the tokens of each row.
