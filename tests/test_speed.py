@@ -57,7 +57,7 @@ def test_all_loops_compute_the_same_losses(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_writes_its_table(tmp_path: Path) -> None:
-    words = ["steps", "--toy", "--batch", "4", "--rounds", "2", "--minutes", "0", "--device", "cpu"]
+    words = ["steps", "--toy", "--batch", "4", "--rounds", "1", "--minutes", "0", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed", *words, "--output", str(tmp_path / "b.json")],
         cwd=ROOT,
@@ -70,14 +70,16 @@ def test_the_benchmark_writes_its_table(tmp_path: Path) -> None:
     assert set(found["dialogues_a_second"]) == set(LOOPS)
     for name in LOOPS[1:]:
         rates = found["dialogues_a_second"]
-        # Of the ratios of two rounds the median is their mean.
-        spread = found["spread"][f"ratio_vs_{name}"]
-        assert found[f"ratio_vs_{name}"] == pytest.approx((spread["min"] + spread["max"]) / 2)
-        assert spread["min"] <= rates["ours"]["max"] / rates[name]["min"]
+        ratio = rates["ours"]["median"] / rates[name]["median"]
+        assert found[f"ratio_vs_{name}"] == pytest.approx(ratio)
         assert f"| {name} |" in done.stdout
     assert found["share_of_gemm"] > 0
-    assert found["rounds"] == 2
-    assert found["ratio_vs_notebook_at_equal_efficiency"] > 1
+    assert found["rounds"] == found["steps_a_round"] == 1
+    limit = found["ratio_vs_notebook_at_equal_efficiency"]
+    if found["machine"]["placement"].endswith("fp32"):  # then only pads and the last layer count
+        share = speed.work_share(BertConfig(**speed.KOBERT, **speed.TOY))
+        assert limit == pytest.approx(64 / found["mean_tokens"] / share)
+    assert limit > 0
     assert {"by_batch", "by_mean_tokens"} == set(found["scaling"])
     assert found["machine"]["threads"] >= 1
 
