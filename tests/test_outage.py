@@ -369,7 +369,10 @@ def test_a_training_with_a_server_that_hangs_is_mirrored_later(
     lines: list[str] = []
     for stage in ("train", "evaluate"):
         words = (sys.executable, "-c", TIMED_STAGE, f"stages.{stage}")
-        done = run(repository, *words, MLFLOW_TRACKING_URI=hole)
+        # MLflow's import takes seconds of the stage's eight on a slow machine; a silent socket that
+        # is given up after two, not five, leaves room for the reason to be known.
+        env = {"MLFLOW_TRACKING_URI": hole, "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
+        done = run(repository, *words, **env)
         assert done.returncode == 0, done.stderr
         for line in done.stdout.splitlines():
             if line.startswith("WAITED"):
