@@ -53,13 +53,21 @@ class Replayed:
     def record(
         self, batch: Batch, weight: torch.Tensor
     ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
-        # A pass outside first: libraries allocate and choose kernels, which a graph must not see.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self.compute(batch, weight)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            result = self.compute(batch, weight)
+        here = torch.cuda.current_stream()
+        with (
+            # Recording draws dropout's random numbers twice more; a shape's first batch must not
+            # get others for that, or a resumed training would differ from one in one go.
+            torch.random.fork_rng([torch.cuda.current_device()], device_type="cuda"),
+            torch.cuda.stream(here),  # a recording that fails stays on its own stream
+        ):
+            # A pass outside first: libraries allocate and choose kernels, which a graph must not
+            # see.
+            side = torch.cuda.Stream()
+            side.wait_stream(here)
+            with torch.cuda.stream(side):
+                self.compute(batch, weight)
+            here.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                result = self.compute(batch, weight)
         return graph, [*batch.tensors, weight], result

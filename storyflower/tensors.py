@@ -87,9 +87,12 @@ class TokenTable:
         small = np.stack([starts, lengths, np.cumsum(lengths) - lengths, labels])
         # Four numbers a dialogue travel to the device, in one copy that does not wait for the
         # step before; all else is made there.
-        starts_, lengths_, first, labels_ = torch.from_numpy(small).to(device, non_blocking=True)
-        numbers = torch.arange(len(lengths), device=device)
-        text = torch.repeat_interleave(numbers, lengths_, output_size=total)
+        numbers = torch.from_numpy(small)
+        if torch.device(device).type == "cuda":
+            numbers = numbers.pin_memory()  # a copy from other memory may wait for the stream
+        starts_, lengths_, first, labels_ = numbers.to(device, non_blocking=True)
+        texts = torch.arange(len(lengths), device=device)
+        text = torch.repeat_interleave(texts, lengths_, output_size=total)
         positions = torch.arange(total, device=device) - first[text]
         return Batch(
             rows=rows[order],

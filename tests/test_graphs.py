@@ -99,6 +99,10 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    # The one generator there is stands for the card's as well.
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, _: torch.set_rng_state(state))
     monkeypatch.setattr(torch.cuda, "stream", nothing)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
     monkeypatch.setattr(torch.cuda, "graph", nothing)
@@ -147,17 +151,52 @@ def test_each_shape_is_recorded_once_and_computes_the_batch_at_hand(no_cuda: Non
     assert Tape.recorded == 2
 
 
+def test_recording_draws_no_random_numbers_of_the_training(no_cuda: None) -> None:
+    """Dropout on: the batch that is recorded gets the masks that it would get when replayed, as
+    after a resume, when another batch is the first of its shape."""
+    table, network = random_table(32), classifier()
+    network.dropout.p = 0.5
+    replayed, weight = graphed(network.train()), torch.tensor(1 / 16)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        results.append(replayed(table.batch(np.arange(16), "cpu", 256), weight).clone())
+    assert Tape.recorded == 1
+    assert torch.equal(*results)
+    torch.manual_seed(8)
+    assert not torch.equal(replayed(table.batch(np.arange(16), "cpu", 256), weight), results[0])
+
+
 def test_a_failed_recording_costs_a_line(
     no_cuda: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails(*_: object) -> None:
+    """torch.cuda.graph that fails leaves its own stream the current one; ours must come back."""
+    ours = torch.cuda.Stream()
+    current = [ours]
+
+    @contextmanager
+    def stream(other: object) -> Iterator[None]:
+        before, current[0] = current[0], other
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    @contextmanager
+    def graph(*_: object, **__: object) -> Iterator[None]:
+        current[0] = torch.cuda.Stream()
+        yield
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    monkeypatch.setattr(graphs.Replayed, "record", fails)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
     table = random_table(16)
     replayed = graphed(classifier())
     for start in (0, 8):
         batch = table.batch(np.arange(start, start + 8), "cpu", 256)
         assert replayed(batch, torch.tensor(1 / 8))[0] > 0
+        assert current[0] is ours
     said = capsys.readouterr().err
     assert said.count("note: no CUDA graph (operation not permitted when stream") == 1
+    assert Tape.recorded == 1
