@@ -286,64 +286,6 @@ def test_corpus_text_stays_out_of_mlflow(finished: Path) -> None:
 
 
 @pytest.mark.slow
-def test_repro_then_experiments_here_in_a_temporary_folder_and_in_the_queue(
-    make_repository,
-) -> None:
-    """The README's commands in the README's order, nothing committed in between."""
-    root = make_repository()
-    command(root, "dvc", "repro")
-    assert "dvc.lock" in command(root, "git", "ls-files", "--others").splitlines()
-    command(root, "dvc", "exp", "run", "-n", "two", "-S", "num_epochs=2")
-    with (root / "reports/history.csv").open(encoding="utf-8", newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
-    metrics = json.loads((root / "reports/metrics.json").read_text(encoding="utf-8"))
-
-    assert f"{metrics['accuracy']:.5g}" in command(root, "dvc", "metrics", "show")
-    command(root, "dvc", "plots", "show")
-    page = (root / "dvc_plots/index.html").read_text(encoding="utf-8")
-    for part in ("train_accuracy", "test_loss", "confusion", "learning_curves.png"):
-        assert part in page, part
-    assert json.dumps("기쁨") in page  # a row of the confusion matrix
-    command(root, "git", "check-ignore", "dvc_plots")
-
-    command(root, "dvc", "exp", "run", "-n", "temp", "--temp", "-S", "num_epochs=3")
-    command(root, "dvc", "exp", "run", "-n", "q1", "--queue", "-S", "learning_rate=1e-3")
-    command(root, "dvc", "exp", "run", "-n", "q2", "--queue", "-S", "batch_size=16")
-    command(root, "dvc", "queue", "start", "-j", "2")
-    command(root, "dvc", "queue", "logs", "q1", "-f")
-    command(root, "dvc", "queue", "logs", "q2", "-f")
-
-    table = json.loads(command(root, "dvc", "exp", "show", "--json"))
-    found = {
-        each["name"]: each["revs"][0]["data"]
-        for row in table
-        for each in row.get("experiments") or []
-    }
-    assert set(found) == {"two", "temp", "q1", "q2"}
-    shown = found["two"]
-    assert shown["params"]["params.yaml"]["data"]["num_epochs"] == 2
-    figures = shown["metrics"]["reports/metrics.json"]["data"]
-    assert figures["accuracy"] == metrics["accuracy"]
-    assert figures["tfidf_accuracy"] == metrics["tfidf_accuracy"]
-
-    first, *others = mlflow_runs(root)
-    assert first.info.run_name.startswith("repro-") and first.info.status == "FINISHED"
-    runs = {run_.info.run_name: run_ for run_ in others}
-    # All in the main repository's store, whatever folder they ran in.
-    assert len(others) == 4 and set(runs) == set(found)
-    assert all(run_.info.status == "FINISHED" for run_ in runs.values())
-    assert runs["two"].data.params["num_epochs"] == "2"
-    assert runs["two"].data.metrics["final_accuracy"] == metrics["accuracy"]
-    assert runs["temp"].data.params["num_epochs"] == "3"
-    assert runs["q1"].data.params["learning_rate"] == "0.001"
-    assert runs["q2"].data.params["batch_size"] == "16"
-    for run_ in runs.values():
-        assert "final_accuracy" in run_.data.metrics
-        assert run_.data.tags["dvc_experiment"] == run_.info.run_name
-        assert Path(run_.info.artifact_uri.removeprefix("file://")).is_relative_to(root)
-
-
-@pytest.mark.slow
 def test_your_own_workbooks_with_dvc_add_and_fine_emotions(make_repository) -> None:
     root = make_repository()
     write_workbook(root / "data/aihub/내_Training.xlsx", dialogue_rows(48, seed=3))

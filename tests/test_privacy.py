@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from conftest import HEADER, TINY_CARD, TINY_PARAMS, command, dialogue_rows, run, set_params
+from conftest import HEADER, TINY_CARD, TINY_PARAMS, dialogue_rows, set_params
 from conftest import write_workbook as write_book
 
 import stages.ingest
@@ -28,7 +27,6 @@ FORMS = [
     CANARY.encode("utf-16-le"),
     CANARY.encode("cp949"),
 ]
-MAY_HOLD_TEXT = ("data/", ".dvc/cache/", "models/")  # models: its vocabulary has words
 
 
 def shows(content: bytes) -> bool:
@@ -42,73 +40,6 @@ def with_canary(rows: list[list]) -> list[list]:
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def reachable(root: Path, path: Path) -> bool:
-    """Whether somebody else can read the file: no folder up to the repository is closed."""
-    folders = [folder for folder in path.parents if folder.is_relative_to(root)]
-    return bool(mode(path) & 0o044) and all(mode(folder) & 0o011 for folder in folders)
-
-
-@pytest.fixture(scope="module")
-def used(make_repository: Callable[..., Path]) -> tuple[Path, str]:
-    """A repository after the README's commands, with their output; others may read by default."""
-    root = make_repository()
-    for split, count in (("Training", 60), ("Validation", 24)):
-        book = root / f"data/sample/표본_{split}.xlsx"
-        write_book(book, with_canary(dialogue_rows(count, seed=count)))
-    root.chmod(0o755)
-    said = ""
-    for line in (
-        ["dvc", "repro"],
-        ["dvc", "exp", "run", "-n", "queued", "--queue", "-S", "num_epochs=2"],
-        ["dvc", "queue", "start"],
-        ["dvc", "queue", "logs", "queued", "-f"],
-        [sys.executable, "-m", "storyflower.tracking", "sync"],
-        [sys.executable, "-m", "storyflower", "predict", "--json", f"{CANARY} 합격했어"],
-    ):
-        # As make sets it; dvc's own choice is a folder that all users share.
-        site = str(root / ".dvc/tmp/site")
-        shell = ("sh", "-c", 'umask 022; exec "$@"', "sh")
-        done = run(root, *shell, *line, DVC_SITE_CACHE_DIR=site)
-        assert done.returncode == 0, done.stderr
-        said += done.stdout + done.stderr
-    return root, said
-
-
-@pytest.mark.slow
-def test_no_log_and_nothing_in_mlflow_repeats_the_text(used: tuple[Path, str]) -> None:
-    root, said = used
-    assert "기쁨" in said and "queued" in said
-    assert not shows(said.encode())
-    names = set()
-    for path in root.rglob("*"):
-        name = path.relative_to(root).as_posix()
-        if path.is_file() and not name.startswith(MAY_HOLD_TEXT):
-            names.add(name.split("/")[0])
-            assert not shows(path.read_bytes()), name
-    # It was looked for where it could be.
-    assert {"mlflow.db", "mlartifacts", "reports", ".storyflower", ".dvc", ".git"} <= names
-    texts = pq.read_table(root / "data/interim/predictions.parquet")["text"].to_pylist()
-    assert texts and all(text.startswith(CANARY) for text in texts)
-
-
-@pytest.mark.slow
-def test_only_the_owner_reaches_what_holds_text(used: tuple[Path, str]) -> None:
-    root, _ = used
-    for folder in (".dvc/cache", ".dvc/tmp", ".storyflower", "data/interim"):
-        assert mode(root / folder) == 0o700, folder
-    tables = [root / f"data/interim/{name}.parquet" for name in ("dialogues", "predictions")]
-    copies = [path for path in (root / ".dvc/cache").rglob("*") if path.is_file()]
-    assert len(copies) > 10
-    assert not [path for path in (*tables, *copies) if reachable(root, path)]
-    # A cache from before, and a table before DVC puts a copy in its place.
-    (root / ".dvc/cache").chmod(0o755)
-    command(root, "sh", "-c", f"umask 022; exec {sys.executable} -m stages.ingest")
-    assert mode(tables[0]) == 0o600
-    assert mode(root / ".dvc/cache") == 0o700
-    # DVC's own index holds pickles: in the closed folder, not where any user may write.
-    assert list((root / ".dvc/tmp/site/repo").iterdir())
 
 
 # Every way to fail that the text can reach
