@@ -38,11 +38,9 @@ def used(make_repository) -> tuple[Path, dict[str, str]]:
         ["dvc", "metrics", "show"],
         ["dvc", "plots", "show"],
         [*experiment, "temp", "--temp", "-S", "num_epochs=3"],
-        [*experiment, "q1", "--queue", "-S", "learning_rate=1e-3"],
-        [*experiment, "q2", "--queue", "-S", "batch_size=16"],
-        ["dvc", "queue", "start", "-j", "2"],
-        ["dvc", "queue", "logs", "q1", "-f"],
-        ["dvc", "queue", "logs", "q2", "-f"],
+        [*experiment, "queued", "--queue", "-S", "learning_rate=1e-3", "-S", "batch_size=16"],
+        ["dvc", "queue", "start"],  # several at once: test_concurrency.py
+        ["dvc", "queue", "logs", "queued", "-f"],
         [sys.executable, "-m", "storyflower.tracking", "sync"],
         [sys.executable, "-m", "storyflower", "predict", "--json", f"{CANARY} 합격했어"],
     ):
@@ -78,7 +76,7 @@ def test_repro_then_experiments_here_in_a_temporary_folder_and_in_the_queue(
         for row in table
         for each in row.get("experiments") or []
     }
-    assert set(found) == {"two", "temp", "q1", "q2"}
+    assert set(found) == {"two", "temp", "queued"}
     shown = found["two"]
     assert shown["params"]["params.yaml"]["data"]["num_epochs"] == 2
     figures = shown["metrics"]["reports/metrics.json"]["data"]
@@ -89,13 +87,13 @@ def test_repro_then_experiments_here_in_a_temporary_folder_and_in_the_queue(
     assert first.info.run_name.startswith("repro-") and first.info.status == "FINISHED"
     runs = {run_.info.run_name: run_ for run_ in others}
     # All in the main repository's store, whatever folder they ran in.
-    assert len(others) == 4 and set(runs) == set(found)
+    assert len(others) == 3 and set(runs) == set(found)
     assert all(run_.info.status == "FINISHED" for run_ in runs.values())
     assert runs["two"].data.params["num_epochs"] == "2"
     assert runs["two"].data.metrics["final_accuracy"] == metrics["accuracy"]
     assert runs["temp"].data.params["num_epochs"] == "3"
-    assert runs["q1"].data.params["learning_rate"] == "0.001"
-    assert runs["q2"].data.params["batch_size"] == "16"
+    assert runs["queued"].data.params["learning_rate"] == "0.001"
+    assert runs["queued"].data.params["batch_size"] == "16"
     for run_ in runs.values():
         assert "final_accuracy" in run_.data.metrics
         assert run_.data.tags["dvc_experiment"] == run_.info.run_name
@@ -106,7 +104,7 @@ def test_repro_then_experiments_here_in_a_temporary_folder_and_in_the_queue(
 def test_no_log_and_nothing_in_mlflow_repeats_the_text(used: tuple[Path, dict[str, str]]) -> None:
     root, said = used
     everything = "".join(said.values())
-    assert "기쁨" in everything and "q1" in everything
+    assert "기쁨" in everything and "queued" in everything
     assert not shows(everything.encode())
     names = set()
     for path in root.rglob("*"):
