@@ -15,12 +15,12 @@ BLOCK = 8192  # texts classified at a time
 
 
 def majority(train_labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
-    """Each class's share of Training, for every row: float32 (rows, classes).
+    """Each class's share of Training, for every row: float32 (rows, classes), read-only.
 
     Its most probable class is always the most frequent one.
     """
     shares = np.bincount(train_labels, minlength=classes) / len(train_labels)
-    return np.tile(shares.astype(np.float32), (rows, 1))
+    return np.broadcast_to(shares.astype(np.float32), (rows, classes))  # one row in memory
 
 
 def tfidf_logistic_regression(
