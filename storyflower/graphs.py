@@ -60,8 +60,7 @@ class Replayed:
             torch.random.fork_rng([torch.cuda.current_device()], device_type="cuda"),
             torch.cuda.stream(here),  # a recording that fails stays on its own stream
         ):
-            # A pass outside first: libraries allocate and choose kernels, which a graph must not
-            # see.
+            # A pass outside first: libraries allocate and choose kernels, and no graph may see it.
             side = torch.cuda.Stream()
             side.wait_stream(here)
             with torch.cuda.stream(side):
