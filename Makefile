@@ -50,8 +50,9 @@ pins:
 CUDA := ^(nvidia-|cuda-|triton=)
 
 lint: venv
-	ruff check .
-	ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 # The copy gets its name last, so an install that was cut off is done again.
 venv:

@@ -19,9 +19,9 @@ from typing import Any
 import openpyxl
 import pandas
 
-from storyflower import corpus, encoder
-from storyflower.documents import write_json
-from storyflower.tokenizer import load_tokenizer
+from storyflower.common.files import write_json
+from storyflower.encoder import prepare
+from storyflower.tokenizer.load import load_tokenizer
 
 ORIGINAL = Path(".venv-original/bin/python")
 TURNS = ("사람문장1", "사람문장2")
@@ -74,7 +74,7 @@ def measure(rows: int) -> dict[str, Any]:
         table, report = work / "dialogues.parquet", work / "report.json"
 
         def ingest() -> None:
-            corpus.ingest(
+            ingest.ingest(
                 work / "bench", table, report, turns=2, target="major", max_dropped=0
             )  # fmt: skip
 
@@ -88,7 +88,7 @@ def measure(rows: int) -> dict[str, Any]:
             "ratio_ingest_vs_pandas": ratio(theirs, ours),
         }
 
-        encoder.prepare(Path("encoders/scratch.yaml"), table, work / "encoder", seed=42)
+        prepare.prepare(Path("encoders/scratch.yaml"), table, work / "encoder", seed=42)
         tokenizer = load_tokenizer(work / "encoder")
         times = [seconds_of(lambda: tokenizer.encode(texts, 64)) for _ in range(ROUNDS + 1)][1:]
         tokens = tokenizer.encode(texts, 64)

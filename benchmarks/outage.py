@@ -25,7 +25,7 @@ FAULTS = ("none", "refuses", "hangs", "answers 500", "locked", "damaged")
 # A stage as it is, with a clock in it.
 TIMED_STAGE = """
 import atexit, runpy, sys, time
-from storyflower.tracking import Run
+from storyflower.tracking.run import Run
 
 waited = 0.0
 

@@ -26,12 +26,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from storyflower import training
-from storyflower.attention import attend_rectangle
-from storyflower.device import Placement
-from storyflower.model import EmotionClassifier
-from storyflower.params import Params
-from storyflower.tensors import Batch, TokenTable
+from storyflower.common.params import Params
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model.attention import attend_rectangle
+from storyflower.model.batch import Batch
+from storyflower.model.classifier import EmotionClassifier
+from storyflower.model.device import Placement
+from storyflower.train import fit, optimizer
 
 PAD = 1  # KoBERT's pad id
 CLASSES = 6
@@ -52,7 +53,7 @@ def classifier(config: BertConfig, dr_rate: float, kind: type | None = None) -> 
     return (kind or EmotionClassifier)(BertModel(config), CLASSES, dr_rate)
 
 
-def padded(table: TokenTable, rows: np.ndarray, width: int) -> dict[str, torch.Tensor]:
+def padded(table: TokenArrays, rows: np.ndarray, width: int) -> dict[str, torch.Tensor]:
     """ids and mask (dialogues, width), labels (dialogues,)."""
     lengths = torch.from_numpy(table.lengths[rows])
     mask = torch.arange(width) < lengths[:, None]
@@ -70,11 +71,11 @@ class Notebook:
         config = BertConfig(**{**config.to_dict(), "attn_implementation": "eager"})
         self.model = classifier(config, dr_rate).to(device)
         self.params, self.device = params, device
-        self.optimizer = training.make_optimizer(
+        self.optimizer = optimizer.make_optimizer(
             self.model, 5e-5, params.weight_decay, torch.device("cpu")
         )
 
-    def run(self, table: TokenTable, batches: list[np.ndarray], sync: Callable) -> Steps:
+    def run(self, table: TokenArrays, batches: list[np.ndarray], sync: Callable) -> Steps:
         found, network = Steps(), self.model.train()
         for rows in batches:
             sync()
@@ -132,7 +133,7 @@ class HuggingFace:
             "disable_tqdm": True,
         }
 
-    def run(self, table: TokenTable, batches: list[np.ndarray], sync: Callable) -> Steps:
+    def run(self, table: TokenArrays, batches: list[np.ndarray], sync: Callable) -> Steps:
         found = Steps()
         rows = np.concatenate(batches)
         parts = [table.ids[table.offsets[r] : table.offsets[r + 1]] for r in rows]
@@ -188,13 +189,13 @@ class Ours:
         # The rows come in the order in which the other loops take them.
         self.params, self.place = replace(params, shuffle=False), place
 
-    def run(self, table: TokenTable, batches: list[np.ndarray], sync: Callable) -> Steps:
+    def run(self, table: TokenArrays, batches: list[np.ndarray], sync: Callable) -> Steps:
         found = Steps(tokens=[int(table.lengths[rows].sum()) for rows in batches])
         rows = np.concatenate(batches)
         parts = [table.ids[table.offsets[r] : table.offsets[r + 1]] for r in rows]
         offsets = np.concatenate([[0], np.cumsum(table.lengths[rows])])
-        mine = TokenTable(np.concatenate(parts), offsets, table.labels[rows])
-        one = TokenTable(mine.ids[: offsets[1]], offsets[:2], mine.labels[:1])
+        mine = TokenArrays(np.concatenate(parts), offsets, table.labels[rows])
+        one = TokenArrays(mine.ids[: offsets[1]], offsets[:2], mine.labels[:1])
 
         class Clock:
             """In the place of the checkpoints: called after each step."""
@@ -213,7 +214,7 @@ class Ours:
         clock = Clock()
         clock.size = len(batches[0])
         with redirect_stdout(io.StringIO()):
-            training.fit(
+            fit.fit(
                 self.model,
                 mine,
                 one,

@@ -23,10 +23,13 @@ from pathlib import Path
 
 import yaml
 
-from storyflower.corpus import EMOTIONS, MAJOR, TURN, column_of, find_files, open_table
-from storyflower.dialogues import SPLITS
-from storyflower.errors import InputError, exit_with_line
-from storyflower.params import Params
+from storyflower.common.errors import InputError, exit_with_line
+from storyflower.common.params import Params
+from storyflower.ingest.aihub import EMOTIONS, MAJOR, TURN
+from storyflower.ingest.ingest import find_files, open_table
+from storyflower.interim.dialogues import SPLITS
+from storyflower.model.batch import make_batch
+from storyflower.sheets.sheet import column_of
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 1_000_000_000  # bytes of anonymous memory that a process may take
@@ -186,15 +189,15 @@ def anonymous(pid: int) -> int:
 
 def iterate_epoch() -> None:
     """Read every batch of an epoch; raises InputError unless each token came once."""
-    from storyflower.tensors import TokenTable
-    from storyflower.training import epoch_order
+    from storyflower.interim.tokens import TokenArrays
+    from storyflower.train.fit import epoch_order
 
     params = Params.load()
-    table = TokenTable.load(TOKENS, "Training")
+    table = TokenArrays.load(TOKENS, "Training")
     order = epoch_order(len(table), 0, params)
     total = 0
     for start in range(0, len(order), params.batch_size):
-        batch = table.batch(order[start : start + params.batch_size])
+        batch = make_batch(table, order[start : start + params.batch_size])
         real = int(batch.lengths[: len(batch.rows)].sum())  # what fills the batch up comes last
         total += int(batch.ids[:real].sum())
     if total != table.ids.sum(dtype="int64"):
@@ -203,17 +206,18 @@ def iterate_epoch() -> None:
 
 def make_classifier() -> None:
     """What the train stage leaves, untrained."""
-    from storyflower import model, tracking
-    from storyflower.history import Epoch, write_history
-    from storyflower.labels import LabelIndex
+    from storyflower.interim.history import Epoch, write_history
+    from storyflower.interim.labels import LabelIndex
+    from storyflower.model.folder import build_classifier, save_classifier
+    from storyflower.tracking import record
 
     params = Params.load()
     index, encoder = LabelIndex.load(LABELS), Path("models/encoder")
-    network = model.build(encoder, len(index), params.dr_rate)
+    network = build_classifier(encoder, len(index), params.dr_rate)
     facts = {"params": asdict(params)}
-    model.save(network, Path("models/classifier"), encoder=encoder, labels=index, facts=facts)
+    save_classifier(network, Path("models/classifier"), encoder=encoder, labels=index, facts=facts)
     write_history([Epoch(1, 1.0, 0.5, 1.0, 0.5, 1.0, 1)], Path("reports/history.csv"))
-    record = tracking.new_record(
+    record = record.new_record(
         experiment="scale", params={}, tags={}, dataset=Path("data/interim/dialogues.parquet")
     )
     record.save(Path("reports/run.json"))

@@ -28,23 +28,23 @@ from transformers import BertConfig
 from transformers.utils import logging
 
 from benchmarks.peers import CLASSES, ByInterface, HuggingFace, Notebook, Ours, Steps, classifier
-from storyflower import training
-from storyflower.device import Placement, choose
-from storyflower.documents import read_yaml, write_json
-from storyflower.params import Params
-from storyflower.tensors import TokenTable
+from storyflower.common.files import read_yaml, write_json
+from storyflower.common.params import Params
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model.device import Placement, choose
+from storyflower.train import fit
 
 KOBERT = {"vocab_size": 8002, "pad_token_id": 1, "max_position_embeddings": 512}
 TOY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
-def random_table(rows: int, mean: float, width: int, seed: int) -> TokenTable:
+def random_table(rows: int, mean: float, width: int, seed: int) -> TokenArrays:
     """Dialogues of random ids; lengths about the corpus's: normal, cut off at 5 and `width`."""
     rng = np.random.default_rng(seed)
     lengths = np.clip(rng.normal(mean, mean * 0.36, rows).round(), 5, width).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = rng.integers(5, KOBERT["vocab_size"], offsets[-1]).astype(np.uint16)
-    return TokenTable(ids, offsets, rng.integers(0, CLASSES, rows))
+    return TokenArrays(ids, offsets, rng.integers(0, CLASSES, rows))
 
 
 def params_of(**values: Any) -> Params:
@@ -192,7 +192,7 @@ def epochs(options: argparse.Namespace) -> dict[str, Any]:
     test = random_table(options.dialogues * 6640 // 51628 or 1, 35.7, 64, seed=2)
     network = classifier(config, 0.5)
     ends = [time.perf_counter()]
-    rows = training.fit(
+    rows = fit.fit(
         network,
         train,
         test,

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from storyflower import encoder
-from storyflower.errors import exit_with_line
-from storyflower.params import Params
+from storyflower.common.errors import exit_with_line
+from storyflower.common.params import Params
+from storyflower.encoder import prepare
 
 
 def main() -> None:
     params = Params.load()
-    card = encoder.prepare(
+    card = prepare.prepare(
         Path("encoders") / f"{params.encoder}.yaml",
         Path("data/interim/dialogues.parquet"),
         Path("models/encoder"),

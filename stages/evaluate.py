@@ -2,22 +2,23 @@
 
 from pathlib import Path
 
-from storyflower import evaluation, private
-from storyflower.errors import exit_with_line
-from storyflower.params import Params
+from storyflower.common import repository
+from storyflower.common.errors import exit_with_line
+from storyflower.common.params import Params
+from storyflower.evaluate import evaluate
 
 
 def main() -> None:
     params = Params.load()
-    private.close_folders()
-    result = evaluation.evaluate(
-        Path("models/classifier"),
-        Path("data/interim/tokens"),
-        Path("data/interim/dialogues.parquet"),
-        Path("reports/history.csv"),
-        Path("reports/run.json"),
-        Path("reports"),
-        Path("data/interim/predictions.parquet"),
+    repository.close_folders()
+    result = evaluate.evaluate(
+        classifier=Path("models/classifier"),
+        tokens=Path("data/interim/tokens"),
+        dialogues=Path("data/interim/dialogues.parquet"),
+        history=Path("reports/history.csv"),
+        record=Path("reports/run.json"),
+        reports=Path("reports"),
+        predictions=Path("data/interim/predictions.parquet"),
         target=params.target,
         device=params.device,
         precision=params.precision,

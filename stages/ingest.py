@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from storyflower import corpus, private
-from storyflower.errors import exit_with_line
-from storyflower.params import Params
+from storyflower.common import repository
+from storyflower.common.errors import exit_with_line
+from storyflower.common.params import Params
+from storyflower.ingest import ingest
 
 
 def main() -> None:
     params = Params.load()
-    private.close_folders()
-    report = corpus.ingest(
+    repository.close_folders()
+    report = ingest.ingest(
         Path("data") / params.corpus,
         Path("data/interim/dialogues.parquet"),
         Path("reports/ingest.json"),

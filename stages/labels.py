@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from storyflower import labels
-from storyflower.errors import exit_with_line
-from storyflower.params import Params
+from storyflower.common.errors import exit_with_line
+from storyflower.common.params import Params
+from storyflower.interim import labels
 
 
 def main() -> None:

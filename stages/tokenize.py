@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from storyflower import tokenization
-from storyflower.errors import exit_with_line
-from storyflower.params import Params
+from storyflower.common.errors import exit_with_line
+from storyflower.common.params import Params
+from storyflower.tokenize import tokenize
 
 
 def main() -> None:
     params = Params.load()
-    report = tokenization.tokenize(
+    report = tokenize.tokenize(
         Path("data/interim/dialogues.parquet"),
         Path("data/interim/labels.json"),
         Path("models/encoder"),

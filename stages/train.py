@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from storyflower import experiment
-from storyflower.errors import exit_with_line
-from storyflower.params import Params
+from storyflower.common.errors import exit_with_line
+from storyflower.common.params import Params
+from storyflower.train import run
 
 
 def main() -> None:
-    experiment.train(
+    run.train(
         Params.load(),
         encoder=Path("models/encoder"),
         dialogues=Path("data/interim/dialogues.parquet"),

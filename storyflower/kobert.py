@@ -1,14 +1,15 @@
 """The two functions of the kobert package, for notebooks written against it.
 
-Enters: the encoder folder of a kobert card (`dvc repro encoder` with `encoder: kobert` makes it).
-Leaves: what `kobert` returned: a path for BERTSPTokenizer, and (model, vocab). Instead of
+In: the encoder folder of a kobert card (`dvc repro encoder` with `encoder: kobert` makes it).
+Out: what `kobert` returned: a path for BERTSPTokenizer, and (model, vocab). Instead of
 
     from kobert.utils import get_tokenizer
     from kobert.pytorch_kobert import get_pytorch_kobert_model
 
-write `from storyflower.kobert import get_tokenizer, get_pytorch_kobert_model`. Given up: fetching.
-The old functions downloaded on their own and returned None when that failed. torch is imported when
-a model is asked for: Vocab must also work beside gluonnlp, where there is none.
+write `from storyflower.kobert import get_tokenizer, get_pytorch_kobert_model`.
+Not supported: fetching. The old functions downloaded on their own and returned None when that
+failed. torch is imported when a model is asked for: Vocab must also work beside gluonnlp, where
+there is none.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storyflower.errors import InputError
+from storyflower.common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,7 +96,7 @@ def get_pytorch_kobert_model(
     import torch
     from sentencepiece import SentencePieceProcessor
 
-    from storyflower.model import read_encoder
+    from storyflower.model.folder import read_encoder
 
     folder = encoder_folder(cachedir)
     model = read_encoder(folder)
@@ -116,7 +117,7 @@ def encoder_folder(cachedir: str | Path | None) -> Path:
         return Path(cachedir)
     if not (ENCODER / "spiece.model").is_file():
         raise InputError(f"{ENCODER / 'spiece.model'}: not found; {REMEDY}")
-    from storyflower.tokenizer import read_json
+    from storyflower.common.files import read_json
 
     if read_json(ENCODER / "card.json").get("kind") == "scratch":
         raise InputError(f"{ENCODER}: random weights (kind: scratch), not KoBERT; {REMEDY}")

@@ -1,25 +1,26 @@
 """Text → emotion, for the command line, for spreadsheets and for programs.
 
-Enters: a classifier's folder and sentences. Leaves: for each sentence its label and the
-probability of every class. Sentences are personal: they are shown only with --show-text, and
-written only to the file that --output names.
+In: a classifier's folder and sentences.
+Out: for each sentence its label and the probability of every class. Sentences are personal: they
+are shown only with --show-text, and written only to the file that --output names.
 """
 
-import argparse
-import json
-import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from storyflower import corpus, model, scoring, spreadsheet
-from storyflower.device import Placement, choose
-from storyflower.errors import InputError
-from storyflower.tensors import TokenTable
-from storyflower.tokenizer import load_tokenizer
+from storyflower.common.errors import InputError
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model import scoring
+from storyflower.model.classifier import EmotionClassifier
+from storyflower.model.device import Placement, choose
+from storyflower.model.folder import load_classifier
+from storyflower.sheets import sheet, write
+from storyflower.sheets.read import open_sheet
+from storyflower.tokenizer.load import load_tokenizer
 
 # Of a file, held in memory at a time: this many rows, and about this many characters
 BATCH, BATCH_TEXT = 4096, 2**24
@@ -36,9 +37,7 @@ class Prediction:
 class Classifier:
     """A trained classifier, ready to predict."""
 
-    def __init__(
-        self, network: model.EmotionClassifier, document: dict, folder: Path, place: Placement
-    ):
+    def __init__(self, network: EmotionClassifier, document: dict, folder: Path, place: Placement):
         """Use `Classifier.load`."""
         self.labels: tuple[str, ...] = tuple(document["labels"])
         self._network = network.to(place.device)
@@ -53,7 +52,7 @@ class Classifier:
         Raises InputError when the folder is missing, incomplete or damaged.
         """
         folder = Path(folder)
-        network, document = model.load(folder)
+        network, document = load_classifier(folder)
         return cls(network, document, folder, choose(device, "fp32"))
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
@@ -61,7 +60,7 @@ class Classifier:
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts, not one text")
         tokens = self._tokenizer.encode(list(texts), self._max_len)
-        table = TokenTable(tokens.ids, tokens.offsets, np.zeros(len(texts), np.int64))
+        table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(texts), np.int64))
         rows = scoring.probabilities(self._network, table, self._place)
         return [self._prediction(row) for row in rows]
 
@@ -69,49 +68,6 @@ class Classifier:
         order = np.argsort(-row, kind="stable")
         ranked = {self.labels[i]: float(row[i]) for i in order}
         return Prediction(self.labels[order[0]], ranked)
-
-
-def command_line(arguments: Sequence[str]) -> None:
-    """python -m storyflower predict [sentence …] [--input FILE --output FILE] [--show-text] …"""
-    parser = argparse.ArgumentParser(
-        prog="python -m storyflower predict", description="Say which emotion a sentence carries."
-    )
-    parser.add_argument("sentence", nargs="*", help="none: one sentence a line from standard input")
-    parser.add_argument("--model", type=Path, default=Path("models/classifier"), metavar="FOLDER")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, for machines")
-    parser.add_argument("--show-text", action="store_true", help="print the sentences, too")
-    parser.add_argument("--input", type=Path, metavar="FILE", help="an .xlsx or .csv with a header")
-    parser.add_argument(
-        "--column", default="사람문장1", metavar="NAME", help="of the input's texts"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the .xlsx or .csv to write")
-    options = parser.parse_args(arguments)
-    if options.input or options.output:
-        if not (options.input and options.output) or options.sentence:
-            raise InputError("--input and --output belong together, without sentences")
-        count = predict_file(options.model, options.input, options.column, options.output)
-        print(f"{options.output}: {count} rows")
-        return
-    numbered = list(enumerate(options.sentence or lines_of_standard_input(), start=1))
-    numbered = [(number, sentence) for number, sentence in numbered if sentence.strip()]
-    if not numbered:
-        raise InputError("no sentence given; put one in quotes or send lines to standard input")
-    found = Classifier.load(options.model).predict([sentence for _, sentence in numbered])
-    for (number, sentence), prediction in zip(numbered, found, strict=True):
-        text = {"text": sentence} if options.show_text else {}
-        if options.json:
-            row = {"row": number, **text, **asdict(prediction)}
-            print(json.dumps(row, ensure_ascii=False))
-        else:
-            shares = "  ".join(f"{name} {p:.1%}" for name, p in prediction.probabilities.items())
-            print(number, prediction.label, shares, *text.values(), sep="\t")
-
-
-def lines_of_standard_input() -> list[str]:
-    try:
-        return sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise InputError("standard input is not utf-8") from None
 
 
 def predict_file(folder: Path, source: Path, column: str, output: Path) -> int:
@@ -122,30 +78,30 @@ def predict_file(folder: Path, source: Path, column: str, output: Path) -> int:
     bad input, and for an output that is the input.
     """
     for path in (source, output):
-        if path.suffix.lower() not in spreadsheet.SUFFIXES:
+        if path.suffix.lower() not in write.SUFFIXES:
             raise InputError(f"{path}: --input and --output are .xlsx or .csv files")
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder")
-    table = corpus.open_table(source)
+    table = open_sheet(source)
     if output.exists() and output.samefile(source):
         raise InputError(f"{output}: is the input; choose another name for the output")
-    place = corpus.column_of(table, unicodedata.normalize("NFC", column))
+    place = sheet.column_of(table, unicodedata.normalize("NFC", column))
     classifier = Classifier.load(folder)
     count = 0
 
     def rows() -> Iterator[list[str | float]]:
         nonlocal count
         texts = (
-            (number, corpus.cell_text(table, number, place, cells))
+            (number, sheet.cell_text(table, number, place, cells))
             for number, cells in table.rows
             if any(cell != "" for cell in cells)
         )
         for batch in batches(texts):
-            readable = [text for _, text in batch if corpus.is_visible(text)]
+            readable = [text for _, text in batch if sheet.is_visible(text)]
             found = iter(classifier.predict(readable))
             for number, text in batch:
                 label, shares = "", [""] * len(classifier.labels)
-                if corpus.is_visible(text):
+                if sheet.is_visible(text):
                     prediction = next(found)
                     label = prediction.label
                     shares = [prediction.probabilities[name] for name in classifier.labels]
@@ -153,7 +109,7 @@ def predict_file(folder: Path, source: Path, column: str, output: Path) -> int:
                 count += 1
 
     header = ["row", column, "label", *(f"p({name})" for name in classifier.labels)]
-    spreadsheet.write_rows(output, header, rows())
+    write.write_rows(output, header, rows())
     return count
 
 

@@ -14,8 +14,11 @@ import openpyxl
 import pytest
 import yaml
 
-from storyflower import corpus, encoder, labels, tokenization
-from storyflower.params import Params
+from storyflower.common.params import Params
+from storyflower.encoder import prepare
+from storyflower.ingest import ingest
+from storyflower.interim import labels
+from storyflower.tokenize import tokenize
 
 ROOT = Path(__file__).parents[1]
 HEADER = [None, "연령", "성별", "상황키워드", "신체질환", "감정_대분류", "감정_소분류"]
@@ -86,12 +89,12 @@ def interim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_workbook(root / "sample/표본_Validation.xlsx", dialogue_rows(24, seed=2))
     (root / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
     table, index, target = root / "dialogues.parquet", root / "labels.json", "major"
-    corpus.ingest(
+    ingest.ingest(
         root / "sample", table, root / "ingest.json", turns=2, target=target, max_dropped=0.05
     )
     labels.build(table, index, target=target)
-    encoder.prepare(root / "tiny.yaml", table, root / "encoder", seed=42)
-    tokenization.tokenize(
+    prepare.prepare(root / "tiny.yaml", table, root / "encoder", seed=42)
+    tokenize.tokenize(
         table,
         index,
         root / "encoder",
@@ -108,19 +111,20 @@ def classifier(interim: Path) -> Path:
     """The folder of a classifier trained until it knows WORDS; history.csv lies beside it."""
     import torch
 
-    from storyflower import model, training
-    from storyflower.device import choose
-    from storyflower.history import write_history
-    from storyflower.labels import LabelIndex
-    from storyflower.tensors import TokenTable
+    from storyflower.interim.history import write_history
+    from storyflower.interim.labels import LabelIndex
+    from storyflower.interim.tokens import TokenArrays
+    from storyflower.model.device import choose
+    from storyflower.model.folder import build_classifier, save_classifier
+    from storyflower.train import fit
 
     params = params_of(**{**TINY_PARAMS, "num_epochs": 8, "dr_rate": 0.1})
     index = LabelIndex.load(interim / "labels.json")
     torch.manual_seed(params.seed)
-    network = model.build(interim / "encoder", len(index), params.dr_rate)
-    history = training.fit(
+    network = build_classifier(interim / "encoder", len(index), params.dr_rate)
+    history = fit.fit(
         network,
-        *(TokenTable.load(interim / "tokens", split) for split in ("Training", "Validation")),
+        *(TokenArrays.load(interim / "tokens", split) for split in ("Training", "Validation")),
         params,
         learning_rate=3e-3,
         optimizer_name="adamw",
@@ -129,7 +133,7 @@ def classifier(interim: Path) -> Path:
     )
     write_history(history, interim / "history.csv")
     folder = interim / "classifier"
-    model.save(
+    save_classifier(
         network,
         folder,
         encoder=interim / "encoder",

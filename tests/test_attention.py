@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storyflower.attention import GroupedAttention, attend_rectangle
-from storyflower.dropout import dropout, scale_mask
-from storyflower.tensors import Batch, TokenTable
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model.attention import GroupedAttention, attend_rectangle
+from storyflower.model.batch import Batch, make_batch
+from storyflower.model.dropout import dropout, scale_mask
 
 HEADS, SIZE = 2, 4
 
@@ -17,8 +18,8 @@ def batch_of(lengths: list[int]) -> Batch:
     """Texts of these lengths, in the table's order."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.arange(offsets[-1], dtype=np.int64)
-    table = TokenTable(ids, offsets, np.zeros(len(lengths), np.int64))
-    return table.batch(np.arange(len(lengths)))
+    table = TokenArrays(ids, offsets, np.zeros(len(lengths), np.int64))
+    return make_batch(table, np.arange(len(lengths)))
 
 
 def textbook(qkv: torch.Tensor, batch: Batch) -> torch.Tensor:

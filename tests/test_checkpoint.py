@@ -15,9 +15,13 @@ from conftest import ROOT, params_of, run
 from safetensors.torch import save
 from test_training import Bag, random_table
 
-from storyflower import checkpoint, training
-from storyflower.checkpoint import Checkpoints, State
-from storyflower.device import choose
+from storyflower.interim import checkpoint_folders
+from storyflower.model.device import choose
+from storyflower.train import checkpoint
+from storyflower.train import fit as fit_module
+from storyflower.train import optimizer as optimizer_module
+from storyflower.train.checkpoint import Checkpoints
+from storyflower.train.state import State
 
 MINE, OTHER = "a" * 64, "b" * 64
 TABLE = random_table(40)  # five steps of eight
@@ -25,7 +29,7 @@ TABLE = random_table(40)  # five steps of eight
 
 def fit(network: Bag, checkpoints: Checkpoints | None = None, **values: object) -> list:
     name = values.pop("optimizer_name", "adamw")
-    return training.fit(
+    return fit_module.fit(
         network,
         TABLE,
         random_table(9, seed=1),
@@ -119,7 +123,7 @@ def test_seconds_go_on(tmp_path: Path) -> None:
 def test_the_scaler_of_fp16_goes_on() -> None:
     def state(scaler: torch.amp.GradScaler) -> State:
         network = Bag()
-        optimizer = training.make_optimizer(network, 0.1, 0.0, torch.device("cpu"))
+        optimizer = optimizer_module.make_optimizer(network, 0.1, 0.0, torch.device("cpu"))
         return State(
             network, optimizer, scaler, torch.zeros(()), torch.zeros((), dtype=torch.int64)
         )
@@ -228,7 +232,8 @@ import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 import torch
-from storyflower.checkpoint import Checkpoints, State
+from storyflower.train.checkpoint import Checkpoints
+from storyflower.train.state import State
 big = torch.nn.Linear(2000, 2000)
 optimizer = torch.optim.AdamW(big.parameters())
 state = State(big, optimizer, torch.amp.GradScaler("cpu", enabled=False), torch.zeros(()),
@@ -317,7 +322,7 @@ HOLDER = """
 import sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from storyflower.checkpoint import alone
+from storyflower.common.locks import alone
 with alone(Path({lock!r}), "holds it"):
     print("ready", flush=True)
     time.sleep(60)
@@ -345,7 +350,7 @@ def test_a_lock_is_waited_for_and_freed_by_death(tmp_path: Path) -> None:
 def test_discard_and_prune_spare_what_is_in_use(tmp_path: Path) -> None:
     die(tmp_path, 3)
     with Checkpoints(tmp_path, MINE, 5):
-        checkpoint.discard(tmp_path, MINE[:16])
+        checkpoint_folders.discard(tmp_path, MINE[:16])
         assert len(files(tmp_path)) == 2
         long_ago = time.time() - 15 * 24 * 3600
         for path in [*files(tmp_path), tmp_path / MINE[:16]]:
@@ -356,9 +361,9 @@ def test_discard_and_prune_spare_what_is_in_use(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, OTHER, 5):
         assert not (tmp_path / MINE[:16]).exists()
         assert (tmp_path / OTHER[:16]).exists()
-    checkpoint.discard(tmp_path, OTHER[:16])
+    checkpoint_folders.discard(tmp_path, OTHER[:16])
     for name in ("", "..", "../..", "mine.txt", "no such folder"):
-        checkpoint.discard(tmp_path, name)
+        checkpoint_folders.discard(tmp_path, name)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -370,10 +375,10 @@ def test_young_ones_of_other_runs_stay(tmp_path: Path) -> None:
 
 def test_where_checkpoints_lie(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    assert checkpoint.root_of("auto", tmp_path) == tmp_path / ".storyflower/checkpoints"
-    assert checkpoint.root_of("kept here", tmp_path) == tmp_path / "kept here"
-    assert checkpoint.root_of("/drive/x", tmp_path) == Path("/drive/x")
-    assert checkpoint.root_of("~/x", tmp_path) == Path("/home/someone/x")
+    assert checkpoint_folders.root_of("auto", tmp_path) == tmp_path / ".storyflower/checkpoints"
+    assert checkpoint_folders.root_of("kept here", tmp_path) == tmp_path / "kept here"
+    assert checkpoint_folders.root_of("/drive/x", tmp_path) == Path("/drive/x")
+    assert checkpoint_folders.root_of("~/x", tmp_path) == Path("/home/someone/x")
 
 
 def test_a_fingerprint_sees_every_change(tmp_path: Path) -> None:
@@ -408,7 +413,7 @@ import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 import test_checkpoint as own
-from storyflower.errors import exit_with_line
+from storyflower.common.errors import exit_with_line
 
 class Signalled(own.Checkpoints):
     def after_step(self, state):

@@ -24,13 +24,17 @@ from original import notebook
 from test_tokenizer import HARD
 from transformers import BertModel
 
-from storyflower import corpus, encoder, model, training
-from storyflower.device import choose
-from storyflower.dialogues import read_split
+from storyflower.encoder import prepare
+from storyflower.ingest import ingest
+from storyflower.interim.dialogues import read_split
+from storyflower.interim.tokens import TokenArrays
 from storyflower.kobert import Vocab, get_pytorch_kobert_model, get_tokenizer
-from storyflower.tensors import Batch, TokenTable
-from storyflower.tokenizer import load_tokenizer
-from storyflower.workbook import read_sheet
+from storyflower.model.batch import Batch
+from storyflower.model.device import choose
+from storyflower.model.folder import build_classifier
+from storyflower.sheets.read_xlsx import read_sheet
+from storyflower.tokenizer.load import load_tokenizer
+from storyflower.train import fit
 
 MAX_LEN = 64
 KOBERT_IDS = [[31, 51, 99], [15, 5, 0]]
@@ -56,7 +60,7 @@ def sample_texts() -> tuple[list[str], list[str]]:
     single: set[str] = set()
     joined: set[str] = set()
     for split in ("Training", "Validation"):
-        for _, cells in read_sheet(corpus.find_files(ROOT / "data/sample")[split]).rows:
+        for _, cells in read_sheet(ingest.find_files(ROOT / "data/sample")[split]).rows:
             turns = [cell.strip() for cell in cells[7:] if isinstance(cell, str) and cell.strip()]
             single.update(turns)
             single.update(part for turn in turns for part in re.split(r"(?<=[.?!…])\s+", turn))
@@ -97,11 +101,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder folder of KoBERT's kind, small, with a vocabulary from the sample corpus."""
     root = tmp_path_factory.mktemp("encoder")
     table = root / "dialogues.parquet"
-    corpus.ingest(
+    ingest.ingest(
         ROOT / "data/sample", table, root / "report.json", turns=3, target="major", max_dropped=0
     )
     (root / "small.yaml").write_text(CARD, encoding="utf-8")
-    encoder.prepare(root / "small.yaml", table, root / "encoder", seed=1)
+    prepare.prepare(root / "small.yaml", table, root / "encoder", seed=1)
     return root / "encoder"
 
 
@@ -293,10 +297,10 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
     order = list(dict.fromkeys(names))
     labels = np.array([order.index(name) for name in names[:rows]])
     tokens = load_tokenizer(folder).encode(texts, MAX_LEN)
-    ragged = TokenTable(tokens.ids, tokens.offsets, labels)
+    ragged = TokenArrays(tokens.ids, tokens.offsets, labels)
 
     torch.manual_seed(0)
-    ours = model.build(folder, classes, dr_rate=0.0)
+    ours = build_classifier(folder, classes, dr_rate=0.0)
     theirs = notebook.BertClassifier(
         BertModel.from_pretrained(folder, attn_implementation="eager"), classes
     )
@@ -342,7 +346,7 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
             losses.append(torch.nn.functional.cross_entropy(logits, part).item())
 
     ours.register_forward_hook(note_loss)
-    training.fit(
+    fit.fit(
         ours,
         ragged,
         ragged,

@@ -1,4 +1,4 @@
-"""Every layout and every damage that a corpus folder may have, through corpus.ingest."""
+"""Every layout and every damage that a corpus folder may have, through ingest_module.ingest."""
 
 import csv
 import datetime
@@ -16,8 +16,8 @@ from conftest import HEADER, ROOT, run, set_params, write_workbook
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storyflower import corpus
-from storyflower.errors import InputError
+from storyflower.common.errors import InputError
+from storyflower.ingest import ingest as ingest_module
 
 PERSON = ["연령", "성별", "상황키워드", "신체질환"]
 EMOTION = ["감정_대분류", "감정_소분류"]
@@ -130,7 +130,7 @@ def folder(tmp_path: Path) -> Path:
 def ingest(folder: Path, **options: object) -> dict:
     outputs = (folder.parent / "dialogues.parquet", folder.parent / "ingest.json")
     settings = {"turns": 2, "target": "major", "max_dropped": 0.0, **options}
-    report = corpus.ingest(folder, *outputs, **settings)
+    report = ingest_module.ingest(folder, *outputs, **settings)
     assert json.loads(outputs[1].read_text(encoding="utf-8")) == report
     return report
 
@@ -201,7 +201,7 @@ def test_csv_encodings(folder: Path, encoding: str) -> None:
 
 def test_more_rows_than_are_held_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good_sheet(folder / "Training.xlsx")
-    monkeypatch.setattr(corpus, "ROW_GROUP", 3)
+    monkeypatch.setattr(ingest_module, "ROW_GROUP", 3)
     ingest(folder)
     assert dialogues(folder) == dialogues(folder, "Validation") == DIALOGUES
     assert pq.ParquetFile(folder.parent / "dialogues.parquet").num_row_groups == 4  # 3 + 1, twice

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from storyflower.device import choose
-from storyflower.errors import InputError
+from storyflower.common.errors import InputError
+from storyflower.model.device import choose
 
 
 @pytest.fixture

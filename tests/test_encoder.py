@@ -30,11 +30,18 @@ import yaml
 from conftest import ROOT, TINY_PARAMS, WORDS, set_params
 from huggingface_hub import constants
 
-from storyflower import Classifier, encoder, fetch, model, tokenization
-from storyflower.card import Card
-from storyflower.errors import InputError
-from storyflower.tensors import TokenTable
-from storyflower.tokenizer import load_tokenizer
+from storyflower import Classifier
+from storyflower.__main__ import main
+from storyflower.common.errors import InputError
+from storyflower.encoder import lock as lock_module
+from storyflower.encoder import prepare as prepare_module
+from storyflower.encoder import pretrained, sources, verify
+from storyflower.encoder.card import Card, write_card
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model.batch import make_batch
+from storyflower.model.folder import build_classifier
+from storyflower.tokenize import tokenize
+from storyflower.tokenizer.load import load_tokenizer
 
 NO_TABLE = Path("there-is-no-table")  # only kind scratch reads it
 TEXTS = [
@@ -45,7 +52,7 @@ TEXTS = [
     "회사 일이 많아서 지쳤다",
 ]
 # What the vocabularies are made of: these texts, and those of the tests' corpus.
-LETTERS = [*TEXTS, encoder.GOLDEN_TEXT, *chain(*WORDS.values()), "0123456789 번째"]
+LETTERS = [*TEXTS, verify.GOLDEN_TEXT, *chain(*WORDS.values()), "0123456789 번째"]
 BODY = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -269,7 +276,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("STORYFLOWER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch, "FIRST_WAIT", 0)
+    monkeypatch.setattr(sources, "FIRST_WAIT", 0)
     huggingface_hub.close_session()
     yield server
     server.server.shutdown()
@@ -278,7 +285,8 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def cards(tmp_path):
+def cards(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the command line looks for encoders/
     folder = tmp_path / "encoders"
     folder.mkdir()
     return folder
@@ -294,7 +302,7 @@ def write(cards: Path, name: str = "tiny", **keys) -> Path:
 
 def prepare(card_file: Path, output: Path | None = None) -> Path:
     output = output or card_file.parents[1] / "models" / "encoder"
-    encoder.prepare(card_file, NO_TABLE, output, seed=0)
+    prepare_module.prepare(card_file, NO_TABLE, output, seed=0)
     return output
 
 
@@ -318,12 +326,12 @@ def test_each_family_computes_what_transformers_computes(name, pieces, hub, card
     commit = hub.publish("lab/tiny", {**files, "README.md": b"#", "modeling.py": b"1/0"})
     output = prepare(write(cards, **keys))
 
-    classifier = model.build(output, 6, dr_rate=0.5).eval()
+    classifier = build_classifier(output, 6, dr_rate=0.5).eval()
     tokenizer = load_tokenizer(output)
     tokens = tokenizer.encode(TEXTS, 64)
-    table = TokenTable(tokens.ids, tokens.offsets, np.zeros(len(TEXTS), np.int64))
+    table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(TEXTS), np.int64))
     body = getattr(network, network.base_model_prefix)
-    batch = table.batch(np.arange(len(TEXTS)))
+    batch = make_batch(table, np.arange(len(TEXTS)))
     logits = classifier(batch)
     labels = torch.arange(len(TEXTS)) % 6
     torch.nn.functional.cross_entropy(logits, labels[batch.rows]).backward()
@@ -424,7 +432,7 @@ def test_old_names_of_layer_norm_are_read(pieces, hub, cards):
 
     files, network = kobert(pieces, change)
     hub.publish("lab/tiny", files)
-    body = model.build(prepare(write(cards)), 2, 0.0).encoder
+    body = build_classifier(prepare(write(cards)), 2, 0.0).encoder
     ours, theirs = body.embeddings.LayerNorm.weight, network.bert.embeddings.LayerNorm.weight
     assert torch.equal(ours, theirs)
 
@@ -439,7 +447,7 @@ def test_max_len_beyond_the_encoders_positions_is_an_error(pieces, hub, cards, t
     labels = tmp_path / "labels.json"
     labels.write_text('{"labels": ["기쁨", "슬픔"]}', encoding="utf-8")
     with pytest.raises(InputError, match="max_len must be at most 78 with this encoder, got 79"):
-        tokenization.tokenize(
+        tokenize.tokenize(
             table, labels, output, tmp_path / "t", tmp_path / "r.json", target="major", max_len=79
         )
 
@@ -451,12 +459,12 @@ def test_lock_pins_the_source_and_needs_no_network_after(pieces, hub, cards, cap
     commit = hub.publish("lab/tiny", kobert(pieces)[0])
     card = write(cards)
     before = card.read_bytes()
-    encoder.main(["lock", "tiny"], cards)
+    main(["lock", "tiny"])
     assert card.read_bytes() == before
     lock = json.loads((cards / "tiny.lock.json").read_text(encoding="utf-8"))
     assert lock["revision"] == commit
     assert set(lock["files"]) == {"config.json", "pytorch_model.bin", "spiece.model"}
-    assert lock["golden"]["ids"] == plain_ids(pieces, encoder.GOLDEN_TEXT)
+    assert lock["golden"]["ids"] == plain_ids(pieces, verify.GOLDEN_TEXT)
 
     other = kobert(pieces, lambda weights: [value.zero_() for value in weights.values()])[0]
     hub.publish("lab/tiny", other)
@@ -579,10 +587,10 @@ def test_hub_that_does_not_deliver(case, expected, pieces, hub, cards, monkeypat
 def test_file_that_differs_from_its_lock_is_not_read(pieces, hub, cards, monkeypatch):
     hub.publish("lab/tiny", kobert(pieces)[0])
     card = write(cards)
-    encoder.lock(card)
+    lock_module.lock(card)
     [cached] = Path(constants.HF_HUB_CACHE).rglob("snapshots/*/pytorch_model.bin")
     cached.resolve().write_bytes(b"something else")
-    monkeypatch.setattr(encoder, "read_weights", None)
+    monkeypatch.setattr(pretrained, "read_weights", None)
     said = refused(card)
     assert f"{cached.resolve()}: sha256:" in said
     assert "if it is damaged, delete it" in said
@@ -624,7 +632,7 @@ def test_legacy_files_become_the_same_encoder_as_the_hubs(pieces, hub, cards, ca
     for name in ("model.safetensors", "config.json", "spiece.model"):
         assert (output / name).read_bytes() == (theirs / name).read_bytes()
     hub.log.clear()
-    encoder.lock(card)
+    lock_module.lock(card)
     capsys.readouterr()
     prepare(card)
     assert hub.log == []
@@ -644,9 +652,9 @@ def test_download_resumes_where_the_server_died(pieces, hub, cards):
 
 def test_download_goes_on_in_the_next_run(pieces, hub, cards):
     card = legacy(hub, cards, pieces)
-    hub.die_after = [2000] + [0] * fetch.ATTEMPTS
+    hub.die_after = [2000] + [0] * sources.ATTEMPTS
     assert "run it again to resume" in refused(card)
-    assert not list(fetch.cache_folder().rglob("kobert_v1.zip"))
+    assert not list(sources.cache_folder().rglob("kobert_v1.zip"))
     hub.log.clear()
     hub.die_after = []
     prepare(card)
@@ -657,7 +665,7 @@ def test_download_goes_on_in_the_next_run(pieces, hub, cards):
 def test_part_of_an_earlier_run_is_not_trusted(left, pieces, hub, cards):
     card = legacy(hub, cards, pieces)
     packed = hub.plain["old/kobert_v1.zip"]
-    folder = fetch.cache_folder() / f"md5-{hashlib.md5(packed).hexdigest()}"
+    folder = sources.cache_folder() / f"md5-{hashlib.md5(packed).hexdigest()}"
     folder.mkdir(parents=True)
     part = {"junk": b"junk" * 9, "whole": packed, "too much": packed + b"more"}[left]
     (folder / "kobert_v1.zip.part").write_bytes(part)
@@ -694,13 +702,13 @@ def test_server_that_does_not_deliver(case, expected, pieces, hub, cards, monkey
     elif case == "disk":
         if not Path("/dev/full").exists():
             pytest.skip("no /dev/full here")
-        folder = fetch.cache_folder() / Card.load(card).files["kobert_v1.zip"].replace(":", "-")
+        folder = sources.cache_folder() / Card.load(card).files["kobert_v1.zip"].replace(":", "-")
         folder.mkdir(parents=True)
         (folder / "kobert_v1.zip.part").symlink_to("/dev/full")
     elif isinstance(case, int):
-        hub.status = [case] * fetch.ATTEMPTS
+        hub.status = [case] * sources.ATTEMPTS
     assert expected in refused(card)
-    assert not list(fetch.cache_folder().rglob("kobert_v1.zip"))
+    assert not list(sources.cache_folder().rglob("kobert_v1.zip"))
 
 
 def link(name: str) -> bytes:
@@ -768,7 +776,7 @@ def test_code_of_a_checkpoint_is_not_run(pieces, hub, cards, tmp_path):
     config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
     known = {**files, "own.py": code, "config.json": json.dumps(config).encode()}
     hub.publish("lab/tiny", known)
-    body = model.build(prepare(write(cards, **keys)), 2, 0.0).encoder
+    body = build_classifier(prepare(write(cards, **keys)), 2, 0.0).encoder
     assert torch.equal(body.pooler.dense.weight, network.bert.pooler.dense.weight)
 
     config["model_type"] = "own"
@@ -817,7 +825,7 @@ def test_parts_that_do_not_belong_together(case, expected, pieces, hub, cards):
     elif case == "pad on card":
         keys = {"pad_id": 0}
     elif case == "golden":
-        keys = {"golden": {"text": encoder.GOLDEN_TEXT, "ids": [2, 4958, 3]}}
+        keys = {"golden": {"text": verify.GOLDEN_TEXT, "ids": [2, 4958, 3]}}
     elif case == "config":
         files["config.json"] = b"{"
     elif case == "no weights":
@@ -852,7 +860,7 @@ def test_golden_sentence_is_checked_the_way_it_says(pieces, hub, cards):
 def test_locked_golden_sentence_notices_another_tokenizer(pieces, hub, cards):
     hub.publish("lab/tiny", kobert(pieces)[0])
     card = write(cards)
-    encoder.lock(card)
+    lock_module.lock(card)
     file = cards / "tiny.lock.json"
     lock = json.loads(file.read_text(encoding="utf-8"))
     lock["golden"]["ids"].insert(1, 0)  # as if the code had cut the sentence in another way then
@@ -935,7 +943,7 @@ def test_missing_key_and_missing_card(cards):
 )
 def test_lock_of_another_card(change, expected, pieces, hub, cards):
     hub.publish("lab/tiny", kobert(pieces)[0])
-    encoder.lock(write(cards))
+    lock_module.lock(write(cards))
     assert expected in refused(write(cards, **change))
     (cards / "tiny.lock.json").write_text('{"source": "lab/tiny"}')
     assert "tiny.lock.json: damaged; lock it again" in refused(write(cards))
@@ -943,25 +951,25 @@ def test_lock_of_another_card(change, expected, pieces, hub, cards):
 
 def test_new_card_of_a_hub_id_works_as_it_is(pieces, hub, cards, capsys):
     hub.publish("lab/tiny", family("bert", pieces)[0])
-    encoder.main(["card", "mine", "lab/tiny"], cards)
+    main(["card", "mine", "lab/tiny"])
     card = cards / "mine.yaml"
     assert card.read_text() == 'kind: hub\nsource: "lab/tiny"\nlicense: unknown\n'
     assert load_tokenizer(prepare(card)).pieces("오늘 마음이") == ["오늘", "마음", "##이"]
     with pytest.raises(InputError, match=r"mine.yaml: is there already; it is not overwritten"):
-        encoder.main(["card", "mine", "lab/other"], cards)
+        main(["card", "mine", "lab/other"])
     assert "lab/tiny" in card.read_text()
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-x y", "x\n"])
 def test_name_of_a_new_card_is_no_path(name, cards, tmp_path):
     with pytest.raises(InputError, match="a card's name has letters"):
-        encoder.write_card(name, "lab/tiny", cards)
+        write_card(name, "lab/tiny", cards)
     assert [path.name for path in tmp_path.iterdir()] == ["encoders"]
 
 
 def test_source_of_a_new_card_is_a_folder_or_a_hub_id(cards):
     with pytest.raises(InputError, match="neither a folder nor a hub id"):
-        encoder.write_card("x", "./not/there", cards)
+        write_card("x", "./not/there", cards)
     assert list(cards.iterdir()) == []
 
 
@@ -975,19 +983,19 @@ def unpack(files: dict[str, bytes], folder: Path) -> Path:
 def test_folder_elsewhere_is_to_be_copied_where_dvc_watches_it(pieces, cards, tmp_path):
     place = unpack(kobert(pieces)[0], tmp_path / "elsewhere" / "mine")
     with pytest.raises(InputError, match="copy it to .*encoders/mine first"):
-        encoder.main(["card", "mine", str(place)], cards)
+        main(["card", "mine", str(place)])
     assert list(cards.iterdir()) == []
     for source in (str(place), "../elsewhere/mine"):
         card = write(cards, kind="path", source=source)
         with pytest.raises(InputError, match=r"source must be a folder beside the card"):
-            encoder.Card.load(card)
+            Card.load(card)
 
 
 def test_locked_folder_is_compared_with_its_lock(pieces, cards, capsys):
     files, _ = kobert(pieces)
     place = unpack(files, cards / "mine")
-    encoder.main(["card", "mine", str(place)], cards)
-    encoder.main(["lock", "mine"], cards)
+    main(["card", "mine", str(place)])
+    main(["lock", "mine"])
     capsys.readouterr()
     (place / "model.safetensors").write_bytes(b"was not there when it was locked")
     prepare(cards / "mine.yaml")
@@ -998,13 +1006,13 @@ def test_locked_folder_is_compared_with_its_lock(pieces, cards, capsys):
 
 
 def test_folder_that_is_no_encoder_is_refused(cards):
-    encoder.main(["card", "mine", str(unpack({}, cards / "empty"))], cards)
+    main(["card", "mine", str(unpack({}, cards / "empty"))])
     assert "has no config.json" in refused(cards / "mine.yaml")
 
 
 def test_folder_beside_the_card_needs_no_lock(pieces, cards, capsys):
     unpack(kobert(pieces)[0], cards / "own")
-    encoder.main(["card", "mine", str(cards / "own")], cards)
+    main(["card", "mine", str(cards / "own")])
     assert 'source: "own"' in (cards / "mine.yaml").read_text()
     capsys.readouterr()
     prepare(cards / "mine.yaml")

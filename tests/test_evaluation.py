@@ -16,28 +16,30 @@ import pytest
 from conftest import WORDS
 from safetensors.torch import load_file, save_file
 
-from storyflower import baseline, evaluation, pictures, tracking
-from storyflower.dialogues import read_split
-from storyflower.errors import InputError
-from storyflower.labels import LabelIndex
+from storyflower.common.errors import InputError
+from storyflower.evaluate import baseline, plots
+from storyflower.evaluate import evaluate as evaluate_module
+from storyflower.interim.dialogues import read_split
+from storyflower.interim.labels import LabelIndex
+from storyflower.tracking import record
 
 SEED = 42
 REPORTS = {"metrics.json", "confusion.csv", "confusion.png", "learning_curves.png"}
 
 
 def evaluate(root: Path, interim: Path, classifier: Path, reports: str) -> dict:
-    """evaluation.evaluate into root/reports; the predictions go to root/predictions.parquet."""
-    tracking.new_record(
+    """evaluate() into root/reports; the predictions go to root/predictions.parquet."""
+    record.new_record(
         experiment="sample", params={}, tags={}, dataset=interim / "dialogues.parquet"
     ).save(root / "run.json")
-    return evaluation.evaluate(
-        classifier,
-        interim / "tokens",
-        interim / "dialogues.parquet",
-        interim / "history.csv",
-        root / "run.json",
-        root / reports,
-        root / "predictions.parquet",
+    return evaluate_module.evaluate(
+        classifier=classifier,
+        tokens=interim / "tokens",
+        dialogues=interim / "dialogues.parquet",
+        history=interim / "history.csv",
+        record=root / "run.json",
+        reports=root / reports,
+        predictions=root / "predictions.parquet",
         target="major",
         device="cpu",
         precision="fp32",
@@ -136,7 +138,7 @@ def test_the_difference_of_two_that_err_on_the_same_rows_is_certain() -> None:
     better = guess.copy()
     better[np.flatnonzero(guess != actual)[0]] = actual[np.flatnonzero(guess != actual)[0]]
     probability = {"classifier": np.eye(3)[better], "majority": np.eye(3)[guess]}
-    row = evaluation.against("majority", probability, actual, tuple(WORDS), SEED)
+    row = evaluate_module.against("majority", probability, actual, tuple(WORDS), SEED)
     assert row["difference"] == pytest.approx(0.01)
     assert row["low"] == 0 and row["high"] <= 0.04
 
@@ -159,7 +161,7 @@ def test_the_difference_of_two_that_err_on_the_same_rows_is_certain() -> None:
     ],
 )
 def test_verdict(low: float, high: float, start: str, name: str, other: str) -> None:
-    said = evaluation.verdict(name, (low + high) / 2, low, high, 1234)
+    said = evaluate_module.verdict(name, (low + high) / 2, low, high, 1234)
     assert said == (
         f"{start.format(other)} of accuracy on 1234 rows, "
         f"95% interval {100 * low:+.1f} to {100 * high:+.1f}."
@@ -231,14 +233,14 @@ def test_confusion_matrix_of_korean_classes(classes: int, tmp_path: Path) -> Non
     names = tuple(f"{chr(0xAC00 + 97 * n)}정/{chr(0xD7A3 - 97 * n)}한" for n in range(classes))
     counts = np.random.default_rng(0).integers(0, 50, (classes, classes))
     counts[0] = 0  # a class that never occurs
-    pictures.confusion_matrix(counts, names, tmp_path / "one.png")
-    pictures.confusion_matrix(counts, names, tmp_path / "two.png")
+    plots.confusion_matrix(counts, names, tmp_path / "one.png")
+    plots.confusion_matrix(counts, names, tmp_path / "two.png")
     picture = (tmp_path / "one.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert picture == (tmp_path / "two.png").read_bytes()
     width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
     assert 300 < height <= width < 4000
-    pictures.confusion_matrix(counts.T, names, tmp_path / "other.png")
+    plots.confusion_matrix(counts.T, names, tmp_path / "other.png")
     assert picture != (tmp_path / "other.png").read_bytes()
 
 
@@ -251,14 +253,14 @@ def test_learning_curves(epochs: int, scale: float, tmp_path: Path) -> None:
         {"epoch": n, **{name: scale * (n + at) / 40 for at, name in enumerate(columns)}}
         for n in range(1, epochs + 1)
     ]
-    pictures.learning_curves(history, tmp_path / "one.png")
-    pictures.learning_curves(history, tmp_path / "two.png")
+    plots.learning_curves(history, tmp_path / "one.png")
+    plots.learning_curves(history, tmp_path / "two.png")
     picture = (tmp_path / "one.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert picture == (tmp_path / "two.png").read_bytes()
     for name in columns:
         history[0][name] += 0.5 * scale
-        pictures.learning_curves(history, tmp_path / "other.png")
+        plots.learning_curves(history, tmp_path / "other.png")
         assert picture != (tmp_path / "other.png").read_bytes(), name  # each is drawn
         history[0][name] -= 0.5 * scale
 

@@ -41,7 +41,7 @@ def used(make_repository) -> tuple[Path, dict[str, str]]:
         [*experiment, "queued", "--queue", "-S", "learning_rate=1e-3", "-S", "batch_size=16"],
         ["dvc", "queue", "start"],  # several at once: test_concurrency.py
         ["dvc", "queue", "logs", "queued", "-f"],
-        [sys.executable, "-m", "storyflower.tracking", "sync"],
+        [sys.executable, "-m", "storyflower", "sync"],
         [sys.executable, "-m", "storyflower", "predict", "--json", f"{CANARY} 합격했어"],
     ):
         # As make sets it; dvc's own choice is a folder that all users share.

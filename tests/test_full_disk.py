@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, dialogue_rows, run, set_params, write_workbook
 
-from storyflower import fetch
-from storyflower.documents import replacing
-from storyflower.errors import InputError
+from storyflower.common.errors import InputError
+from storyflower.common.files import replacing
+from storyflower.encoder import sources
 
 FULL = "no space left on device; make room and run it again"
 TOO_LARGE = "file too large; raise the limit that ulimit -f shows, or use another file system"
@@ -49,11 +49,11 @@ OUTPUTS = {
 CHILD = """
 import contextlib, importlib, io, json, os, subprocess, sys
 from pathlib import Path
-from storyflower import tracking
-from storyflower.errors import exit_with_line
+from storyflower.tracking import mlflow
+from storyflower.common.errors import exit_with_line
 
 PAGE = 4096
-tracking.push = lambda *_: None  # MLflow has tests of its own
+mlflow.push = lambda *_: None  # MLflow has tests of its own
 
 def files(path):
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -321,20 +321,20 @@ def test_a_hub_cache_that_cannot_be_written(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(InputError) as raised:
-        fetch.HubFolder("lab/tiny", None).find("config.json")
+        sources.HubFolder("lab/tiny", None).find("config.json")
     assert said.format(cache=huggingface_hub.constants.HF_HUB_CACHE) in str(raised.value)
 
 
 def test_a_download_is_not_tried_again_on_a_disk_that_takes_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch.time, "sleep", lambda _: pytest.fail("it is tried again"))
+    monkeypatch.setattr(sources.time, "sleep", lambda _: pytest.fail("it is tried again"))
     monkeypatch.setenv("STORYFLOWER_CACHE", str(tmp_path / "cache"))
     source = tmp_path / "weights.bin"
     source.write_bytes(bytes(5000))
-    checksum = fetch.digest(source, "sha256")
+    checksum = sources.digest(source, "sha256")
     with no_file_larger_than(1000), pytest.raises(InputError, match="cannot be written"):
-        fetch.download(source.as_uri(), "weights.bin", checksum)
+        sources.download(source.as_uri(), "weights.bin", checksum)
     assert not list((tmp_path / "cache").rglob("weights.bin"))
-    found = fetch.download(source.as_uri(), "weights.bin", checksum)  # what was there is resumed
+    found = sources.download(source.as_uri(), "weights.bin", checksum)  # what was there is resumed
     assert found.read_bytes() == bytes(5000)

@@ -11,21 +11,24 @@ import torch
 from test_training import FAMILIES, random_table
 from transformers import AutoModel
 
-from storyflower import attention, graphs, model, training
-from storyflower.device import choose
-from storyflower.ranks import ALONE
-from storyflower.tensors import Batch, TokenTable
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model import attention
+from storyflower.model.batch import Batch, make_batch
+from storyflower.model.classifier import EmotionClassifier
+from storyflower.model.device import choose
+from storyflower.model.processes import ALONE
+from storyflower.train import cuda_graphs, fit
 
 PLACE = choose("cpu", "fp32")
 
 
-def classifier(family: str = "bert") -> model.EmotionClassifier:
+def classifier(family: str = "bert") -> EmotionClassifier:
     torch.manual_seed(0)
     config = deepcopy(FAMILIES[family])
     for name in config.to_dict():
         if "dropout" in name:
             setattr(config, name, 0.0)
-    return model.EmotionClassifier(AutoModel.from_config(config), 3, dr_rate=0.0)
+    return EmotionClassifier(AutoModel.from_config(config), 3, dr_rate=0.0)
 
 
 def shape(batch: Batch) -> list[tuple[int, ...]]:
@@ -34,7 +37,9 @@ def shape(batch: Batch) -> list[tuple[int, ...]]:
 
 def test_batches_have_few_shapes() -> None:
     table = random_table(640)
-    batches = [table.batch(np.arange(start, start + 64), "cpu", 256) for start in range(0, 640, 64)]
+    batches = [
+        make_batch(table, np.arange(start, start + 64), "cpu", 256) for start in range(0, 640, 64)
+    ]
     assert {len(batch.ids) for batch in batches} <= {512, 768}
     assert len({str(shape(batch)) for batch in batches}) <= 2
     assert {batch.width for batch in batches} == {64}
@@ -45,8 +50,8 @@ def test_batches_have_few_shapes() -> None:
 
 def test_a_filling_longer_than_the_table() -> None:
     """Seven tokens in all: what fills up repeats them, and never reads beyond."""
-    table = TokenTable(np.arange(5, 12, dtype=np.uint16), np.array([0, 3, 7]), np.zeros(2, int))
-    batch = table.batch(np.array([1, 0]), "cpu", 256)
+    table = TokenArrays(np.arange(5, 12, dtype=np.uint16), np.array([0, 3, 7]), np.zeros(2, int))
+    batch = make_batch(table, np.array([1, 0]), "cpu", 256)
     assert len(batch.ids) == 256
     assert batch.ids[:7].tolist() == [5, 6, 7, 8, 9, 10, 11]
     assert set(batch.ids.tolist()) <= set(range(5, 12))
@@ -58,15 +63,15 @@ def test_the_filling_changes_nothing(
     family: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, network = random_table(20), classifier(family)
-    plain = table.batch(np.arange(20))
+    plain = make_batch(table, np.arange(20))
     weight = torch.tensor(1 / 20)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    backward = training.make_backward(network, scaler, PLACE, ALONE)
+    backward = fit.make_backward(network, scaler, PLACE, ALONE)
     expected = backward(plain, weight)
     gradients = [parameter.grad for parameter in network.parameters()]
     if way == "rectangle":
-        monkeypatch.setattr("storyflower.unpadded.attend", attention.attend_rectangle)
-    found = backward(table.batch(np.arange(20), "cpu", 256), weight)
+        monkeypatch.setattr("storyflower.model.forward.attend", attention.attend_rectangle)
+    found = backward(make_batch(table, np.arange(20), "cpu", 256), weight)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for ours, theirs in zip(network.parameters(), gradients, strict=True):
         torch.testing.assert_close(ours.grad, theirs, atol=1e-5, rtol=0)
@@ -106,19 +111,19 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", nothing)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
     monkeypatch.setattr(torch.cuda, "graph", nothing)
-    record = graphs.Replayed.record
+    record = cuda_graphs.Replayed.record
 
-    def remembering(self: graphs.Replayed, batch: Batch, weight):
+    def remembering(self: cuda_graphs.Replayed, batch: Batch, weight):
         tape, inputs, result = record(self, batch, weight)
         tape.inputs, tape.result, tape.compute = (batch, weight), result, self.compute
         return tape, inputs, result
 
-    monkeypatch.setattr(graphs.Replayed, "record", remembering)
+    monkeypatch.setattr(cuda_graphs.Replayed, "record", remembering)
     # The groups of equal length differ from batch to batch; the rectangle is all tensors.
-    monkeypatch.setattr("storyflower.unpadded.attend", attention.attend_rectangle)
+    monkeypatch.setattr("storyflower.model.forward.attend", attention.attend_rectangle)
 
 
-def graphed(network: model.EmotionClassifier) -> graphs.Replayed:
+def graphed(network: EmotionClassifier) -> cuda_graphs.Replayed:
     """As make_backward does on CUDA, by hand: gradients are set to zero, not taken away."""
     parameters = list(network.parameters())
 
@@ -129,7 +134,7 @@ def graphed(network: model.EmotionClassifier) -> graphs.Replayed:
         loss.backward()
         return torch.stack([loss.detach(), (logits.argmax(-1) == batch.labels).sum().float()])
 
-    return graphs.Replayed(compute, parameters)
+    return cuda_graphs.Replayed(compute, parameters)
 
 
 def test_each_shape_is_recorded_once_and_computes_the_batch_at_hand(no_cuda: None) -> None:
@@ -137,17 +142,17 @@ def test_each_shape_is_recorded_once_and_computes_the_batch_at_hand(no_cuda: Non
     replayed = graphed(network)
     places = [parameter.grad.data_ptr() for parameter in network.parameters()]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    backward = training.make_backward(twin, scaler, PLACE, ALONE)
+    backward = fit.make_backward(twin, scaler, PLACE, ALONE)
     weight = torch.tensor(1 / 16)
     for start in (0, 16, 32, 48):
-        batch = table.batch(np.arange(start, start + 16), "cpu", 256)
+        batch = make_batch(table, np.arange(start, start + 16), "cpu", 256)
         found, expected = replayed(batch, weight), backward(batch, weight)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=0)
     assert Tape.recorded == 1
     assert places == [parameter.grad.data_ptr() for parameter in network.parameters()]
-    replayed(table.batch(np.arange(5), "cpu", 256), weight)
+    replayed(make_batch(table, np.arange(5), "cpu", 256), weight)
     assert Tape.recorded == 2
 
 
@@ -160,11 +165,13 @@ def test_recording_draws_no_random_numbers_of_the_training(no_cuda: None) -> Non
     results = []
     for _ in range(2):
         torch.manual_seed(7)
-        results.append(replayed(table.batch(np.arange(16), "cpu", 256), weight).clone())
+        results.append(replayed(make_batch(table, np.arange(16), "cpu", 256), weight).clone())
     assert Tape.recorded == 1
     assert torch.equal(*results)
     torch.manual_seed(8)
-    assert not torch.equal(replayed(table.batch(np.arange(16), "cpu", 256), weight), results[0])
+    assert not torch.equal(
+        replayed(make_batch(table, np.arange(16), "cpu", 256), weight), results[0]
+    )
 
 
 def test_a_failed_recording_costs_a_line(
@@ -194,7 +201,7 @@ def test_a_failed_recording_costs_a_line(
     table = random_table(16)
     replayed = graphed(classifier())
     for start in (0, 8):
-        batch = table.batch(np.arange(start, start + 8), "cpu", 256)
+        batch = make_batch(table, np.arange(start, start + 8), "cpu", 256)
         assert replayed(batch, torch.tensor(1 / 8))[0] > 0
         assert current[0] is ours
     said = capsys.readouterr().err

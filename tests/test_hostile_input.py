@@ -19,8 +19,9 @@ from hostile_files import CANARY, KINDS, csv_text, hostile_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storyflower import corpus
-from storyflower.errors import InputError
+from storyflower.common.errors import InputError
+from storyflower.ingest import ingest as ingest_module
+from storyflower.sheets import read_csv, sheet
 
 SECONDS, PATIENCE = 10, 60  # of a quick processor; of the clock, for a busy machine
 MEMORY = 2**30  # bytes
@@ -40,7 +41,7 @@ def peak():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 import stages.ingest
-from storyflower.errors import exit_with_line
+from storyflower.common.errors import exit_with_line
 # Keeps a failed test from taking the machine down; the peak below is what is judged.
 with contextlib.suppress(ValueError, OSError):
     resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
@@ -155,7 +156,7 @@ def test_every_hostile_file_ends_in_time_with_success_or_one_line(tmp_path: Path
     assert 50 < sum(end["code"] == 0 for end in ends) < 0.7 * len(ends)
 
 
-# Any text at all, through corpus.ingest
+# Any text at all, through ingest_module.ingest
 
 SETTINGS = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -186,7 +187,7 @@ def ingest(root: Path, name: str, content: bytes) -> list[dict] | str:
     for path in outputs:
         path.unlink(missing_ok=True)
     try:
-        corpus.ingest(folder, *outputs, turns=2, target="major", max_dropped=0.9)
+        ingest_module.ingest(folder, *outputs, turns=2, target="major", max_dropped=0.9)
     except InputError as error:
         assert str(error).splitlines() == [str(error)] and str(error).startswith(str(folder))
         assert not outputs[0].exists() or not list(outputs[0].parent.iterdir())
@@ -216,7 +217,7 @@ def test_any_cells_of_a_csv_come_out_as_they_went_in(tmp_path: Path, turns: list
     )
     found = ingest(tmp_path, "Training.csv", buffer.getvalue().encode())
     expected = [" ".join(part for part in map(str.strip, pair) if part) for pair in turns]
-    assert [row["text"] for row in found] == [text for text in expected if corpus.is_visible(text)]
+    assert [row["text"] for row in found] == [text for text in expected if sheet.is_visible(text)]
 
 
 @SETTINGS
@@ -224,7 +225,7 @@ def test_any_cells_of_a_csv_come_out_as_they_went_in(tmp_path: Path, turns: list
 def test_any_json_text_and_value(tmp_path: Path, text: str, value: object, piece: int) -> None:
     """`piece`: the list is read piece by piece, and an item may straddle any number of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "MAX_RECORD", 4 * piece)
+        patch.setattr(read_csv, "MAX_RECORD", 4 * piece)
         ingest(tmp_path, "Training.json", text.encode("utf-8", "ignore"))
     for suffix in (".json", ".jsonl"):
         good = [{"profile": {"emotion": {"type": "E61"}}, "talk": {"content": {"HS01": "가"}}}]
@@ -232,6 +233,6 @@ def test_any_json_text_and_value(tmp_path: Path, text: str, value: object, piece
         content = json.dumps(whole).encode()
         found = ingest(tmp_path, f"Training{suffix}", content)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(corpus, "MAX_RECORD", max(len(content), 64))  # a quarter at a time
+            patch.setattr(read_csv, "MAX_RECORD", max(len(content), 64))  # a quarter at a time
             assert ingest(tmp_path, f"Training{suffix}", content) == found
     assert len(ingest(tmp_path, "Training.json", json.dumps(good * 9).encode())) == 9

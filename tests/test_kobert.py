@@ -13,10 +13,10 @@ import torch
 from test_model import scratch_encoder
 from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertModel
 
-from storyflower import encoder
-from storyflower.errors import InputError
+from storyflower.common.errors import InputError
+from storyflower.encoder import prepare
 from storyflower.kobert import get_pytorch_kobert_model, get_tokenizer
-from storyflower.tokenizer import load_tokenizer
+from storyflower.tokenizer.load import load_tokenizer
 
 SMALL = {
     "hidden_size": 32,
@@ -55,7 +55,7 @@ def taken_over(
         shutil.copyfile(scratch / "spiece.model", root / name / "spiece.model")
         card = root / f"{name}.yaml"
         card.write_text(f"kind: path\nsource: {name}\nlicense: unknown\npretokenize: bert\n")
-        encoder.prepare(card, root / "no-table", root / "made" / name, seed=1)
+        prepare.prepare(card, root / "no-table", root / "made" / name, seed=1)
         folders[name] = (root / "made" / name, network)
     return folders
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storyflower import corpus, dialogues, labels
-from storyflower.errors import InputError
-from storyflower.labels import LabelIndex
+from storyflower.common.errors import InputError
+from storyflower.ingest import ingest
+from storyflower.interim import dialogues, labels
+from storyflower.interim.labels import LabelIndex
 
 # Names as they may come: any text that utf-8 can hold, 2 to 100 of them.
 NAMES = st.lists(st.text(), min_size=2, max_size=12, unique=True) | st.integers(2, 100).map(
@@ -86,7 +87,7 @@ def build(folder: Path, training: list, validation: list, target: str = "major")
         (folder / f"{split}.csv").write_text("\n".join(lines), encoding="utf-8")
     table = folder / "out" / "dialogues.parquet"
     settings = {"turns": 1, "target": target, "max_dropped": 0.5}
-    corpus.ingest(folder, table, folder / "out" / "ingest.json", **settings)
+    ingest.ingest(folder, table, folder / "out" / "ingest.json", **settings)
     index = labels.build(table, folder / "out" / "labels.json", target=target)
     assert LabelIndex.load(folder / "out" / "labels.json") == index
     return index

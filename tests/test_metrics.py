@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from storyflower import metrics
+from storyflower.evaluate import metrics
+from storyflower.model import scoring
 
 
 @st.composite
@@ -73,12 +74,12 @@ def test_cross_entropy(seed: int) -> None:
     precise = probabilities.astype(np.float64)
     precise /= precise.sum(axis=1, keepdims=True)
     expected = reference.log_loss(actual, precise, labels=range(6))
-    assert metrics.cross_entropy(probabilities, actual) == pytest.approx(expected, rel=1e-5)
+    assert scoring.cross_entropy(probabilities, actual) == pytest.approx(expected, rel=1e-5)
 
 
 def test_cross_entropy_of_an_impossible_class_is_finite() -> None:
     probabilities = np.array([[1.0, 0.0], [0.5, 0.5]], dtype=np.float32)
-    loss = metrics.cross_entropy(probabilities, np.array([1, 0]))
+    loss = scoring.cross_entropy(probabilities, np.array([1, 0]))
     assert loss == pytest.approx((-math.log(1e-38) + math.log(2)) / 2)
 
 
@@ -176,7 +177,7 @@ def test_summary() -> None:
     assert scores["macro_f1"] == pytest.approx(
         reference.f1_score(actual, predicted, average="macro")
     )
-    assert scores["loss"] == metrics.cross_entropy(probabilities, actual)
+    assert scores["loss"] == scoring.cross_entropy(probabilities, actual)
     assert scores["calibration_error"] == metrics.calibration_error(probabilities, actual)
     recall = reference.recall_score(actual, predicted, average=None)
     assert [row["name"] for row in scores["classes"]] == list(names)

@@ -15,11 +15,16 @@ import torch
 import transformers
 from conftest import TINY_CARD, dialogue_rows, write_workbook
 
-from storyflower import Classifier, corpus, encoder, model
-from storyflower.errors import InputError
-from storyflower.labels import LabelIndex
-from storyflower.tensors import TokenTable
-from storyflower.tokenizer import load_tokenizer
+from storyflower import Classifier
+from storyflower.common.errors import InputError
+from storyflower.encoder import prepare
+from storyflower.ingest import ingest
+from storyflower.interim.labels import LabelIndex
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model import classifier
+from storyflower.model.batch import make_batch
+from storyflower.model.folder import build_classifier, digests, load_classifier, save_classifier
+from storyflower.tokenizer.load import load_tokenizer
 
 LABELS = LabelIndex(["기쁨", "분노", "불안"])
 TEXTS = ["합격했어 3번째", "잠이 안 와", "소리를 질렀어 새치기를 당했어 7번째"]
@@ -30,11 +35,11 @@ def scratch_encoder(root: Path) -> Path:
     for split, seed in (("Training", 1), ("Validation", 2)):
         write_workbook(root / f"corpus/표본_{split}.xlsx", dialogue_rows(24, seed))
     table = root / "dialogues.parquet"
-    corpus.ingest(
+    ingest.ingest(
         root / "corpus", table, root / "report.json", turns=2, target="major", max_dropped=0
     )
     (root / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
-    encoder.prepare(root / "tiny.yaml", table, root / "encoder", seed=1)
+    prepare.prepare(root / "tiny.yaml", table, root / "encoder", seed=1)
     return root / "encoder"
 
 
@@ -44,42 +49,42 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(source: Path) -> tuple[Path, model.EmotionClassifier]:
+def trained(source: Path) -> tuple[Path, classifier.EmotionClassifier]:
     """A classifier's folder as the train stage writes it, and the classifier in memory."""
     torch.manual_seed(3)
-    network = model.build(source, len(LABELS), dr_rate=0.5).eval()
+    network = build_classifier(source, len(LABELS), dr_rate=0.5).eval()
     with torch.no_grad():  # the first weights are so small that a lost layer would not show
         for parameter in network.parameters():
             parameter.normal_(0, 0.3)
     folder = source.parent / "classifier"
     params = {"dr_rate": 0.5, "max_len": 16}
-    model.save(network, folder, encoder=source, labels=LABELS, facts={"params": params})
+    save_classifier(network, folder, encoder=source, labels=LABELS, facts={"params": params})
     return folder, network
 
 
 @pytest.fixture
-def copy(trained: tuple[Path, model.EmotionClassifier], tmp_path: Path) -> Path:
+def copy(trained: tuple[Path, classifier.EmotionClassifier], tmp_path: Path) -> Path:
     return shutil.copytree(trained[0], tmp_path / "classifier")
 
 
-def logits_of(network: model.EmotionClassifier, folder: Path) -> torch.Tensor:
+def logits_of(network: classifier.EmotionClassifier, folder: Path) -> torch.Tensor:
     """Logits of TEXTS in their order, (3, classes)."""
     tokens = load_tokenizer(folder).encode(TEXTS, 16)
-    batch = TokenTable(tokens.ids, tokens.offsets, np.zeros(3, np.int64)).batch(np.arange(3))
+    batch = make_batch(TokenArrays(tokens.ids, tokens.offsets, np.zeros(3, np.int64)), np.arange(3))
     with torch.inference_mode():
         return network(batch)[np.argsort(batch.rows)]
 
 
-def test_what_was_saved_is_loaded(trained: tuple[Path, model.EmotionClassifier]) -> None:
+def test_what_was_saved_is_loaded(trained: tuple[Path, classifier.EmotionClassifier]) -> None:
     folder, network = trained
-    loaded, document = model.load(folder)
+    loaded, document = load_classifier(folder)
     assert not loaded.training
     assert document["labels"] == list(LABELS.names)
     assert torch.equal(logits_of(loaded, folder), logits_of(network, folder))
 
 
 def test_plain_transformers_loads_the_folder(
-    trained: tuple[Path, model.EmotionClassifier], tmp_path: Path
+    trained: tuple[Path, classifier.EmotionClassifier], tmp_path: Path
 ) -> None:
     """In a process of its own that cannot import storyflower: the same logits from the parts."""
     folder, network = trained
@@ -219,7 +224,7 @@ def test_damaged_encoder_is_refused(
     change(folder)
     try:
         with pytest.raises(InputError, match=expected) as error:
-            model.build(folder, 3, dr_rate=0.5)
+            build_classifier(folder, 3, dr_rate=0.5)
     finally:
         transformers.utils.logging.remove_handler(caplog.handler)
     one_line(error, folder)
@@ -233,7 +238,7 @@ def test_damaged_classifier_is_refused(name: str, copy: Path) -> None:
     if name in ENCODER_DAMAGE and (copy / "config.json").is_file():
         # What the encoder's own check would say, even if somebody had changed the digest too.
         document = json.loads((copy / "classifier.json").read_text(encoding="utf-8"))
-        document["tokenizer"] = model.digests(copy, document["tokenizer"])
+        document["tokenizer"] = digests(copy, document["tokenizer"])
         (copy / "classifier.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(InputError, match=expected) as error:
         Classifier.load(copy, "cpu")
@@ -246,4 +251,4 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"classifier\.json: not found; train a classifier"):
             Classifier.load(folder, "cpu")
         with pytest.raises(InputError, match=r"config\.json: not found; 'dvc repro' makes it"):
-            model.build(folder, 3, dr_rate=0.5)
+            build_classifier(folder, 3, dr_rate=0.5)

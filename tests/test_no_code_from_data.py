@@ -25,11 +25,11 @@ import stages.evaluate
 import stages.ingest
 import stages.labels
 import stages.train
-from storyflower import Classifier, encoder
-from storyflower.__main__ import main as predict
-from storyflower.checkpoint import Checkpoints
-from storyflower.errors import InputError, exit_with_line
-from storyflower.tensors import TokenTable
+from storyflower import Classifier
+from storyflower.__main__ import main as command_line
+from storyflower.common.errors import InputError, exit_with_line
+from storyflower.interim.tokens import TokenArrays
+from storyflower.train.checkpoint import Checkpoints
 
 
 class Bomb:
@@ -151,7 +151,7 @@ def test_npy_with_objects_in_the_token_cache(
         else:
             np.save(file, content, allow_pickle=True)
         with pytest.raises(InputError, match=f"Training.{name}.npy: .*'dvc repro'"):
-            TokenTable.load(folder, "Training")
+            TokenArrays.load(folder, "Training")
     assert not sign.exists()
 
 
@@ -230,7 +230,7 @@ def test_names_that_leave_their_folder(root: Path, sign: Path, capsys, name: str
         assert f"params.yaml: {key} must be a plain name" in said or "not readable" in said
     set_params(root, encoder="tiny")
     with pytest.raises(InputError):
-        encoder.main(["card", name, "klue/bert-base"])
+        command_line(["card", name, "klue/bert-base"])
     mine = {"kind": "path", "source": name, "license": "unknown", "tokenizer": "wordpiece"}
     for card in (mine, {**mine, "source": "here", "vocabulary": name}):
         (root / "encoders/tiny.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
@@ -281,9 +281,9 @@ def test_code_beside_a_checkpoint(
     (folder / "classifier.json").write_text(json.dumps(document), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["x", "predict", "합격했어", "--model", str(folder)])
     if family == "bert":
-        exit_with_line(predict)
+        exit_with_line(command_line)
     else:
-        refused(predict, capsys)
+        refused(command_line, capsys)
     assert not sign.exists()
 
 
@@ -333,7 +333,7 @@ def forbidden_calls(code: str) -> list[str]:
 
 
 def test_no_forbidden_call_in_the_project() -> None:
-    files = [path for name in ("storyflower", "stages") for path in (ROOT / name).glob("*.py")]
+    files = [path for name in ("storyflower", "stages") for path in (ROOT / name).rglob("*.py")]
     assert len(files) > 30
     for path in files:
         assert forbidden_calls(path.read_text(encoding="utf-8")) == [], path

@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 from conftest import command, run
 
-from storyflower import tracking
-from storyflower.errors import InputError
-from storyflower.tracking import OUTBOX, Record, Run, new_record, sync
+from storyflower.common.errors import InputError
+from storyflower.tracking import mlflow
+from storyflower.tracking import run as run_module
+from storyflower.tracking.record import OUTBOX, Record, new_record
+from storyflower.tracking.run import Run, sync
 
 NOT_GOT = "MLflow has not got this run"
 
@@ -35,7 +37,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def mlflow_is_imported() -> None:
     """It takes seconds, which are not the server's."""
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # as in tracking.connect
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # as in mlflow.connect
     import mlflow  # noqa: F401
 
 
@@ -142,7 +144,7 @@ def shown(uri: str, record: Record) -> dict[str, Any]:
 
     client = MlflowClient(uri)
     place = client.get_experiment_by_name(record.experiment).experiment_id
-    (run,) = client.search_runs([place], f"tags.`{tracking.KEY_TAG}` = '{record.key}'")
+    (run,) = client.search_runs([place], f"tags.`{record.KEY_TAG}` = '{record.key}'")
     history = client.get_metric_history(run.info.run_id, "loss")
     return {
         "status": run.info.status,
@@ -177,7 +179,7 @@ def test_a_server_that_answers_nonsense_costs_one_line(
     uri, answer = answering
     answer.update(status=status, body=body)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 2)
+    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 2)
     run = Run(make_record(), root)
     start = time.monotonic()
     for epoch in range(20):
@@ -189,7 +191,7 @@ def test_a_server_that_answers_nonsense_costs_one_line(
     assert line.startswith(NOT_GOT) and said in line
     assert in_outbox(root, run.record).status == "FINISHED"
     # On a busy machine a push may still go on, and sync leaves a run alone that is being pushed.
-    with tracking.owner_lock(run.folder).acquire(timeout=60):
+    with run_module.owner_lock(run.folder).acquire(timeout=60):
         pass
     with pytest.raises(InputError, match="MLflow does not take 1 runs"):
         sync(root)
@@ -198,7 +200,7 @@ def test_a_server_that_answers_nonsense_costs_one_line(
 
 
 def down(*_: object) -> None:
-    """In the place of tracking.push: an MLflow that refuses."""
+    """In the place of mlflow.push: an MLflow that refuses."""
     raise OSError("refused")
 
 
@@ -210,9 +212,9 @@ def test_it_is_said_once_and_not_by_each_stage(
 ) -> None:
     pushed: list[Record] = []
 
-    monkeypatch.setattr(tracking, "push", down)
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.6)
-    monkeypatch.setattr(tracking, "LATE_CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(mlflow, "push", down)
+    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 0.6)
+    monkeypatch.setattr(run_module, "LATE_CLOSE_SECONDS", 0.1)
     record = make_record()
     with Run(record, root) as run:  # train
         run.log({"loss": 0.5}, 1)
@@ -220,10 +222,10 @@ def test_it_is_said_once_and_not_by_each_stage(
         run.log_results({"final_accuracy": 0.75})
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(NOT_GOT)
-    monkeypatch.setattr(tracking, "push", lambda record, *_: pushed.append(record))
+    monkeypatch.setattr(mlflow, "push", lambda record, *_: pushed.append(record))
     assert sync(root) == (1, 0)
     # Delivered, and down again: that is another outage.
-    monkeypatch.setattr(tracking, "push", down)
+    monkeypatch.setattr(mlflow, "push", down)
     Run(record, root).close()
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -234,9 +236,9 @@ def test_an_evaluation_that_fails_takes_nothing_from_the_one_before(
     make_record: Callable[[], Record],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tracking, "push", down)
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.1)
-    monkeypatch.setattr(tracking, "LATE_CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(mlflow, "push", down)
+    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(run_module, "LATE_CLOSE_SECONDS", 0.1)
     record = make_record()
     Run(record, root).close()
     record.save(tmp_path / "run.json")  # as the train stage leaves it
@@ -269,7 +271,7 @@ def test_a_database_that_cannot_be_written_costs_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 5)
+    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 5)
     database, lock = root / "mlflow.db", None
     if fault == "locked":
         lock = take_the_lock(database)
@@ -290,7 +292,7 @@ def test_a_database_that_cannot_be_written_costs_one_line(
     (line,) = [line for line in lines if not line.startswith("waiting for another process")]
     said = {"locked": "database is locked", "damaged": "file is not a database"}
     assert line.startswith(NOT_GOT) and said.get(fault, "unable to open") in line
-    with tracking.owner_lock(root / OUTBOX / record.key).acquire(timeout=10):
+    with run_module.owner_lock(root / OUTBOX / record.key).acquire(timeout=10):
         pass  # the late push has ended
     with pytest.raises(InputError, match=said.get(fault, "unable to open")):
         sync(root)
@@ -324,7 +326,7 @@ def test_a_run_that_a_hanging_server_made_twice_becomes_one(
         run.log({"loss": 0.5}, 1)
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     place = client.get_experiment_by_name("sample").experiment_id
-    client.create_run(place, record.start, {tracking.KEY_TAG: record.key})
+    client.create_run(place, record.start, {record.KEY_TAG: record.key})
     with Run(record, root) as run:
         run.log_results({"final_accuracy": 0.75})
     seen = shown(f"sqlite:///{root / 'mlflow.db'}", record)
@@ -335,7 +337,7 @@ def test_a_run_that_a_hanging_server_made_twice_becomes_one(
 # A stage as it is, with a clock in it.
 TIMED_STAGE = """
 import runpy, sys, time
-from storyflower.tracking import Run
+from storyflower.tracking.run import Run
 
 def timed(method):
     def call(*arguments, **settings):
@@ -384,7 +386,7 @@ def test_a_training_with_a_server_that_hangs_is_mirrored_later(
     (line,) = lines
     assert line.startswith(NOT_GOT) and "Read timed out" in line
 
-    sync_ = (sys.executable, "-m", "storyflower.tracking", "sync")
+    sync_ = (sys.executable, "-m", "storyflower", "sync")
     settings = {"MLFLOW_TRACKING_URI": server.uri}
     for count in (1, 0):  # before it, MLflow says where the run can be seen
         out = command(repository, *sync_, **settings)
@@ -409,7 +411,7 @@ def test_a_server_that_hangs_dies_and_comes_back_gets_each_run_once(
 ) -> None:
     (tmp_path / "a.txt").write_text("a", encoding="utf-8")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setattr(tracking, "LONGEST_PAUSE", 1)  # else the test takes minutes
+    monkeypatch.setattr(run_module, "LONGEST_PAUSE", 1)  # else the test takes minutes
 
     def until(reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from storyflower.errors import InputError
-from storyflower.params import Params
+from storyflower.common.errors import InputError
+from storyflower.common.params import Params
 
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 KEYS = [field.name for field in fields(Params)]

@@ -15,10 +15,11 @@ from conftest import WORDS, write_workbook
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storyflower import Classifier, predict, spreadsheet
+from storyflower import Classifier, predict
 from storyflower.__main__ import main
-from storyflower.errors import InputError, exit_with_line
-from storyflower.workbook import read_sheet
+from storyflower.common.errors import InputError, exit_with_line
+from storyflower.sheets import write
+from storyflower.sheets.read_xlsx import read_sheet
 
 SENTENCES = {"심장이 뛰어": "불안", "합격했어 웃음이 나": "기쁨", "따지고 싶어": "분노"}
 
@@ -162,8 +163,8 @@ def test_another_command_is_told_how_to_predict(
     monkeypatch.setattr(sys, "argv", ["storyflower", "train"])
     with pytest.raises(SystemExit) as stop:
         exit_with_line(main)
-    assert stop.value.code == 1
-    assert capsys.readouterr().err.startswith("error: usage: python -m storyflower predict")
+    assert stop.value.code == 2
+    assert "invalid choice: 'train' (choose from" in capsys.readouterr().err
 
 
 # Spreadsheets in and out
@@ -287,7 +288,7 @@ STARTS = st.sampled_from(["", "=", "+", "-", "@", "\t", "\r", "＝", "_x0041_", 
 @given(st.lists(st.tuples(STARTS, ANY_TEXT).map("".join), min_size=1, max_size=6))
 def test_no_cell_that_is_written_is_a_formula(tmp_path: Path, texts: list[str]) -> None:
     rows = [[text, 0.5] for text in texts]
-    spreadsheet.write_rows(tmp_path / "a.xlsx", ["=머리", "p"], rows)
+    write.write_rows(tmp_path / "a.xlsx", ["=머리", "p"], rows)
     numbered = list(read_sheet(tmp_path / "a.xlsx").rows)
     assert [number for number, _ in numbered] == list(range(1, len(texts) + 2))
     assert [cells[0] for _, cells in numbered] == ["=머리", *texts]  # every character comes back
@@ -295,7 +296,7 @@ def test_no_cell_that_is_written_is_a_formula(tmp_path: Path, texts: list[str]) 
     for cell in book.active["A"]:
         assert cell.value is None or (cell.data_type == "s" and cell.quotePrefix)
 
-    spreadsheet.write_rows(tmp_path / "a.csv", ["=머리", "p"], rows)
+    write.write_rows(tmp_path / "a.csv", ["=머리", "p"], rows)
     with (tmp_path / "a.csv").open(encoding="utf-8-sig", newline="") as file:
         read = [row[0] for row in csv.reader(file)]
     for text, cell in zip(["=머리", *texts], read, strict=True):
@@ -306,9 +307,9 @@ def test_what_an_xlsx_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = tmp_path / "a.xlsx"
     path.write_bytes(b"old")
     with pytest.raises(InputError, match="cell B3 would have 32,768 characters"):
-        spreadsheet.write_rows(path, ["a", "b"], [["가", "나"], ["가", "나" * 32_768]])
-    monkeypatch.setattr(spreadsheet, "MAX_ROWS", 2)
+        write.write_rows(path, ["a", "b"], [["가", "나"], ["가", "나" * 32_768]])
+    monkeypatch.setattr(write, "MAX_ROWS", 2)
     with pytest.raises(InputError, match="a sheet ends at row 2; write a .csv"):
-        spreadsheet.write_rows(path, ["a"], [["가"], ["나"]])
+        write.write_rows(path, ["a"], [["가"], ["나"]])
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -15,9 +15,10 @@ from conftest import write_workbook as write_book
 
 import stages.ingest
 import stages.labels
-from storyflower import corpus, encoder
 from storyflower.__main__ import main as predict
-from storyflower.errors import InputError, exit_with_line
+from storyflower.common.errors import InputError, exit_with_line
+from storyflower.encoder import prepare
+from storyflower.ingest import ingest
 
 CANARY = "남몰래적은일기"
 FORMS = [
@@ -145,7 +146,7 @@ def test_a_vocabulary_of_too_little_text(fails, tmp_path: Path, capfd, text: str
     (tmp_path / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
     table = tmp_path / "data/interim/dialogues.parquet"
     try:
-        encoder.prepare(tmp_path / "tiny.yaml", table, tmp_path / "encoder", seed=1)
+        prepare.prepare(tmp_path / "tiny.yaml", table, tmp_path / "encoder", seed=1)
     except InputError as error:
         assert not shows(str(error).encode())
     said = capfd.readouterr()
@@ -198,7 +199,7 @@ def test_the_table_is_the_owners_alone_whoever_calls(fails, tmp_path: Path) -> N
     table, before = tmp_path / "dialogues.parquet", os.umask(0o022)
     try:
         options = {"turns": 2, "target": "major", "max_dropped": 0.0}
-        corpus.ingest(tmp_path / "data/mine", table, tmp_path / "ingest.json", **options)
+        ingest.ingest(tmp_path / "data/mine", table, tmp_path / "ingest.json", **options)
     finally:
         os.umask(before)
     assert (mode(table), mode(tmp_path / "ingest.json")) == (0o600, 0o644)

@@ -15,9 +15,10 @@ from conftest import ROOT, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyflower import device, ranks
-from storyflower.errors import InputError
-from storyflower.ranks import Ranks
+from storyflower.common.errors import InputError
+from storyflower.model import device
+from storyflower.model import processes as processes_module
+from storyflower.model.processes import Ranks
 
 # What torchrun starts: fit() on a random table, with a model that drops nothing.
 TRAIN = """
@@ -27,10 +28,11 @@ sys.path.insert(0, "tests")
 from test_training import FAMILIES, random_table
 from conftest import params_of
 from transformers import AutoModel
-from storyflower import model, training
-from storyflower.device import choose
-from storyflower.errors import exit_with_line
-from storyflower.ranks import joined
+from storyflower.model import classifier
+from storyflower.train import fit as fit_module
+from storyflower.model.device import choose
+from storyflower.common.errors import exit_with_line
+from storyflower.model.processes import joined
 
 def main():
     place = choose("cpu", "fp32")
@@ -38,14 +40,14 @@ def main():
         torch.manual_seed(0)
         config = FAMILIES["bert"]
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0
-        network = model.EmotionClassifier(AutoModel.from_config(config), 3, dr_rate=0.0)
+        network = classifier.EmotionClassifier(AutoModel.from_config(config), 3, dr_rate=0.0)
         table = random_table(25)  # batches of 8, 8, 8 and 1: one process has nothing to do
 
         def note(rows):
             if os.environ.get("DIE") == str(ranks.rank):
                 os._exit(7)
 
-        rows = training.fit(
+        rows = fit_module.fit(
             network, table, table, params_of(num_epochs=3, batch_size=8, warmup_ratio=0.2),
             learning_rate=1e-2, optimizer_name="adamw", placement=place, on_epoch=note, ranks=ranks,
         )
@@ -140,12 +142,12 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     said = {"cuda": "which has 1 GPUs; lower --nproc-per-node", "mps": "an Apple GPU trains in one"}
     for kind, line in said.items():
-        with pytest.raises(InputError, match=line), ranks.joined(torch.device(kind)):
+        with pytest.raises(InputError, match=line), processes_module.joined(torch.device(kind)):
             pass
 
 
 def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with ranks.joined(device.choose("cpu", "fp32").device) as found:
+    with processes_module.joined(device.choose("cpu", "fp32").device) as found:
         assert found == Ranks(0, 1)
         assert found.first

@@ -12,7 +12,8 @@ import torch
 import yaml
 from conftest import ROOT, TINY_PARAMS, command, environment_of, params_of, set_params
 
-from storyflower import experiment, tracking
+from storyflower.tracking import mlflow
+from storyflower.train import run as run_module
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -84,13 +85,13 @@ def test_only_the_very_same_training_goes_on(
 ) -> None:
     """Whatever changes, an earlier training of this process is not gone on with."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.setattr(tracking, "push", lambda *_: None)
+    monkeypatch.setattr(mlflow, "push", lambda *_: None)
     inputs = {name: tmp_path / name for name in ("encoder", "tokens", "labels.json")}
     for name, path in inputs.items():
         (shutil.copytree if (interim / name).is_dir() else shutil.copyfile)(interim / name, path)
 
     def goes_on(**values: object) -> bool:
-        experiment.train(
+        run_module.train(
             params_of(**{**TINY_PARAMS, "device": "cpu", "precision": "fp32", **values}),
             encoder=inputs["encoder"],
             dialogues=interim / "dialogues.parquet",
@@ -119,10 +120,10 @@ def test_only_the_very_same_training_goes_on(
     for path in ("encoder/card.json", "tokens/Training.labels.npy", "labels.json"):
         assert not changed(tmp_path / path), path
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "loaded_code", lambda: {"storyflower.model": "another"})
+        patch.setattr(run_module, "loaded_code", lambda: {"storyflower.model": "another"})
         assert not goes_on()
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "version", lambda name: "another")
+        patch.setattr(run_module, "version", lambda name: "another")
         assert not goes_on()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 7)

@@ -11,8 +11,10 @@ import pytest
 from conftest import HEADER, ROOT
 from scipy import sparse
 
-from storyflower import baseline, corpus, dialogues
-from storyflower.labels import LabelIndex
+from storyflower.evaluate import baseline
+from storyflower.ingest import aihub, ingest
+from storyflower.interim import dialogues
+from storyflower.interim.labels import LabelIndex
 
 FOLDER = ROOT / "data" / "sample"
 ROWS = {"Training": 1200, "Validation": 300}
@@ -73,7 +75,7 @@ def test_rows_and_header(sheets: dict[str, list[tuple]]) -> None:
 def test_every_emotion_equally_often(rows: list[dict]) -> None:
     for split, count in (("Training", 20), ("Validation", 5)):
         counts = Counter(pair(row) for row in rows if row["split"] == split)
-        assert set(counts) == set(corpus.EMOTIONS.values())
+        assert set(counts) == set(aihub.EMOTIONS.values())
         assert set(counts.values()) == {count}
 
 
@@ -133,7 +135,7 @@ def test_few_rows_name_their_own_emotion(rows: list[dict]) -> None:
 def test_linear_baseline_is_neither_lost_nor_done(tmp_path: Path) -> None:
     table = tmp_path / "dialogues.parquet"
     settings = {"turns": 2, "target": "major", "max_dropped": 0.0}
-    report = corpus.ingest(FOLDER, table, tmp_path / "ingest.json", **settings)
+    report = ingest.ingest(FOLDER, table, tmp_path / "ingest.json", **settings)
     assert report["validation_texts_also_in_training"] == 0
     train, test = (dialogues.read_split(table, split, ["text", "label"]) for split in ROWS)
     index = LabelIndex(dict.fromkeys(train["label"].to_pylist()))

@@ -16,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import scale
-from storyflower import baseline, corpus, dialogues, encoder
-from storyflower.errors import InputError
+from storyflower.common.errors import InputError
+from storyflower.encoder import scratch
+from storyflower.evaluate import baseline
+from storyflower.ingest import aihub, ingest
+from storyflower.interim import dialogues
 
 
 def table_of(out: str) -> dict[str, tuple[float, int]]:
@@ -51,13 +54,13 @@ def test_both_formats_hold_the_same_dialogues(tmp_path: Path, suffix: str) -> No
     scale.make_repository(tmp_path, 600, suffix)
     table = tmp_path / "dialogues.parquet"
     settings = {"turns": 2, "target": "major", "max_dropped": 0.0}
-    corpus.ingest(tmp_path / "data/scale", table, tmp_path / "ingest.json", **settings)
+    ingest.ingest(tmp_path / "data/scale", table, tmp_path / "ingest.json", **settings)
     found = pq.read_table(table, columns=["split", "text", "label"]).to_pylist()
     assert len(found) == 600
     sentences = scale.sample_sentences()
     expected = json.loads(scale.line_of(7, sentences, "jsonl"))
     turns = expected["talk"]["content"]
-    label, _ = corpus.EMOTIONS[expected["profile"]["emotion"]["type"]]
+    label, _ = aihub.EMOTIONS[expected["profile"]["emotion"]["type"]]
     text = f"{turns['HS01']} {turns['HS02']}"
     assert found[7] == {"split": "Training", "text": text, "label": label}
     assert {**found[540], "split": ""} == {**found[0], "split": ""}  # one of Training's
@@ -146,9 +149,9 @@ def test_every_nth_text(tmp_path_factory, training: int, held_out: int, every: i
 def test_the_vocabulary_is_made_from_a_bounded_number_of_texts(interim: Path, monkeypatch) -> None:
     table = interim / "dialogues.parquet"
     whole = list(dialogues.texts(table, "Training"))
-    assert list(encoder.training_texts(table, "none")) == whole
-    monkeypatch.setattr(encoder, "MAX_SENTENCES", 25)
-    assert list(encoder.training_texts(table, "none")) == whole[::3]  # 20 of 60
+    assert list(scratch.training_texts(table, "none")) == whole
+    monkeypatch.setattr(scratch, "MAX_SENTENCES", 25)
+    assert list(scratch.training_texts(table, "none")) == whole[::3]  # 20 of 60
 
 
 def test_validation_texts_are_classified_block_by_block(interim: Path, monkeypatch) -> None:

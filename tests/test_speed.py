@@ -13,7 +13,7 @@ from transformers import BertConfig
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import peers, speed
-from storyflower.device import choose
+from storyflower.model.device import choose
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 LOOPS = ("ours", "transformers_forward", "trainer", "trainer_best", "notebook")

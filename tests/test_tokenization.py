@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storyflower import tokenization
-from storyflower.dialogues import SCHEMA, read_split
-from storyflower.errors import InputError
-from storyflower.labels import LabelIndex
-from storyflower.tensors import TokenTable
-from storyflower.tokenizer import load_tokenizer
+from storyflower.common.errors import InputError
+from storyflower.interim.dialogues import SCHEMA, read_split
+from storyflower.interim.labels import LabelIndex
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model.batch import make_batch
+from storyflower.tokenize import tokenize as tokenize_module
+from storyflower.tokenizer.load import load_tokenizer
 
 LABELS = ("기쁨", "분노", "불안")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -52,9 +53,9 @@ def write_table(path: Path, training: list[str], validation: list[str]) -> Path:
 def tokenize(
     folder: Path, encoder: Path, training: list[str], validation: list[str], max_len: int = 64
 ) -> dict[str, Any]:
-    """tokenization.tokenize of texts; the cache is folder/tokens, the report folder/tokens.json."""
+    """tokenize() of texts; the cache is folder/tokens, the report folder/tokens.json."""
     LabelIndex(LABELS).save(folder / "labels.json")
-    return tokenization.tokenize(
+    return tokenize_module.tokenize(
         write_table(folder / "dialogues.parquet", training, validation),
         folder / "labels.json",
         encoder,
@@ -99,13 +100,13 @@ def test_cache_and_report(words: Path, tmp_path: Path) -> None:
     training = [text_of(3, 0), text_of(4, 0), text_of(40, 1), ""]
     validation = [text_of(1, 0)]
     report = tokenize(tmp_path, words, training, validation, max_len=6)
-    table = TokenTable.load(tmp_path / "tokens", "Training")
+    table = TokenArrays.load(tmp_path / "tokens", "Training")
     assert table.offsets.tolist() == [0, 5, 11, 17, 19]
     assert table.lengths.tolist() == [5, 6, 6, 2]
     full = [CLS, *[WORD] * 4, SEP]
     assert table.ids.tolist() == [CLS, WORD, WORD, WORD, SEP, *full, *full, CLS, SEP]
     assert table.labels.tolist() == [0, 1, 2, 0]
-    other = TokenTable.load(tmp_path / "tokens", "Validation")
+    other = TokenArrays.load(tmp_path / "tokens", "Validation")
     assert (other.ids.tolist(), other.offsets.tolist()) == ([CLS, WORD, SEP], [0, 3])
     assert other.labels.tolist() == [1]  # the fifth row: numbers follow the index, not the split
     assert report == json.loads((tmp_path / "tokens.json").read_text(encoding="utf-8"))
@@ -135,12 +136,12 @@ def test_cache_and_report(words: Path, tmp_path: Path) -> None:
 
 def test_the_cache_is_read_from_the_disk_not_into_memory(words: Path, tmp_path: Path) -> None:
     tokenize(tmp_path, words, ["나 나"] * 3, ["나"])
-    table = TokenTable.load(tmp_path / "tokens", "Training")
+    table = TokenArrays.load(tmp_path / "tokens", "Training")
     for name in ("ids", "offsets", "labels"):
         array = getattr(table, name)
         assert isinstance(array, np.memmap) and not array.flags.writeable
         assert Path(array.filename) == tmp_path / f"tokens/Training.{name}.npy"
-    batch = table.batch(np.array([2, 0]))  # and a batch can be made of it
+    batch = make_batch(table, np.array([2, 0]))  # and a batch can be made of it
     assert batch.ids.tolist() == [CLS, WORD, WORD, SEP] * 2
 
 
@@ -149,7 +150,7 @@ def test_offsets_go_on_from_one_block_of_rows_to_the_next(words: Path, tmp_path:
     count = 20_000
     texts = [text_of(number % 3, 0) for number in range(count)]
     tokenize(tmp_path, words, texts, ["나"])
-    table = TokenTable.load(tmp_path / "tokens", "Training")
+    table = TokenArrays.load(tmp_path / "tokens", "Training")
     assert len(table) == count
     assert (table.lengths == np.arange(count) % 3 + 2).all()
     assert (table.ids[table.offsets[:-1]] == CLS).all()
@@ -171,7 +172,7 @@ def test_both_ways_to_run_sentencepiece(interim: Path, max_len: int, tmp_path: P
         texts = [f"{text}!" for text in rows["text"].to_pylist()]
         report = tokenize(folder, encoder, texts, texts[:3], max_len)
         assert report["pretokenize"] == pretokenize
-        table = TokenTable.load(folder / "tokens", "Training")
+        table = TokenArrays.load(folder / "tokens", "Training")
         direct = load_tokenizer(encoder).encode(texts, max_len)
         assert table.ids.tolist() == direct.ids.tolist()
         assert table.offsets.tolist() == direct.offsets.tolist()
@@ -187,7 +188,7 @@ def test_an_unknown_label_and_a_max_len_beyond_the_encoder(words: Path, tmp_path
     LabelIndex(LABELS[:2]).save(tmp_path / "labels.json")
     table = write_table(tmp_path / "dialogues.parquet", ["나"] * 3, ["나"])
     with pytest.raises(InputError, match="a label is not in the index"):
-        tokenization.tokenize(
+        tokenize_module.tokenize(
             table,
             tmp_path / "labels.json",
             words,

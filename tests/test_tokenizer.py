@@ -15,14 +15,12 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storyflower import tokenizer as module
-from storyflower.errors import InputError
-from storyflower.tokenizer import (
-    SentencePieceTokenizer,
-    Tokens,
-    WordPieceTokenizer,
-    load_tokenizer,
-)
+from storyflower.common.errors import InputError
+from storyflower.tokenizer import base, basic
+from storyflower.tokenizer.base import Tokens
+from storyflower.tokenizer.load import load_tokenizer
+from storyflower.tokenizer.sentencepiece import SentencePieceTokenizer
+from storyflower.tokenizer.wordpiece import WordPieceTokenizer
 
 SPECIAL = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]  # KoBERT's ids 0..4
 STEMS = [
@@ -181,7 +179,7 @@ def test_every_character_between_two_words_is_treated_as_in_the_reference():
     chars = [chr(code) for code in range(0x30000) if unicodedata.category(chr(code)) != "Cs"]
     for char in chars:
         text = f"가{char}나"
-        assert module.basic_tokenize(text) == reference_words(text), hex(ord(char))
+        assert basic.basic_tokenize(text) == reference_words(text), hex(ord(char))
 
 
 def test_rough_cuts_lose_nothing_at_any_character(spiece, bert):
@@ -215,7 +213,7 @@ def test_pieces_are_those_of_the_ids(spiece, bert, plain):
 
 def test_blocks_change_nothing(bert, monkeypatch):
     whole = bert.encode(HARD, 16)
-    monkeypatch.setattr(module, "BLOCK", 3)
+    monkeypatch.setattr(base, "BLOCK", 3)
     in_blocks = bert.encode(HARD, 16)
     for name in ("ids", "offsets", "cut"):
         np.testing.assert_array_equal(getattr(in_blocks, name), getattr(whole, name))

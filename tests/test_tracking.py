@@ -18,35 +18,39 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from storyflower import tracking
-from storyflower.errors import InputError
-from storyflower.tracking import OUTBOX, Record, Run, continued, new_record, sync
+from storyflower.common.errors import InputError
+from storyflower.tracking import mlflow
+from storyflower.tracking import record as record_module
+from storyflower.tracking import run as run_module
+from storyflower.tracking.record import OUTBOX, Record, continued, new_record
+from storyflower.tracking.run import Run, sync
 
 # A process with a run that is open; it never imports mlflow, which takes seconds.
 OPEN_RUN = """
 import sys, time
 from pathlib import Path
-from storyflower import errors, tracking
+from storyflower.common import errors
+from storyflower.tracking import mlflow, record as record_module, run as run_module
 
 def down(*_):
     raise OSError("MLflow is down")
 
 def main():
-    with tracking.Run(tracking.Record.load(Path(sys.argv[1])), Path(sys.argv[2])) as run:
+    with run_module.Run(record_module.Record.load(Path(sys.argv[1])), Path(sys.argv[2])) as run:
         run.log({"loss": 0.5}, 1)
         print("open", flush=True)
         time.sleep(60)
 
-tracking.push = down
-tracking.CLOSE_SECONDS = 1
+mlflow.push = down
+run_module.CLOSE_SECONDS = 1
 errors.exit_with_line(main)
 """
 WHOLE_RUN = """
 import sys
 from pathlib import Path
-from storyflower import tracking
+from storyflower.tracking import record as record_module, run as run_module
 
-with tracking.Run(tracking.Record.load(Path(sys.argv[1])), Path(sys.argv[2])) as run:
+with run_module.Run(record_module.Record.load(Path(sys.argv[1])), Path(sys.argv[2])) as run:
     for epoch in (1, 2, 3):
         run.log({"loss": 1 / epoch}, epoch)
 """
@@ -77,7 +81,7 @@ def databases_that_do_not_wait_for_the_disk() -> Iterator[None]:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A main repository's root whose MLflow database is made once, which takes seconds."""
     root = tmp_path_factory.mktemp("store")
-    tracking.connect("sample", root)
+    mlflow.connect("sample", root)
     return root
 
 
@@ -94,7 +98,7 @@ def record(tmp_path: Path) -> Record:
 def pushed(monkeypatch: pytest.MonkeyPatch) -> list[Record]:
     """MLflow replaced by a list of the records it was given."""
     records: list[Record] = []
-    monkeypatch.setattr(tracking, "push", lambda record, *_: records.append(record))
+    monkeypatch.setattr(mlflow, "push", lambda record, *_: records.append(record))
     return records
 
 
@@ -111,7 +115,7 @@ class Mirrored:
         self.client = MlflowClient(uri)
         experiment = self.client.get_experiment_by_name("sample")
         (self.run,) = self.client.search_runs(
-            [experiment.experiment_id], f"tags.`{tracking.KEY_TAG}` = '{key}'"
+            [experiment.experiment_id], f"tags.`{record_module.KEY_TAG}` = '{key}'"
         )
         self.id, self.status = self.run.info.run_id, self.run.info.status
 
@@ -240,7 +244,7 @@ def test_the_last_state_is_pushed_though_the_mirror_is_slow_or_wakes_early(
         time.sleep(0.4 if self.status == "FINISHED" else 0)
         save(self, path)
 
-    monkeypatch.setattr(tracking, "push", slow_push)
+    monkeypatch.setattr(mlflow, "push", slow_push)
     monkeypatch.setattr(Record, "save", slow_save)
     run = Run(record, tmp_path)
     run.log({"loss": 0.9}, 1)
@@ -259,7 +263,7 @@ def test_a_push_takes_little_of_the_trainings_time(
         time.sleep(0.05)
         pushes.append(len(record.metrics))
 
-    monkeypatch.setattr(tracking, "push", push)
+    monkeypatch.setattr(mlflow, "push", push)
     run = Run(record, tmp_path)
     for epoch in range(1, 31):
         run.log({"loss": 0.5}, epoch)
@@ -279,15 +283,15 @@ def test_mlflow_that_is_down_costs_one_line_and_nothing_is_lost(
         address = "http://minsu:" + "s3cret" * 40 + "@mlflow.example.org"
         raise OSError(f"API request to {address}\nfailed")
 
-    monkeypatch.setattr(tracking, "push", down)
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 1)
+    monkeypatch.setattr(mlflow, "push", down)
+    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 1)
     run = Run(record, tmp_path)
     run.log({"loss": 0.5}, 1)
     start = time.monotonic()
     run.close()
     assert time.monotonic() - start < 1.5
     (line,) = capsys.readouterr().err.splitlines()
-    assert "python -m storyflower.tracking sync" in line
+    assert "python -m storyflower sync" in line
     assert "mlflow.example.org failed" in line and "minsu" not in line and "s3cret" not in line
 
     with pytest.raises(InputError, match=r"1 runs, which still wait") as error:
@@ -295,7 +299,7 @@ def test_mlflow_that_is_down_costs_one_line_and_nothing_is_lost(
     assert "s3cret" not in str(error.value)
 
     pushed: list[Record] = []
-    monkeypatch.setattr(tracking, "push", lambda record, *_: pushed.append(record))
+    monkeypatch.setattr(mlflow, "push", lambda record, *_: pushed.append(record))
     assert sync(tmp_path) == (1, 0)
     assert sync(tmp_path) == (0, 0)
     assert [(r.status, len(r.metrics)) for r in pushed] == [("FINISHED", 1)]
@@ -323,7 +327,7 @@ def test_a_server_that_is_silent_or_gone_never_blocks(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.7)
+    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 0.7)
     with socket.create_server(("127.0.0.1", 0)) as hole:  # takes connections, says nothing
         port = hole.getsockname()[1]
         if not answers:
@@ -349,10 +353,10 @@ def test_the_stage_after_does_not_wait_for_the_server_once_more(
         raise OSError("refused")
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    monkeypatch.setattr(tracking, "push", down)
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 1)
-    monkeypatch.setattr(tracking, "LATE_CLOSE_SECONDS", 0.1)
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(mlflow, "push", down)
+    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 1)
+    monkeypatch.setattr(run_module, "LATE_CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(run_module, "RETRY_SECONDS", 0.05)
     waits = []
     for _ in ("train", "evaluate"):
         run = Run(record, tmp_path)
@@ -414,7 +418,7 @@ def test_two_processes_with_the_same_run_take_turns(
     held, done = threading.Event(), threading.Event()
 
     def other() -> None:
-        with tracking.owner_lock(tmp_path / OUTBOX / record.key):
+        with run_module.owner_lock(tmp_path / OUTBOX / record.key):
             held.set()
             done.wait(0.8)
 
@@ -459,7 +463,7 @@ def test_where_runs_go(
     uri: str, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert tracking.tracking_uri(tmp_path) == used.format(root=tmp_path)
+    assert mlflow.tracking_uri(tmp_path) == used.format(root=tmp_path)
 
 
 def test_a_run_is_named_after_the_dvc_experiment(
@@ -510,7 +514,7 @@ def test_a_refused_connection_prints_one_line_and_takes_under_ten_seconds(
 def test_an_evaluation_twice_and_one_that_fails(
     interim: Path, classifier: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from storyflower.evaluation import evaluate
+    from storyflower.evaluate.evaluate import evaluate
 
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     Run(record).close()

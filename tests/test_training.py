@@ -25,12 +25,15 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from storyflower import model, training
-from storyflower.checkpoint import State
-from storyflower.device import Placement, choose
-from storyflower.errors import InputError
-from storyflower.history import Epoch
-from storyflower.tensors import Batch, TokenTable
+from storyflower.common.errors import InputError
+from storyflower.interim.history import Epoch
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model import classifier
+from storyflower.model.batch import Batch, make_batch
+from storyflower.model.device import Placement, choose
+from storyflower.model.folder import build_classifier
+from storyflower.train import fit as fit_module
+from storyflower.train.state import State
 
 CLASSES = 3
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -62,21 +65,21 @@ class Bag(nn.Module):
         return self.linear(self.norm(means))[: len(batch.first)]
 
 
-def random_table(rows: int, seed: int = 0) -> TokenTable:
+def random_table(rows: int, seed: int = 0) -> TokenArrays:
     """Dialogues of 3 to 12 random ids; a dialogue's class is drawn too, so only memory helps."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 13, rows)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = rng.integers(5, 50, offsets[-1]).astype(np.uint16)
-    return TokenTable(ids, offsets, rng.integers(0, CLASSES, rows))
+    return TokenArrays(ids, offsets, rng.integers(0, CLASSES, rows))
 
 
-def fit(network: nn.Module, table: TokenTable, **values: object) -> list[Epoch]:
-    """training.fit on the CPU; `rate`, `optimizer_name` and `precision`, the rest are params."""
+def fit(network: nn.Module, table: TokenArrays, **values: object) -> list[Epoch]:
+    """fit_module.fit on the CPU; `rate`, `optimizer_name` and `precision`, the rest are params."""
     rate = values.pop("rate", 1e-2)
     name = values.pop("optimizer_name", "adamw")
     precision = values.pop("precision", "fp32")
-    return training.fit(
+    return fit_module.fit(
         network,
         table,
         table,
@@ -133,7 +136,7 @@ def encoder_folder(family: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_learns_64_dialogues_by_heart(family: str, tmp_path: Path) -> None:
-    network = model.build(encoder_folder(family, tmp_path), CLASSES, dr_rate=0.0)
+    network = build_classifier(encoder_folder(family, tmp_path), CLASSES, dr_rate=0.0)
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -163,7 +166,7 @@ def test_the_rate_of_every_step_is_that_of_transformers(warmup_ratio: float) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_biases_and_layer_norms_do_not_decay(family: str, tmp_path: Path) -> None:
-    network = model.build(encoder_folder(family, tmp_path), CLASSES, dr_rate=0.0)
+    network = build_classifier(encoder_folder(family, tmp_path), CLASSES, dr_rate=0.0)
     with watched_steps() as steps:
         fit(network, random_table(8), weight_decay=0.25)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
@@ -177,7 +180,7 @@ def test_biases_and_layer_norms_do_not_decay(family: str, tmp_path: Path) -> Non
 
 
 def notebook_steps(
-    network: Bag, table: TokenTable, rate: float, decay: float, max_norm: float
+    network: Bag, table: TokenArrays, rate: float, decay: float, max_norm: float
 ) -> None:
     """One epoch of fit() as the notebook would have done it, in the order of the file."""
     exempt = {"linear.bias", "norm.weight", "norm.bias"}
@@ -190,7 +193,7 @@ def notebook_steps(
     total = len(table) // 8
     scheduler = get_cosine_schedule_with_warmup(optimizer, int(total * 0.1), total)
     for start in range(0, len(table), 8):
-        batch = table.batch(np.arange(start, start + 8))
+        batch = make_batch(table, np.arange(start, start + 8))
         optimizer.zero_grad()
         labels = torch.from_numpy(table.labels[batch.rows])
         nn.functional.cross_entropy(network(batch), labels).backward()
@@ -257,7 +260,7 @@ def test_history_says_what_was_done() -> None:
     network, table = Bag(), random_table(20)
     found = trained_batches(network)
     told: list[int] = []
-    history = training.fit(
+    history = fit_module.fit(
         network,
         table,
         random_table(9, seed=1),
@@ -283,7 +286,7 @@ def test_history_says_what_was_done() -> None:
         assert row.tokens == len(table.ids)
         assert row.seconds > 0
     test = random_table(9, seed=1)
-    batch = test.batch(np.arange(9))
+    batch = make_batch(test, np.arange(9))
     with torch.no_grad():
         logits = network.eval()(batch)
     labels = torch.from_numpy(test.labels[batch.rows])
@@ -294,7 +297,7 @@ def test_history_says_what_was_done() -> None:
 
 
 def test_training_drops_and_scoring_does_not(tmp_path: Path) -> None:
-    network = model.build(encoder_folder("bert", tmp_path), CLASSES, dr_rate=0.5)
+    network = build_classifier(encoder_folder("bert", tmp_path), CLASSES, dr_rate=0.5)
     modes: list[bool] = []
     network.dropout.register_forward_hook(lambda module, *_: modes.append(module.training))
     fit(network, random_table(16), num_epochs=2)
@@ -349,7 +352,7 @@ def test_bf16_on_the_cpu(tmp_path: Path) -> None:
     losses, kinds = {}, set()
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
-        network = model.build(folder, CLASSES, dr_rate=0.0)
+        network = build_classifier(folder, CLASSES, dr_rate=0.0)
         found = trained_batches(network)
         losses[precision] = fit(network, random_table(32), num_epochs=2, precision=precision)
         kinds.add(found[0][1].dtype)
@@ -365,9 +368,9 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 import test_training as own
 from pathlib import Path
-from storyflower import model
+from storyflower.model.folder import build_classifier
 torch.manual_seed({seed})
-network = model.build(Path({encoder!r}), own.CLASSES, dr_rate=0.5)
+network = build_classifier(Path({encoder!r}), own.CLASSES, dr_rate=0.5)
 own.fit(network, own.random_table(48), num_epochs=2, seed={seed})
 network.encoder.save_pretrained({out!r})
 torch.save(network.linear.state_dict(), {out!r} + "/head.pt")
@@ -422,9 +425,9 @@ def test_no_step_waits_for_the_device() -> None:
             return call(*args, **kwargs)
 
     watch, table = Watch(), random_table(64)
-    network = model.EmotionClassifier(AutoModel.from_config(FAMILIES["bert"]), CLASSES, 0.5)
+    network = classifier.EmotionClassifier(AutoModel.from_config(FAMILIES["bert"]), CLASSES, 0.5)
     with watch, pytest.raises(Enough):
-        training.fit(
+        fit_module.fit(
             network,
             table,
             table,

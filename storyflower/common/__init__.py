@@ -1,0 +1,1 @@
+"""The ground: params, files, errors, signals, locks, the repository."""

@@ -1,0 +1,1 @@
+"""A card → a verified encoder folder. Called by stages/encoder.py."""

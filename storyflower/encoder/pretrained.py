@@ -1,0 +1,128 @@
+"""A checkpoint's files → the encoder that they hold, in float32.
+
+In: config.json and weights (safetensors, or a .bin of which only tensors are read).
+Out: the encoder without its pretraining head.
+Not supported: code that comes with a checkpoint, pickled objects, weights in several files,
+families other than FAMILIES.
+"""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storyflower.common.errors import InputError
+from storyflower.encoder.card import Card
+from storyflower.encoder.sources import first_line
+from storyflower.tokenizer.load import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+FAMILIES = ("bert", "roberta", "electra", "distilbert")  # model_type in config.json
+
+
+def read_weights(card: Card, path: Path) -> "dict[str, torch.Tensor]":
+    """The tensors of a checkpoint by name; raises InputError for anything else in it."""
+    import safetensors
+    import safetensors.torch
+    import torch
+
+    where = f"{card.source}: {path.name}"
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{where}: refused: damaged, or holds objects that could run code"
+        ) from None
+    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise InputError(f"{where}: damaged ({first_line(error)})") from None
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        raise InputError(f"{where}: holds more than named tensors")
+    return weights
+
+
+def load_body(
+    card: Card, settings: dict[str, Any], weights: "dict[str, torch.Tensor]", folder: Path
+) -> Any:
+    """The encoder of a checkpoint, float32, without its pretraining head; raises InputError.
+
+    `folder` holds the vocabulary. A checkpoint without a pooler gets none: one with random weights
+    would pass for pretrained, and the first token's last hidden state is what was trained.
+    """
+    import torch
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+    from transformers.utils import logging
+
+    family = model_type(card, settings)
+    pad_id = pad_token(card, settings, family, folder)
+    settings = {**settings, "pad_token_id": pad_id}
+    for key in ("model_type", "auto_map"):  # auto_map names code
+        settings.pop(key, None)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it reports the pretraining head that is left behind
+    try:
+        config = AutoConfig.for_model(family, **settings)
+        body, report = MODEL_MAPPING[type(config)].from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # reported, and judged below
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises many kinds for a config that makes no sense
+        raise InputError(f"{card.source}: config.json: {first_line(error)}") from None
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise InputError(
+            f"{card.source}: {name} is {shape(found)}, but config.json asks for {shape(expected)}"
+        )
+    missing = sorted(report["missing_keys"])
+    if missing and all(name.startswith("pooler.") for name in missing):
+        body.pooler = None
+    elif missing:
+        raise InputError(
+            f"{card.source}: the weights lack {missing[0]} and {len(missing) - 1} more"
+        )
+    return body
+
+
+def model_type(card: Card, settings: Mapping[str, Any]) -> str:
+    """The family that config.json names; raises InputError unless it is one of FAMILIES."""
+    named = settings.get("model_type")
+    if named is None:
+        # Older than the key: the class says it, and before that there was BERT alone.
+        known = str((settings.get("architectures") or ["bert"])[0]).lower()
+        named = next((family for family in FAMILIES if known.startswith(family)), known)
+    if named not in FAMILIES:
+        raise InputError(
+            f"{card.source}: a model of type {named!r}; those that work: {', '.join(FAMILIES)}"
+        )
+    return named
+
+
+def pad_token(card: Card, settings: Mapping[str, Any], family: str, folder: Path) -> int:
+    """The id of [PAD], on which card, vocabulary and config.json must agree; raises InputError.
+
+    A config.json of old says 0, or nothing, for a vocabulary whose [PAD] is 1 (SKTBrain/KoBERT
+    #36): there the card decides. RoBERTa counts positions from it, so there it must be right.
+    """
+    pad_id = load_tokenizer(folder, asdict(card)).pad_id
+    if card.pad_id not in (None, pad_id):
+        raise InputError(
+            f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {card.pad_id} on the card"
+        )
+    said = settings.get("pad_token_id", 1 if family == "roberta" else pad_id)
+    if said != pad_id and (card.pad_id is None or family == "roberta"):
+        raise InputError(
+            f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {said} in config.json"
+        )
+    return pad_id
+
+
+def shape(size: Any) -> str:
+    return " x ".join(map(str, size))

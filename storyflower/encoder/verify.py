@@ -1,0 +1,55 @@
+"""Do the vocabulary, the weights and the card of an encoder folder belong together?"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from storyflower.common.errors import InputError
+from storyflower.common.files import read_json
+from storyflower.encoder.card import Card
+from storyflower.tokenizer.load import load_tokenizer
+
+SPARE_ROWS = 128  # some embeddings are padded to a multiple of this; more is another vocabulary
+GOLDEN_TEXT = "한국어 모델을 공유합니다."  # from KoBERT's README
+GOLDEN_LENGTH = 512  # ids, at most
+
+
+def verify(folder: Path, card: Card) -> Card:
+    """Check that vocabulary, weights and card belong together; return the card with its pad id.
+
+    Raises InputError. Else a wrong vocabulary shows only in the accuracy (SKTBrain/KoBERT #104).
+    """
+    config = read_json(folder / "config.json")
+    tokenizer = load_tokenizer(folder, asdict(card))
+    pieces, rows = tokenizer.vocab_size, config["vocab_size"]
+    source = card.source or folder
+    if pieces > rows or rows - pieces >= SPARE_ROWS:
+        raise InputError(
+            f"{source}: {pieces} pieces in the vocabulary, but {rows} rows in the embedding"
+        )
+    if card.golden:
+        check_golden(folder, card, card.golden)
+    return replace(card, pad_id=tokenizer.pad_id)
+
+
+def check_golden(folder: Path, card: Card, golden: Mapping[str, Any]) -> None:
+    """Raise InputError unless the golden text gets its ids, [CLS] and [SEP] included."""
+    way = golden.get("pretokenize", card.pretokenize)
+    tokenizer = load_tokenizer(folder, {"tokenizer": card.tokenizer, "pretokenize": way})
+    ids = tokenizer.encode([golden["text"]], GOLDEN_LENGTH).ids.tolist()
+    if ids != golden["ids"]:
+        raise InputError(
+            f"{card.source}: another vocabulary or tokenizer: {golden['text']!r} becomes {ids}, "
+            f"but it should become {golden['ids']}"
+        )
+
+
+def max_length(folder: Path) -> int:
+    """How many ids of a text the encoder has positions for."""
+    config = read_json(folder / "config.json")
+    positions = config["max_position_embeddings"]
+    # RoBERTa's first position is the one after its pad id.
+    return (
+        positions - config["pad_token_id"] - 1 if config["model_type"] == "roberta" else positions
+    )

@@ -1,0 +1,1 @@
+"""Classifier + Validation → reports. Called by stages/evaluate.py."""

@@ -1,0 +1,203 @@
+"""Score the classifier on Validation, beside what it must beat.
+
+In: the classifier's folder, the token cache, the table of dialogues, the history. Out:
+metrics.json, the confusion matrix (csv for DVC, png), learning curves (png) and a table of
+predictions. Only the predictions hold text; DVC caches them and git never sees them.
+"""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storyflower.common import repository
+from storyflower.common.errors import InputError
+from storyflower.common.files import json_text, replacing
+from storyflower.evaluate import baseline, metrics, plots
+from storyflower.interim import checkpoint_folders
+from storyflower.interim.dialogues import batches, class_names, texts
+from storyflower.interim.history import read_history
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model import scoring
+from storyflower.model.device import choose
+from storyflower.model.folder import load_classifier
+from storyflower.tracking.record import Record
+from storyflower.tracking.run import Run
+
+
+def evaluate(
+    *,
+    classifier: Path,
+    tokens: Path,
+    dialogues: Path,
+    history: Path,
+    record: Path,
+    reports: Path,
+    predictions: Path,
+    target: str,
+    device: str,
+    precision: str,
+    seed: int,
+    checkpoint_dir: str,
+) -> dict[str, Any]:
+    """Write the reports, add them to the MLflow run of `record`; return metrics.json's content.
+
+    The training's checkpoints are discarded at the end: DVC has recorded its outputs.
+    """
+    # Early, for MLflow takes seconds to import; a context, for it is closed whatever happens.
+    with Run(Record.load(record)) as run:
+        network, document = load_classifier(classifier)
+        names = tuple(document["labels"])
+        placement = choose(device, precision)
+        network.to(placement.device)
+        table = TokenArrays.load(tokens, "Validation")
+        train_labels = np.asarray(TokenArrays.load(tokens, "Training").labels)
+        actual = np.asarray(table.labels)
+        if not same_classes(dialogues, actual, names, target):
+            raise InputError(f"{tokens} and {dialogues} are of different runs; run 'dvc repro'")
+
+        every = -(-len(train_labels) // baseline.MAX_TEXTS)
+        train = list(texts(dialogues, "Training", every))
+        if every > 1:
+            print(f"note: TF-IDF + logistic regression learns from {len(train)} Training texts")
+        probability = {
+            "majority": baseline.majority(train_labels, len(actual), len(names)),
+            # Before the classifier scores: what TF-IDF needs is given back to the system after it.
+            "tfidf_logistic_regression": baseline.tfidf_logistic_regression(
+                train, train_labels[::every], texts(dialogues, "Validation"), len(names)
+            ),
+            "classifier": scoring.probabilities(network, table, placement),
+        }
+        ours = metrics.summary(probability["classifier"], actual, names, seed)
+        baselines = [
+            against(name, probability, actual, names, seed)
+            for name in ("majority", "tfidf_logistic_regression")
+        ]
+        result = {
+            **ours,
+            # Two figures for the table of `dvc exp show`, which leaves lists out.
+            "tfidf_accuracy": baselines[1]["accuracy"],
+            "accuracy_minus_tfidf": baselines[1]["difference"],
+            "baselines": baselines,
+        }
+        predicted = probability["classifier"].argmax(axis=1)
+        counts = metrics.confusion(actual, predicted, len(names))
+        numbers, pairs, matrix, curves = (
+            reports / name
+            for name in ("metrics.json", "confusion.csv", "confusion.png", "learning_curves.png")
+        )
+        with replacing() as beside:
+            beside(numbers).write_text(json_text(result), encoding="utf-8")
+            write_pairs(names, actual, predicted, beside(pairs))
+            plots.confusion_matrix(counts, names, beside(matrix))
+            plots.learning_curves(read_history(history), beside(curves))
+            rows = beside(predictions)
+            write_predictions(dialogues, actual, probability["classifier"], names, rows)
+
+        scalars = {key: value for key, value in result.items() if not isinstance(value, list)}
+        run.log_results({f"final_{key}": value for key, value in scalars.items()})
+        run.attach(numbers, matrix, curves, history)
+    root = checkpoint_folders.root_of(checkpoint_dir, repository.main_root())
+    checkpoint_folders.discard(root, run.record.tags.get("fingerprint", ""))
+    return result
+
+
+def validation(dialogues: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Validation's rows, a batch at a time: all of them may be more than memory holds."""
+    parts = batches(dialogues, columns)
+    return (rows.select(columns) for split, rows in parts if split == "Validation")
+
+
+def same_classes(dialogues: Path, actual: np.ndarray, names: tuple[str, ...], target: str) -> bool:
+    """Whether the table's Validation has these class numbers, row for row."""
+    start = 0
+    for rows in validation(dialogues, ["label", "fine"]):
+        stop = start + len(rows)
+        if class_names(rows, target) != [names[number] for number in actual[start:stop]]:
+            return False
+        start = stop
+    return start == len(actual)
+
+
+def against(
+    name: str,
+    probability: dict[str, np.ndarray],
+    actual: np.ndarray,
+    names: tuple[str, ...],
+    seed: int,
+) -> dict[str, Any]:
+    """A baseline's scores, and the classifier's accuracy minus its own on the same rows.
+
+    `low` and `high` bound the difference: the paired-bootstrap 95% interval.
+    """
+    theirs = metrics.summary(probability[name], actual, names, seed)
+    hits = (probability["classifier"].argmax(axis=1) == actual).astype(np.int64)
+    hits -= probability[name].argmax(axis=1) == actual
+    low, high = metrics.bootstrap_mean(hits, seed)
+    difference = hits.sum() / len(actual)
+    return {
+        "name": name,
+        **{key: theirs[key] for key in ("correct", "accuracy", "macro_f1", "loss")},
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "verdict": verdict(name, difference, low, high, len(actual)),
+    }
+
+
+def verdict(name: str, difference: float, low: float, high: float, rows: int) -> str:
+    """One plain sentence on who is better."""
+    other = {"majority": "always answering the most frequent class"}.get(
+        name, "TF-IDF + logistic regression"
+    )
+    numbers = (
+        f"{100 * difference:+.1f} points of accuracy on {rows} rows, "
+        f"95% interval {100 * low:+.1f} to {100 * high:+.1f}"
+    )
+    if low > 0:
+        return f"The classifier is better than {other}: {numbers}."
+    if high < 0:
+        return f"The classifier is worse than {other}: {numbers}."
+    return f"These rows cannot tell the classifier from {other}: {numbers}."
+
+
+def write_pairs(
+    names: tuple[str, ...], actual: np.ndarray, predicted: np.ndarray, path: Path
+) -> None:
+    """CSV for DVC's confusion plot: one row a dialogue, actual and predicted label."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["actual", "predicted"])
+        writer.writerows((names[a], names[p]) for a, p in zip(actual, predicted, strict=True))
+
+
+def write_predictions(
+    dialogues: Path,
+    actual: np.ndarray,
+    probability: np.ndarray,
+    names: tuple[str, ...],
+    path: Path,
+) -> None:
+    """Parquet: row, text, actual, predicted, right, and one probability column a class."""
+    predicted = probability.argmax(axis=1)
+    path.touch(mode=0o600)
+    writer, start = None, 0
+    for rows in validation(dialogues, ["row", "text"]):
+        here = slice(start, start + len(rows))
+        start += len(rows)
+        columns = {
+            "row": rows["row"],
+            "text": rows["text"],
+            "actual": [names[i] for i in actual[here]],
+            "predicted": [names[i] for i in predicted[here]],
+            "right": predicted[here] == actual[here],
+            **{f"p({name})": probability[here, i] for i, name in enumerate(names)},
+        }
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    writer.close()

@@ -1,0 +1,80 @@
+"""Confusion matrix and learning curves as PNG, with Korean labels in a Korean font.
+
+In: counts and history.
+Out: PNG files, the same bytes for the same input. The font is NanumGothic (SIL OFL), taken as a
+file from the koreanize-matplotlib package, whose own import needs a part of Python that 3.12 no
+longer has.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+STYLE = {
+    "font.family": "NanumGothic",
+    "axes.unicode_minus": False,  # the font has no U+2212
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 120,
+    "savefig.bbox": "tight",  # constrained layout alone cuts off a rotated label
+    "savefig.pad_inches": 0.1,
+}
+NUMBERS_UP_TO = 20  # classes; a larger matrix has no room for a number in each cell
+
+
+def use_korean_font() -> dict[str, object]:
+    """Register the font and return the style that uses it."""
+    if all(font.name != "NanumGothic" for font in font_manager.fontManager.ttflist):
+        package = Path(find_spec("koreanize_matplotlib").submodule_search_locations[0])
+        font_manager.fontManager.addfont(package / "fonts" / "NanumGothic.ttf")
+    return STYLE
+
+
+def confusion_matrix(counts: np.ndarray, names: tuple[str, ...], path: Path) -> None:
+    """Draw (classes, classes) counts, coloured by the share of the actual class."""
+    classes = len(names)
+    side = max(5.0, 0.28 * classes + 2)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    with matplotlib.rc_context(use_korean_font()):
+        figure = Figure(figsize=(side + 1, side), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(classes), names, rotation=0 if classes <= 10 else 90)
+        axes.set_yticks(range(classes), names)
+        axes.set_xlabel("예측 (predicted)")
+        axes.set_ylabel("정답 (actual)")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        if classes <= NUMBERS_UP_TO:
+            for (row, column), count in np.ndenumerate(counts):
+                color = "white" if share[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=color)
+        figure.colorbar(
+            image, label="정답 클래스 안의 비율 (share of the actual class)", shrink=0.8
+        )
+        figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def learning_curves(history: list[dict[str, float]], path: Path) -> None:
+    """Draw loss and accuracy of Training and Validation against the epoch."""
+    epochs = [row["epoch"] for row in history]
+    panels = (
+        ("손실 (loss, nats)", "loss", "test_loss"),
+        ("정확도 (accuracy)", "train_accuracy", "test_accuracy"),
+    )
+    with matplotlib.rc_context(use_korean_font()):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        for axes, (title, train, test) in zip(figure.subplots(1, 2), panels, strict=True):
+            axes.plot(epochs, [row[train] for row in history], "o-", label="Training (드롭아웃 켬)")
+            axes.plot(epochs, [row[test] for row in history], "s--", label="Validation")
+            axes.set_title(title)
+            axes.set_xlabel("에폭 (epoch)")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)
+            axes.legend(frameon=False)
+        figure.savefig(path, format="png", metadata={"Software": None})

@@ -1,0 +1,1 @@
+"""Workbooks → dialogues. Called by stages/ingest.py."""

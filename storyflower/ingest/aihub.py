@@ -1,0 +1,43 @@
+"""The columns, labels and codes of AI Hub's 감성대화말뭉치."""
+
+import functools
+import unicodedata
+
+MAJOR, FINE = "감정_대분류", "감정_소분류"
+TURN = "사람문장{}"
+
+# E10-E69 of AI Hub's label JSON: the tens digit gives the major, the ones digit the place here.
+# E51 and E59 carry the workbook's names; the code list adds "(당황한)" to set them off.
+CODES = {
+    "분노": (
+        "분노|툴툴대는|좌절한|짜증내는|방어적인|악의적인|안달하는|구역질 나는|노여워하는|성가신"
+    ),
+    "슬픔": ("슬픔|실망한|비통한|후회되는|우울한|마비된|염세적인|눈물이 나는|낙담한|환멸을 느끼는"),
+    "불안": (
+        "불안|두려운|스트레스 받는|취약한|혼란스러운|"
+        "당혹스러운|회의적인|걱정스러운|조심스러운|초조한"
+    ),
+    "상처": (
+        "상처|질투하는|배신당한|고립된|충격 받은|가난한, 불우한|희생된|억울한|괴로워하는|버려진"
+    ),
+    "당황": (
+        "당황|고립된|남의 시선을 의식하는|외로운|열등감|"
+        "죄책감의|부끄러운|혐오스러운|한심한|혼란스러운"
+    ),
+    "기쁨": ("기쁨|감사하는|신뢰하는|편안한|만족스러운|흥분|느긋|안도|신이 난|자신하는"),
+}
+EMOTIONS = {
+    f"E{tens}{ones}": (major, fine)
+    for tens, (major, names) in enumerate(CODES.items(), start=1)
+    for ones, fine in enumerate(names.split("|"))
+}
+
+
+@functools.lru_cache(maxsize=1024)
+def label_name(label: str) -> str:
+    """A label in NFC, without the "(당황한)" by which the code list tells E51 from E43.
+
+    Raises UnicodeEncodeError for half of a surrogate pair.
+    """
+    label.encode()
+    return unicodedata.normalize("NFC", label).removesuffix("(당황한)").rstrip()

@@ -1,0 +1,101 @@
+"""AI Hub's .json and .jsonl files → a sheet with the columns of its workbooks.
+
+In: one JSON list of dialogues, or one dialogue a line; of either no more than a piece is held in
+memory.
+Out: rows of 감정_대분류, 감정_소분류 and 사람문장1 to 4, numbered as items.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from storyflower.common.errors import InputError
+from storyflower.ingest.aihub import EMOTIONS, FINE, MAJOR, TURN
+from storyflower.sheets.read_csv import MAX_RECORD, bounded_lines
+from storyflower.sheets.sheet import Table
+
+
+def open_json(path: Path) -> Table:
+    columns = [MAJOR, FINE] + [TURN.format(turn) for turn in range(1, 5)]
+    lines = path.suffix.lower() == ".jsonl"
+
+    def items() -> Iterator[tuple[int, Any]]:
+        number = 0
+        try:
+            with path.open(encoding="utf-8-sig") as file:
+                for number, item in enumerate((json_lines if lines else json_list)(file), start=1):
+                    if item is not BLANK:
+                        yield number, item
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: not utf-8; AI Hub's JSON is") from None
+        except (ValueError, RecursionError) as error:  # ValueError: a number of 4,301 digits
+            reason = getattr(error, "msg", error)
+            raise InputError(
+                f"{path}, item {number + 1}: not valid JSON ({reason}); was it cut off?"
+            ) from None
+
+    def cells(number: int, item: Any) -> list:
+        where = f"{path}, item {number}"
+        try:
+            code = item["profile"]["emotion"]["type"]
+            content = item["talk"]["content"]
+            turns = [content.get(f"HS0{turn}", "") for turn in range(1, 5)]
+        except (KeyError, TypeError, AttributeError):
+            raise InputError(
+                f"{where}: expected profile.emotion.type and talk.content.HS01, as in AI Hub's JSON"
+            ) from None
+        if not isinstance(code, str):
+            raise InputError(f"{where}: profile.emotion.type is no text, expected E10-E69")
+        if code.strip() and code.strip() not in EMOTIONS:
+            raise InputError(f"{where}: unknown emotion code in profile.emotion.type, not E10-E69")
+        return [*EMOTIONS.get(code.strip(), ("", "")), *turns]
+
+    return Table(str(path), "item", columns, ((n, cells(n, item)) for n, item in items()))
+
+
+BLANK = object()  # an empty line of a jsonl file
+
+
+def json_lines(file: TextIO) -> Iterator[Any]:
+    """One value a line. Raises ValueError and RecursionError, like json_list."""
+    for line in bounded_lines(file):
+        if len(line) > MAX_RECORD:
+            raise ValueError(f"over {MAX_RECORD:,} characters")
+        yield json.loads(line) if line.strip() else BLANK
+
+
+def json_list(file: TextIO) -> Iterator[Any]:
+    """The elements of one JSON list, of which no more than a piece is held in memory."""
+    decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*")
+    text, place, wanted = "", 0, "["  # wanted: "[", an item, or "," as the sign between two
+    while piece := file.read(MAX_RECORD // 4):
+        text, place = text[place:] + piece, 0
+        while (place := blank.match(text, place).end()) < len(text):
+            if wanted == "[":
+                if text[place] != "[":
+                    raise ValueError("expected a list of dialogues")
+                place, wanted = place + 1, "first"
+            elif wanted == "end":
+                raise ValueError("something behind the list")
+            elif text[place] == "]" and wanted != "item":
+                place, wanted = place + 1, "end"
+            elif wanted == ",":
+                if text[place] != ",":
+                    raise ValueError("expected a comma")
+                place, wanted = place + 1, "item"
+            else:
+                try:
+                    item, stop = decode(text, place)
+                except json.JSONDecodeError:
+                    if len(text) - place > MAX_RECORD:
+                        raise
+                    break  # the rest of it may be in the next piece
+                if stop == len(text):
+                    break  # so may the rest of a number
+                yield item
+                place, wanted = stop, ","
+    if wanted != "end":
+        decode(text, place)  # raises, and says why
+        raise ValueError("the list does not end")

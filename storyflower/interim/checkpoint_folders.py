@@ -1,0 +1,56 @@
+"""Where the checkpoints of runs lie, and when they go.
+
+In: the checkpoint_dir of the params and a run's fingerprint.
+Out: the run's own folder, which the train stage fills and the evaluate stage discards. The folder
+is no output of a DVC stage: DVC removes a stage's outputs before it runs the stage.
+"""
+
+import re
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import filelock
+
+DEFAULT = Path(".storyflower") / "checkpoints"  # under the main repository's root
+STALE_SECONDS = 14 * 24 * 3600  # after that long nobody comes back to a run that died
+SAYS_WHICH = 16  # hex digits of a fingerprint that name its folder
+
+
+def root_of(checkpoint_dir: str, repository: Path) -> Path:
+    """The folder of all runs' checkpoints; a relative one lies below the repository's root."""
+    return repository / (DEFAULT if checkpoint_dir == "auto" else Path(checkpoint_dir).expanduser())
+
+
+def discard(root: Path, name: str) -> None:
+    """Remove a finished run's checkpoints; `name` is the start of its fingerprint.
+
+    Where another process trains that very run, they are its own by now and stay.
+    """
+    folder = root / name[:SAYS_WHICH]
+    if re.fullmatch(r"[0-9a-f]{16}", folder.name) and folder.is_dir():
+        remove(folder)
+
+
+def prune(root: Path) -> None:
+    """Remove the checkpoints of runs that died long ago, unless they are in use."""
+    for folder in root.iterdir():
+        if not re.fullmatch(r"[0-9a-f]{16}", folder.name) or not folder.is_dir():
+            continue
+        with suppress(FileNotFoundError):  # its own training is writing there
+            newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+            if time.time() - newest > STALE_SECONDS:
+                remove(folder)
+
+
+def remove(folder: Path) -> None:
+    lock = lock_of(folder)
+    with suppress(OSError, filelock.Timeout), filelock.FileLock(lock, blocking=False):
+        shutil.rmtree(folder)
+        lock.with_suffix(".pid").unlink(missing_ok=True)
+        lock.unlink()
+
+
+def lock_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".lock")

@@ -1,0 +1,71 @@
+"""The table of dialogues: its columns, and how the later stages read it.
+
+In: the Parquet file that ingest wrote.
+Out: batches or splits of it, and each row's class.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+SPLITS = ("Training", "Validation")
+ROWS = 16_384  # read at a time; more is no faster
+SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),  # Training or Validation; all of Training comes first
+        ("row", pa.int64()),  # as the file numbers it: the sheet's row, the csv record, the item
+        ("text", pa.string()),
+        ("label", pa.string()),  # 감정_대분류, stripped
+        ("fine", pa.string()),  # 감정_소분류, stripped; null where the file has none
+    ]
+)
+
+
+def batches(path: Path, columns: list[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Yield (split, up to 16,384 rows of it) in the table's order, in bounded memory."""
+    file = pq.ParquetFile(path, pre_buffer=False)  # which would keep all that it has read
+    for batch in file.iter_batches(ROWS, columns=["split", *columns]):
+        # The rows before `first` are Training, those after Validation.
+        first = pc.sum(pc.equal(batch.column("split"), SPLITS[0]), min_count=0).as_py()
+        for split, start, stop in ((SPLITS[0], 0, first), (SPLITS[1], first, len(batch))):
+            if start < stop:
+                yield split, batch.slice(start, stop - start)
+
+
+def read_split(path: Path, split: str, columns: list[str]) -> pa.Table:
+    """One split as a whole, in the table's order."""
+    return pq.read_table(path, columns=columns, filters=[("split", "==", split)])
+
+
+def texts(path: Path, split: str, every: int = 1) -> Iterator[str]:
+    """Texts 0, every, 2 every, … of a split, in the table's order, in bounded memory."""
+    seen = 0
+    for name, batch in batches(path, ["text"]):
+        if name == split:
+            yield from batch.column("text").to_pylist()[-seen % every :: every]
+            seen += len(batch)
+
+
+def count(path: Path, split: str) -> int:
+    """How many rows a split has."""
+    return sum(len(batch) for name, batch in batches(path, []) if name == split)
+
+
+def source(path: Path, split: str) -> str:
+    """The file, and sheet, that a split was read from; for messages."""
+    return pq.read_schema(path).metadata[split.encode()].decode()
+
+
+def class_names(rows: pa.Table | pa.RecordBatch, target: str) -> list[str]:
+    """The class of every row: 감정_대분류, or 감정_대분류/감정_소분류 for target "fine".
+
+    고립된 and 혼란스러운 stand under two majors each, so a fine emotion alone is no class.
+    """
+    majors = rows.column("label").to_pylist()
+    if target == "major":
+        return majors
+    fines = rows.column("fine").to_pylist()
+    return [f"{major}/{fine}" for major, fine in zip(majors, fines, strict=True)]

@@ -1,0 +1,87 @@
+"""The label index: which class has which number.
+
+In: the table of dialogues.
+Out: a JSON file with the classes in order of their first appearance in Training, as the original
+notebook numbered them. Works for 2 to 100 classes.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from storyflower.common.errors import InputError
+from storyflower.common.files import write_json
+from storyflower.interim import dialogues
+
+MIN_CLASSES, MAX_CLASSES = 2, 100
+
+
+class LabelIndex:
+    """A bijection between class names and 0..len-1."""
+
+    def __init__(self, names: Iterable[str]):
+        """Raises InputError for fewer than 2 or more than 100 names, or a repeated one."""
+        self.names = tuple(names)
+        self._index = {name: number for number, name in enumerate(self.names)}
+        if len(self._index) != len(self.names):
+            raise InputError("a label appears twice; run 'dvc repro' once more")
+        if not MIN_CLASSES <= len(self.names) <= MAX_CLASSES:
+            raise InputError(
+                f"{len(self.names)} distinct labels; {MIN_CLASSES} to {MAX_CLASSES} can be learned"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LabelIndex) and self.names == other.names
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def encode(self, names: Sequence[str]) -> np.ndarray:
+        """Names → class numbers, int64 (n,); raises InputError for an unknown name."""
+        try:
+            return np.array([self._index[name] for name in names], dtype=np.int64)
+        except KeyError:
+            raise InputError("a label is not in the index; run 'dvc repro' once more") from None
+
+    def decode(self, numbers: Iterable[int]) -> list[str]:
+        """Class numbers → names; raises KeyError outside 0..len-1."""
+        names = dict(enumerate(self.names))  # a tuple would take -1 for its last
+        return [names[number] for number in numbers]
+
+    def save(self, path: Path) -> None:
+        write_json({"labels": list(self.names)}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "LabelIndex":
+        return cls(json.loads(path.read_text(encoding="utf-8"))["labels"])
+
+
+def build(table: Path, output: Path, *, target: str) -> LabelIndex:
+    """Number the classes of Training and write the index.
+
+    Raises InputError, naming file and row, for a Validation label that Training lacks.
+    """
+    names: dict[str, None] = {}  # keeps the order of first appearance
+    for split, batch in dialogues.batches(table, ["row", "label", "fine"]):
+        found = dialogues.class_names(batch, target)
+        if split == "Training":
+            names.update(dict.fromkeys(found))
+            continue
+        for row, name in zip(batch.column("row").to_pylist(), found, strict=True):
+            if name not in names:
+                # Not the label: in a column that was mixed up it is somebody's words.
+                raise InputError(
+                    f"{dialogues.source(table, split)}, row {row}: its label is none of the "
+                    f"{len(names)} of Training; correct it or remove the row"
+                )
+    try:
+        index = LabelIndex(names)
+    except InputError as error:
+        raise InputError(f"{dialogues.source(table, 'Training')}: {error}") from None
+    index.save(output)
+    return index

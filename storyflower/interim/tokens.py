@@ -1,0 +1,103 @@
+"""The token arrays: every dialogue's ids, end to end, without padding.
+
+In: ids as they are made.
+Out: a folder with three npy files a split, read back memory-mapped: ids (tokens,), offsets
+(dialogues + 1,) and labels (dialogues,). Dialogue i is ids[offsets[i]:offsets[i + 1]], [CLS] and
+[SEP] included.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from storyflower.common.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+NAMES = ("ids", "offsets", "labels")
+
+
+@dataclass(frozen=True)
+class TokenArrays:
+    """One split, ragged and memory-mapped."""
+
+    ids: np.ndarray  # (tokens,) uint16, or int32 for a vocabulary over 65,536
+    offsets: np.ndarray  # (dialogues + 1,) int64
+    labels: np.ndarray  # (dialogues,) int64
+    # Copies of `ids` on devices, which model/batch.py makes and finds again here
+    resident: "dict[torch.device, torch.Tensor]" = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def load(cls, folder: Path, split: str) -> "TokenArrays":
+        """Raises InputError for a file that is missing, damaged, or holds objects."""
+        arrays = {}
+        for name in NAMES:
+            file = folder / f"{split}.{name}.npy"
+            try:
+                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise InputError(f"{file}: {reason}; make it again with 'dvc repro'") from None
+        return cls(**arrays)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each dialogue, (dialogues,) int64."""
+        return np.diff(self.offsets)
+
+
+class TokenWriter:
+    """Appends dialogues to one split of the cache; a context manager."""
+
+    def __init__(self, folder: Path, split: str, ids_dtype: np.dtype):
+        folder.mkdir(parents=True, exist_ok=True)
+        dtypes = (ids_dtype, np.int64, np.int64)
+        self._files = {
+            name: NpyWriter(folder / f"{split}.{name}.npy", dtype)
+            for name, dtype in zip(NAMES, dtypes, strict=True)
+        }
+        self._files["offsets"].append(np.zeros(1, np.int64))
+
+    def append(self, ids: np.ndarray, offsets: np.ndarray, labels: np.ndarray) -> None:
+        """ids (tokens,), offsets (dialogues + 1,) from 0, labels (dialogues,)."""
+        self._files["offsets"].append(offsets[1:] + self._files["ids"].length)
+        self._files["ids"].append(ids)
+        self._files["labels"].append(labels)
+
+    def __enter__(self) -> "TokenWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+class NpyWriter:
+    """Appends to a one-dimensional npy file whose length is known only at the end."""
+
+    def __init__(self, path: Path, dtype: np.dtype):
+        self.dtype = np.dtype(dtype)
+        self.length = 0
+        self.file = path.open("wb")
+        self._header()
+
+    def _header(self) -> None:
+        # numpy pads the header so that a longer shape takes no more room.
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def append(self, values: np.ndarray) -> None:
+        self.file.write(np.ascontiguousarray(values, dtype=self.dtype).data)
+        self.length += len(values)
+
+    def close(self) -> None:
+        self.file.seek(0)
+        self._header()
+        self.file.close()

@@ -1,0 +1,1 @@
+"""The classifier: its forward pass without padding, its folder, and scoring with it."""

@@ -1,0 +1,31 @@
+"""Encoder + dropout + linear → logits."""
+
+import torch
+from torch import nn
+
+from storyflower.model import forward
+from storyflower.model.batch import Batch
+
+
+class EmotionClassifier(nn.Module):
+    """The notebook's classifier: the encoder's summary of a text, dropout, one linear layer.
+
+    The summary is the pooler's output where the checkpoint has a pooler (KoBERT), and the last
+    hidden state of the first token where it has none: ELECTRA and DistilBERT never have one, BERT
+    and RoBERTa that were trained on masked words alone (klue/roberta-base) neither.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: int, dr_rate: float):
+        super().__init__()
+        self.encoder = encoder
+        self.dropout = nn.Dropout(dr_rate)
+        # nn.Linear's own initialisation, as in the notebook, not BERT's normal(0, 0.02).
+        self.linear = nn.Linear(encoder.config.hidden_size, num_classes)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """A batch of dialogues end to end → logits (dialogues, classes), in the batch's order."""
+        states = forward.first_states(self.encoder, batch)  # (dialogues, hidden)
+        pooler = getattr(self.encoder, "pooler", None)
+        # A pooler takes sequences and reads their first token.
+        summary = states if pooler is None else pooler(states.unsqueeze(1))
+        return self.linear(self.dropout(summary))  # (batch, classes)

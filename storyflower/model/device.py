@@ -1,0 +1,68 @@
+"""Which device, and which precision it does natively.
+
+Nothing is chosen by timing: the same machine always gives the same answer.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from storyflower.common.errors import InputError
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the model runs and in which precision."""
+
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16
+    found: str  # the accelerators of this machine, in words
+
+    def autocast(self) -> AbstractContextManager:
+        """Matrix products in the chosen precision; weights and sums stay float32."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def __str__(self) -> str:
+        return f"{self.found}; using {self.device.type} in {self.precision}"
+
+
+def choose(device: str, precision: str) -> Placement:
+    """Turn the params' device and precision ("auto" or a name) into a Placement.
+
+    Raises InputError when the named device or precision is not to be had here.
+    """
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    has_mps = torch.backends.mps.is_available()
+    found = f"{len(gpus)} CUDA GPUs" + (f" ({', '.join(gpus)})" if gpus else "")
+    found += ", Apple GPU" if has_mps else ""
+    if device == "auto":
+        device = "cuda" if gpus else "mps" if has_mps else "cpu"
+    if (device == "cuda" and not gpus) or (device == "mps" and not has_mps):
+        raise InputError(f"device {device} is not here ({found}); set device: auto in params.yaml")
+    if precision == "auto":
+        precision = native_precision(device)
+    if precision == "fp16" and device != "cuda":
+        raise InputError(f"precision fp16 needs a CUDA GPU, not {device}; set precision: auto")
+    return Placement(torch.device(device), precision, found)
+
+
+def native_precision(device: str) -> str:
+    """bf16 where the hardware multiplies it, fp16 on older CUDA GPUs (T4), fp32 elsewhere."""
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device == "cpu":
+        able = torch.cpu.get_capabilities()
+        return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+    return "fp32"

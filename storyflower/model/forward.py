@@ -1,0 +1,94 @@
+"""An encoder's forward pass without padding, and without work that nobody reads.
+
+In: an encoder of transformers (BERT, RoBERTa, ELECTRA or DistilBERT) and a batch of texts end to
+end.
+Out: the last hidden state of each text's first token, all that the classifier reads. The
+parameters stay in transformers' own modules, so its checkpoints load and save as ever; only the
+order of work is ours: query, key and value in one product, attention within each text
+(attention.py), a random byte a dropout (dropout.py), and in the last layer everything behind the
+keys and values for first tokens alone.
+Not supported: other families; all hidden states; gradient checkpointing.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from storyflower.model.attention import attend
+from storyflower.model.batch import Batch
+from storyflower.model.dropout import dropout
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The parts of one transformer layer, whatever its family calls them."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    mix: nn.Linear  # behind the attention's heads
+    mix_norm: nn.LayerNorm
+    widen: nn.Linear
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    narrow: nn.Linear
+    narrow_norm: nn.LayerNorm
+    drop: nn.Dropout  # behind mix and behind narrow
+    drop_weights: nn.Dropout  # the attention's
+
+
+def layers(encoder: PreTrainedModel) -> Iterator[Layer]:
+    """The layers of an encoder, the lowest first."""
+    if encoder.config.model_type == "distilbert":
+        for block in encoder.transformer.layer:
+            attention, ffn = block.attention, block.ffn
+            yield Layer(
+                *(attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin),
+                *(block.sa_layer_norm, ffn.lin1, ffn.activation, ffn.lin2),
+                *(block.output_layer_norm, ffn.dropout, attention.dropout),
+            )
+        return
+    for block in encoder.encoder.layer:
+        attention, after = block.attention.self, block.attention.output
+        yield Layer(
+            *(attention.query, attention.key, attention.value, after.dense, after.LayerNorm),
+            *(block.intermediate.dense, block.intermediate.intermediate_act_fn),
+            *(block.output.dense, block.output.LayerNorm, after.dropout, attention.dropout),
+        )
+
+
+def first_states(encoder: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Last hidden state of every text's first token, (texts, hidden).
+
+    Runs in the precision of torch's autocast, where one is on.
+    """
+    config = encoder.config
+    # RoBERTa counts positions from the one after its pad id.
+    shift = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    ids, positions = batch.ids.unsqueeze(0), (batch.positions + shift).unsqueeze(0)
+    hidden = encoder.embeddings(input_ids=ids, position_ids=positions)[0]  # (tokens, hidden)
+    if hasattr(encoder, "embeddings_project"):  # ELECTRA's embeddings may be narrower
+        hidden = encoder.embeddings_project(hidden)
+    if hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # As autocast leaves it behind every later LayerNorm.
+        hidden = hidden.to(torch.get_autocast_dtype("cpu"))
+    for number, layer in enumerate(layers(encoder), start=1):
+        parts = (layer.query, layer.key, layer.value)
+        weight = torch.cat([part.weight for part in parts])
+        bias = torch.cat([part.bias for part in parts])
+        qkv = functional.linear(hidden, weight, bias)  # (tokens, 3 * hidden)
+        mixed = attend(qkv, batch, config.num_attention_heads, rate(layer.drop_weights))
+        if number == config.num_hidden_layers:
+            hidden, mixed = hidden[batch.first], mixed[batch.first]  # (texts, hidden)
+        hidden = layer.mix_norm(dropout(layer.mix(mixed), rate(layer.drop)) + hidden)
+        wide = layer.activation(layer.widen(hidden))
+        hidden = layer.narrow_norm(dropout(layer.narrow(wide), rate(layer.drop)) + hidden)
+    return hidden
+
+
+def rate(module: nn.Dropout) -> float:
+    """The probability with which a value becomes 0; none outside of training."""
+    return module.p if module.training else 0.0

@@ -1,0 +1,51 @@
+"""Token arrays → the probability of every class, for every dialogue.
+
+In: a classifier and ragged ids.
+Out: probabilities (dialogues, classes) in the arrays' order. Dialogues of similar length share a
+batch, so its products are few and large.
+"""
+
+import numpy as np
+import torch
+
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model.batch import make_batch
+from storyflower.model.classifier import EmotionClassifier
+from storyflower.model.device import Placement
+from storyflower.model.processes import ALONE, Ranks
+
+BATCH_TOKENS = 16384  # tokens scored at once; memory, not the result, depends on it
+
+
+def probabilities(
+    model: EmotionClassifier, table: TokenArrays, placement: Placement, ranks: Ranks = ALONE
+) -> np.ndarray:
+    """Softmax of the logits, float32 (dialogues, classes); dropout off, no gradients kept.
+
+    Each of several `ranks` computes its share of the batches, and all return the whole. Leaves the
+    model in evaluation mode.
+    """
+    model.eval()
+    order = np.argsort(table.lengths, kind="stable")
+    total = np.cumsum(table.lengths[order])  # tokens up to and with each
+    result = np.zeros((len(table), model.linear.out_features), dtype=np.float32)
+    start = turn = 0
+    while start < len(order):
+        before = total[start - 1] if start else 0
+        stop = max(int(np.searchsorted(total, before + BATCH_TOKENS, side="right")), start + 1)
+        if turn % ranks.count == ranks.rank:
+            rows = order[start:stop]
+            batch = make_batch(table, rows, placement.device)
+            with torch.inference_mode(), placement.autocast():
+                logits = model(batch)
+            result[batch.rows] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
+        start, turn = stop, turn + 1
+    if ranks.count > 1:  # each row is 0 in all processes but one, so the sum is that one's
+        result = ranks.sum(torch.from_numpy(result).to(placement.device)).cpu().numpy()
+    return result
+
+
+def cross_entropy(probabilities: np.ndarray, actual: np.ndarray) -> float:
+    """Mean of -ln p(actual class), in nats a row."""
+    chosen = probabilities[np.arange(len(actual)), actual].astype(np.float64)
+    return float(-np.log(np.maximum(chosen, 1e-38)).mean())  # 1e-38: float32's smallest

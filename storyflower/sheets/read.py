@@ -1,0 +1,23 @@
+"""A .xlsx or .csv file → a sheet."""
+
+from pathlib import Path
+
+from storyflower.common.errors import InputError
+from storyflower.sheets.read_csv import open_csv
+from storyflower.sheets.read_xlsx import open_xlsx
+from storyflower.sheets.sheet import Table
+
+
+def open_sheet(path: Path) -> Table:
+    """Open one file by its suffix; raise InputError when it is not what the suffix says."""
+    check_readable(path)
+    return open_xlsx(path) if path.suffix.lower() == ".xlsx" else open_csv(path)
+
+
+def check_readable(path: Path) -> None:
+    """Raise InputError where the system refuses to open a file."""
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None

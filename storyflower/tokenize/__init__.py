@@ -1,0 +1,1 @@
+"""Dialogues → token arrays. Called by stages/tokenize.py."""

@@ -1,0 +1,1 @@
+"""Text → token ids, exactly as the original stack made them."""

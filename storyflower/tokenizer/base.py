@@ -1,0 +1,124 @@
+"""What every tokenizer shares: blocks of texts, cutting, [CLS] and [SEP].
+
+In: texts.
+Out: every text's ids end to end with offsets, [CLS] and [SEP] included.
+Not supported: padding (batches have none), pairs of texts, a token's place in its text.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from storyflower.common.errors import InputError
+
+BLOCK = 65_536  # texts encoded at a time, which bounds the memory; more is no faster
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of n texts, ragged."""
+
+    ids: np.ndarray  # (total,) uint16, or int32 for a vocabulary over 65,536; text after text
+    offsets: np.ndarray  # (n + 1,) int64: text i is ids[offsets[i]:offsets[i + 1]]
+    cut: np.ndarray  # (n,) bool: the text was longer than max_len and lost its end
+
+
+def ends(lengths: np.ndarray) -> np.ndarray:
+    """Lengths (n,) → offsets (n + 1,) int64 of rows laid end to end."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+class Tokenizer:
+    """What every vocabulary shares: the special ids, blocks of texts, cutting, [CLS] and [SEP]."""
+
+    pretokenize: str
+    cls_id: int
+    sep_id: int
+    pad_id: int
+    unk_id: int
+    vocab_size: int
+
+    def encode(self, texts: Sequence[str], max_len: int) -> Tokens:
+        """Encode n texts; each gets at most max_len ids, [CLS] and [SEP] included.
+
+        Raises TypeError for anything but a sequence of str, ValueError for max_len < 2, and
+        InputError for a text with a lone surrogate, which no file in UTF-8 can hold.
+        """
+        if max_len < 2:
+            raise ValueError(f"max_len must be at least 2, for [CLS] and [SEP], got {max_len}")
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of str, got one str")
+        for kind in set(map(type, texts)):
+            if not issubclass(kind, str):
+                row = [type(text) for text in texts].index(kind)
+                raise TypeError(f"texts[{row}] must be str, got {kind.__name__}")
+        ids, lengths, cut = [], [], []
+        for start in range(0, len(texts), BLOCK):
+            block = self._surround(*self._encode_block(texts[start : start + BLOCK]), max_len)
+            for collected, part in zip((ids, lengths, cut), block, strict=True):
+                collected.append(part)
+        empty = np.empty(0, dtype=self.ids_dtype)
+        return Tokens(
+            np.concatenate([empty, *ids]),
+            ends(np.concatenate([empty, *lengths])),
+            np.concatenate([empty.astype(bool), *cut]),
+        )
+
+    def pieces(self, text: str) -> list[str]:
+        """The text's pieces, uncut, without [CLS] and [SEP]."""
+        raise NotImplementedError
+
+    def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of n texts end to end, (total,), and how many each has, (n,); none cut or added."""
+        raise NotImplementedError
+
+    def _surround(
+        self, ids: np.ndarray, lengths: np.ndarray, max_len: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cut each text to max_len - 2 ids, add [CLS] and [SEP]: ids, lengths (n,), cut (n,)."""
+        cut = lengths > max_len - 2
+        if cut.any():
+            position = np.arange(len(ids)) - np.repeat(ends(lengths)[:-1], lengths)
+            ids = ids[position < max_len - 2]
+        lengths = np.minimum(lengths, max_len - 2) + 2
+        offsets = ends(lengths)
+        inside = np.ones(offsets[-1], dtype=bool)
+        inside[offsets[:-1]] = inside[offsets[1:] - 1] = False
+        surrounded = np.empty(offsets[-1], dtype=self.ids_dtype)
+        surrounded[offsets[:-1]] = self.cls_id
+        surrounded[offsets[1:] - 1] = self.sep_id
+        surrounded[inside] = ids
+        return surrounded, lengths, cut
+
+    @property
+    def ids_dtype(self) -> np.dtype:
+        """The smallest type that holds every id: uint16, or int32 for over 65,536 pieces."""
+        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.int32)
+
+    def _ragged(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Lists of ids → ids end to end, (total,), and lengths (rows,)."""
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return np.fromiter(chain.from_iterable(rows), self.ids_dtype, lengths.sum()), lengths
+
+
+def find_special(index: Mapping[str, int], tokens: Iterable[str], file: Path) -> list[int]:
+    """Ids of the special tokens; raises InputError for one that the vocabulary lacks."""
+    for token in tokens:
+        if token not in index:
+            raise InputError(f"{file}: the vocabulary has no {token}")
+    return [index[token] for token in tokens]
+
+
+def check_utf8(texts: Iterable[str]) -> None:
+    """Raise InputError for the first text with a lone surrogate."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = text[error.start]
+            raise InputError(f"a text holds {half!a}, half of a surrogate pair") from None

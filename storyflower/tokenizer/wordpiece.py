@@ -1,0 +1,68 @@
+"""A vocab.txt with BERT's own basic tokenizer and WordPiece."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from storyflower.common.errors import InputError
+from storyflower.common.files import read_json
+from storyflower.tokenizer.base import Tokenizer, check_utf8, find_special
+
+
+class WordPieceTokenizer(Tokenizer):
+    """A vocab.txt with BERT's basic tokenizer and WordPiece: ids as transformers' BertTokenizer.
+
+    Unlike with SentencePiece, "[CLS]" in a text is the special token: transformers has it so. Given
+    up: tokens added to the vocabulary, and special tokens that swallow blanks (lstrip, rstrip).
+    """
+
+    pretokenize = "bert"
+
+    def __init__(self, folder: Path):
+        """Reads vocab.txt and, where present, tokenizer_config.json; raises InputError."""
+        from tokenizers import AddedToken, normalizers, pre_tokenizers
+        from tokenizers import Tokenizer as Backend
+        from tokenizers.models import WordPiece
+
+        file = folder / "vocab.txt"
+        config = read_json(folder / "tokenizer_config.json", missing={})
+        try:
+            # Not splitlines: a vocabulary has pieces that are line separators to Python.
+            lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except FileNotFoundError:
+            raise InputError(f"{file}: not found") from None
+        except UnicodeDecodeError:
+            raise InputError(f"{file}: not UTF-8") from None
+        index = {piece: row for row, piece in enumerate(lines)}
+        special = {}
+        for name in ("cls", "sep", "pad", "unk", "mask"):
+            token = config.get(f"{name}_token", f"[{name.upper()}]")
+            special[name] = token["content"] if isinstance(token, Mapping) else token
+        self.cls_id, self.sep_id, self.pad_id, self.unk_id, _ = find_special(
+            index, special.values(), file
+        )
+        self._backend = Backend(WordPiece(index, unk_token=special["unk"]))
+        self._backend.normalizer = normalizers.BertNormalizer(
+            lowercase=config.get("do_lower_case", True),
+            strip_accents=config.get("strip_accents"),
+            handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        )
+        self._backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._backend.add_special_tokens(
+            [AddedToken(token, special=True, normalized=False) for token in special.values()]
+        )
+        self.vocab_size = self._backend.get_vocab_size()
+
+    def pieces(self, text: str) -> list[str]:
+        """The text's pieces, uncut, without [CLS] and [SEP]; an unknown word stands as [UNK]."""
+        return self._backend.encode(text, add_special_tokens=False).tokens
+
+    def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        texts = list(texts)
+        try:
+            rows = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            check_utf8(texts)
+            raise
+        return self._ragged([row.ids for row in rows])

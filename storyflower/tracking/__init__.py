@@ -1,0 +1,1 @@
+"""The mirror of a run in MLflow. The files in reports/ are the truth."""

@@ -1,0 +1,105 @@
+"""The record of a run: all that MLflow shall know of it, in one JSON file.
+
+In: params, tags, metrics with their timestamps, names of files.
+Out: a record in the outbox of the main repository, from which the run in MLflow can be made, now
+or later.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from storyflower.common.errors import InputError
+from storyflower.common.files import write_json
+from storyflower.common.repository import git_commit, main_root
+
+OUTBOX = Path(".storyflower") / "outbox"  # under the main repository's root
+KEY_TAG = "storyflower.key"
+LIBRARIES = ("torch", "transformers", "sentencepiece", "numpy", "mlflow", "dvc")
+
+
+@dataclass
+class Record:
+    """All that MLflow shall know of a run. Times are milliseconds since 1970."""
+
+    key: str
+    experiment: str
+    name: str
+    start: int
+    params: dict[str, str]
+    tags: dict[str, str]
+    datasets: dict[str, str]  # name → digest
+    metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # key, value, ms, step
+    results: list[tuple[str, float, int]] = field(default_factory=list)  # the same without steps
+    artifacts: list[str] = field(default_factory=list)  # file names in the outbox folder
+    status: str = "RUNNING"  # or FINISHED, FAILED, KILLED
+    end: int | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> "Record":
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+    def save(self, path: Path) -> None:
+        """Write the record; a reader sees the old or the new one, never half."""
+        write_json(asdict(self), path)
+
+
+def new_record(
+    *, experiment: str, params: dict[str, Any], tags: dict[str, str], dataset: Path
+) -> Record:
+    """A record for a run that starts now; `dataset` is the table whose digest is logged."""
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or git_commit()
+    dvc_name = os.environ.get("DVC_EXP_NAME")
+    with dataset.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    known = {
+        "git_commit": commit,
+        "dvc_experiment": dvc_name,
+        "dataset_digest": digest,
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.name": "stages.train",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": os.environ.get("USER"),
+        "python": platform.python_version(),
+        **{library: version(library) for library in LIBRARIES},
+        **tags,
+    }
+    return Record(
+        key=uuid.uuid4().hex,
+        experiment=experiment,
+        name=dvc_name or f"repro-{(commit or 'nogit')[:7]}",
+        start=milliseconds(),
+        params={key: str(value) for key, value in params.items()},
+        tags={key: value for key, value in known.items() if value},
+        datasets={experiment: digest},
+    )
+
+
+def continued(new: Record, saved: dict[str, Any] | None) -> Record:
+    """The record of a run that goes on: key, params and figures of the saved one, the rest new.
+
+    The name and the tags are new because DVC names an experiment anew at each call.
+    """
+    if saved is None:
+        return new
+    record = Record(**saved)
+    if not re.fullmatch("[0-9a-f]{32}", record.key):  # it becomes the name of a folder
+        raise InputError(f"checkpoint: {record.key!r} is not the key of a run; remove its folder")
+    waiting = main_root() / OUTBOX / record.key / "record.json"
+    if waiting.exists():  # written at each change, so newer than the checkpoint
+        record = Record.load(waiting)
+    record.name, record.tags = new.name, new.tags
+    record.status, record.end = "RUNNING", None
+    return record
+
+
+def milliseconds() -> int:
+    return int(time.time() * 1000)

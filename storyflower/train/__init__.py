@@ -1,0 +1,1 @@
+"""Token arrays → a trained classifier and its history. Called by stages/train.py."""

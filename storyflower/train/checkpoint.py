@@ -1,0 +1,206 @@
+"""What a training needs to go on after it died: saved atomically, verified when read.
+
+In: the state of the loop.
+Out: one safetensors file a checkpoint, in a folder that belongs to the run's fingerprint (params,
+data, encoder, code, machine), so that a training never goes on from another run's. A file gets
+its name last, and the name holds the checksum of its bytes: what a kill, a full disk or a bad
+cable left behind is never taken for whole. The newest two are kept.
+Not supported: saving in the background. A training waits while it saves, a second or two a
+gigabyte.
+
+No random state is saved, for randomness is a function of seed, epoch and step (train/fit.py).
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors
+import safetensors.torch
+
+from storyflower.common.locks import alone
+from storyflower.common.signals import PendingStop
+from storyflower.interim.checkpoint_folders import SAYS_WHICH, lock_of, prune
+from storyflower.model.processes import ALONE, Ranks
+from storyflower.train.state import State
+
+NAME = re.compile(r"[0-9]{12}-([0-9a-f]{32})\.safetensors")  # position, sha256 of the content
+KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context that holds the run's lock and finds the newest.
+
+    A folder that cannot be written costs one line of warning, never the training. `found` is what
+    `more` gave when the newest checkpoint was saved, None where there is none. Of several `ranks`
+    the first one saves; the others only read, and end when the first one has ended.
+    """
+
+    def __init__(self, root: Path, fingerprint: str, minutes: float, ranks: Ranks = ALONE):
+        self.folder = root / fingerprint[:SAYS_WHICH]
+        self.fingerprint = fingerprint
+        self.minutes = minutes
+        self.ranks = ranks
+        self.more: Callable[[], dict[str, Any]] = dict  # what else each checkpoint shall keep
+        self.stop = PendingStop()
+        self.found: dict[str, Any] | None = None
+        self._newest: Path | None = None
+        self._numbers: dict[str, Any] = {}
+        self._saved = time.monotonic()
+        self._warned = False
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        if not self.ranks.first:
+            self.ranks.wait()  # until the first has taken away what is damaged
+            self._find()
+            return self
+        with self._held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._held.enter_context(alone(lock_of(self.folder), "trains the very same run"))
+                prune(self.folder.parent)
+                for path in [*self.folder.glob("*.part"), *self.folder.glob(".tmp*")]:
+                    path.unlink()
+            except OSError as error:
+                self._warn(error)
+            self._find()
+            self._held = self._held.pop_all()
+        self.ranks.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def restore(self, state: State) -> None:
+        """Put the newest checkpoint's content into the state; without one, leave it as it is."""
+        if self._newest is not None:
+            state.restore(safetensors.torch.load_file(self._newest), self._numbers)
+            if self.ranks.first:
+                print(f"going on from the checkpoint after {state.place()}", flush=True)
+
+    def after_step(self, state: State) -> None:
+        """Save when it is time to, or when a signal asks to stop, which ends the process."""
+        if not self.ranks.first:
+            return  # a signal reaches the first one too: without it the next sum fails
+        if self.stop or time.monotonic() - self._saved >= 60 * self.minutes:
+            self.after_epoch(state)
+
+    def after_epoch(self, state: State) -> None:
+        """Save; end the process if a signal has asked for it."""
+        if not self.ranks.first:
+            return
+        saved = self._save(state)
+        if self.stop:
+            how = f"saved; go on with: {same_command()}" if saved else "could not be saved"
+            self.stop.leave(f"stopped after {state.place()}; {how}")
+
+    def _save(self, state: State) -> bool:
+        numbers = {**state.numbers(), "fingerprint": self.fingerprint, "more": self.more()}
+        # Where an epoch ends there are two positions, before and after the test accuracy: a later
+        # epoch is always the larger one.
+        position = f"{state.epoch:05d}{state.step:07d}"
+        part = self.folder / f"{position}.part"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            metadata = {"numbers": json.dumps(numbers, ensure_ascii=False)}
+            safetensors.torch.save_file(state.tensors(), part, metadata)
+            with part.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+                os.fsync(file.fileno())
+            os.replace(part, self.folder / f"{position}-{digest}.safetensors")
+            with suppress(OSError):  # not every file system (Drive) can do this for a folder
+                sync_folder(self.folder)
+            for old in self._all()[KEPT:]:
+                old.unlink()
+            return True
+        except (OSError, safetensors.SafetensorError) as error:
+            with suppress(OSError):
+                part.unlink()
+            self._warn(error)
+            return False
+        finally:
+            self._saved = time.monotonic()
+
+    def _all(self) -> list[Path]:
+        """The run's checkpoints, newest first."""
+        names = (path for path in self.folder.glob("*.safetensors") if NAME.fullmatch(path.name))
+        return sorted(names, key=lambda path: (path.name[:12], path.stat().st_mtime), reverse=True)
+
+    def _find(self) -> None:
+        """Look for the newest whole checkpoint of this fingerprint."""
+        try:
+            candidates = self._all()
+        except OSError:
+            return
+        for path in candidates:
+            try:
+                numbers = read_numbers(path)
+                if numbers["fingerprint"] == self.fingerprint:
+                    self._newest, self._numbers, self.found = path, numbers, numbers["more"]
+                    return
+            except OSError as error:  # Drive is gone, perhaps: the file may be good
+                print(f"warning: checkpoint {path}: {error}", file=sys.stderr)
+            except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+                print(
+                    f"warning: checkpoint {path} is damaged ({error}); taking the one before it",
+                    file=sys.stderr,
+                )
+                with suppress(OSError):
+                    path.unlink()
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            print(
+                f"warning: no checkpoint can be saved in {self.folder} "
+                f"({' '.join(str(error).split())}); the training goes on, and cannot be resumed "
+                "from here",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._warned = True
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors; ValueError where its bytes are not its own."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(NAME.fullmatch(path.name)[1]):
+        raise ValueError("its checksum is not that in its name")
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["numbers"])
+
+
+def fingerprint(facts: dict[str, Any], paths: Iterable[Path]) -> str:
+    """sha256, 64 hex digits, over facts and over the bytes of files and folders."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode())
+    for path in paths:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file():
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
+                digest.update(file.relative_to(path.parent).as_posix().encode() + b"\0")
+    return digest.hexdigest()
+
+
+def same_command() -> str:
+    if "DVC_EXP_NAME" in os.environ:
+        return "the same 'dvc exp run' command"
+    return "dvc repro"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

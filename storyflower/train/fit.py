@@ -1,0 +1,183 @@
+"""fit(): the training loop, and nothing but the loop.
+
+In: a classifier, the token arrays of Training and Validation, the params.
+Out: the trained classifier and one row of history an epoch. As in the original notebook: AdamW,
+cosine schedule with warm-up from 0, gradient clipping.
+Not supported: padding (the dialogues of a batch lie end to end).
+
+"Train accuracy" is the running one: dropout on, weights moving, each dialogue counted when it was
+trained on. Test accuracy is reported each epoch and never used to choose a checkpoint.
+"""
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from storyflower.common.errors import InputError
+from storyflower.common.params import Params
+from storyflower.interim.history import Epoch
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model import scoring
+from storyflower.model.batch import Batch, make_batch
+from storyflower.model.classifier import EmotionClassifier
+from storyflower.model.device import Placement
+from storyflower.model.processes import ALONE, Ranks
+from storyflower.train.checkpoint import Checkpoints
+from storyflower.train.cuda_graphs import Replayed
+from storyflower.train.optimizer import make_optimizer, prepare_update, schedule
+from storyflower.train.progress import Progress
+from storyflower.train.state import State
+
+
+def fit(
+    model: EmotionClassifier,
+    train: TokenArrays,
+    test: TokenArrays,
+    params: Params,
+    *,
+    learning_rate: float,
+    optimizer_name: str,
+    placement: Placement,
+    on_epoch: Callable[[list[Epoch]], None],
+    checkpoints: Checkpoints | None = None,
+    ranks: Ranks = ALONE,
+) -> list[Epoch]:
+    """Train the model in place and return the history.
+
+    `learning_rate` (the peak) and `optimizer_name` (adamw or notebook) are what the params or the
+    encoder's card say; the params' own values may be "auto" and are not looked at.
+    `on_epoch` gets the history so far after each epoch. With `checkpoints` it goes on from the
+    newest one and saves more. Each of several `ranks` trains on its share of every batch, and all
+    return the same. Raises InputError when the loss is no longer finite.
+    """
+    device = placement.device
+    model.to(device)
+    steps = math.ceil(len(train) / params.batch_size)  # an epoch
+    total, warmup = steps * params.num_epochs, int(steps * params.num_epochs * params.warmup_ratio)
+    optimizer = make_optimizer(model, learning_rate, params.weight_decay, device)
+    # Does nothing unless the precision is fp16, whose small gradients would vanish unscaled.
+    scaler = torch.amp.GradScaler(device.type, enabled=placement.precision == "fp16")
+    # Sums live on the device: reading one waits for it, so they are read when shown.
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    state = State(model, optimizer, scaler, loss_sum, correct)
+    if checkpoints:
+        checkpoints.restore(state)
+    if not ranks.agree([state.epoch, state.step]):
+        raise InputError("the processes found different checkpoints; let checkpoint_dir be shared")
+    backward = make_backward(ranks.wrap(model), scaler, placement, ranks)
+    for epoch in range(state.epoch, params.num_epochs):
+        order = epoch_order(len(train), epoch, params)
+        progress = Progress(state, params, steps, silent=not ranks.first)
+        started = time.perf_counter() - state.seconds
+        model.train()
+        for step in range(state.step, steps):
+            seed_step(params.seed, epoch, step, ranks.rank, device)
+            rows = order[step * params.batch_size : (step + 1) * params.batch_size]
+            mine = ranks.share(rows, train.offsets[rows + 1] - train.offsets[rows])
+            batch = make_batch(train, mine if len(mine) else rows[:1], device)
+            # A process without a dialogue of its own computes one for nothing.
+            weight = torch.full((), (len(mine) > 0) / len(rows), device=device)
+            sums = ranks.sum(backward(batch, weight).clone())
+
+            rate = learning_rate * schedule(epoch * steps + step, warmup, total)
+            prepare_update(optimizer, rate, optimizer_name, epoch * steps + step, scaler)
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), params.max_grad_norm)
+            scaler.step(optimizer)
+            scaler.update()
+
+            loss_sum += sums[0] * len(rows)
+            correct += sums[1].long()
+            state.seen += len(rows)
+            state.step = step + 1
+            state.seconds = time.perf_counter() - started
+            progress.step()
+            if checkpoints:
+                checkpoints.after_step(state)
+        placement.synchronize()
+        seconds = time.perf_counter() - started
+        progress.close()
+        mean_loss = loss_sum.item() / state.seen
+        if not math.isfinite(mean_loss):
+            raise InputError(
+                f"epoch {epoch + 1}: loss {mean_loss}; lower learning_rate ({learning_rate:g})"
+            )
+        probability = scoring.probabilities(model, test, placement, ranks)
+        right = int((probability.argmax(axis=1) == test.labels).sum())
+        row = Epoch(
+            epoch=epoch + 1,
+            loss=mean_loss,
+            train_accuracy=correct.item() / state.seen,
+            test_loss=scoring.cross_entropy(probability, test.labels),
+            test_accuracy=right / len(test),
+            seconds=seconds,
+            tokens=int(train.offsets[-1]),
+        )
+        if ranks.first:
+            print(
+                f"epoch {row.epoch}/{params.num_epochs}: loss {row.loss:.4f}, "
+                f"train accuracy {row.train_accuracy:.4f}, test loss {row.test_loss:.4f}, "
+                f"test accuracy {row.test_accuracy:.4f}, {row.seconds:.1f} s",
+                flush=True,
+            )
+        state.history.append(row)
+        on_epoch(state.history)
+        state.next_epoch()
+        if checkpoints:
+            checkpoints.after_epoch(state)
+    return state.history
+
+
+def epoch_order(rows: int, epoch: int, params: Params) -> np.ndarray:
+    """The order of Training in an epoch, (rows,); a function of seed and epoch alone."""
+    if not params.shuffle:
+        return np.arange(rows)
+    return np.random.default_rng([params.seed, epoch]).permutation(rows)
+
+
+def seed_step(seed: int, epoch: int, step: int, rank: int, device: torch.device) -> None:
+    """Make dropout a function of seed, epoch, step and process: nothing random need be saved."""
+    value = int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0])
+    # Not torch.manual_seed: that visits every kind of device, which takes longer than a small step.
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+    elif device.type == "mps":
+        torch.mps.manual_seed(value)
+    else:
+        torch.default_generator.manual_seed(value)
+
+
+def make_backward(
+    model: nn.Module, scaler: torch.amp.GradScaler, placement: Placement, ranks: Ranks
+) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
+    """A function that computes the gradients of one batch, in place of those that were there.
+
+    It takes the batch and the weight of each dialogue in the mean, 1 over the global batch's
+    dialogues, or 0. It returns float32 (2,): this process's part of the mean loss, and how many
+    predictions are right.
+    """
+    parameters = list(model.parameters())
+
+    def backward(batch: Batch, weight: torch.Tensor) -> torch.Tensor:
+        if graphed:  # a graph writes where it was recorded
+            torch._foreach_zero_([parameter.grad for parameter in parameters])
+        else:
+            for parameter in parameters:
+                parameter.grad = None
+        with placement.autocast():
+            logits = model(batch)  # (dialogues, classes)
+        loss = nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * weight
+        # DistributedDataParallel divides the sum of the gradients by the processes.
+        scaler.scale(loss * ranks.count).backward()
+        right = (logits.detach().argmax(dim=-1) == batch.labels).sum() * (weight > 0)
+        return torch.stack([loss.detach(), right.float()])
+
+    # DistributedDataParallel's own hooks and a graph do not go together; there are fewer launches
+    # a process then to save, too.
+    graphed = placement.device.type == "cuda" and ranks.count == 1
+    return Replayed(backward, parameters) if graphed else backward

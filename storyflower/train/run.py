@@ -1,0 +1,143 @@
+"""One training run as a whole: fit() with its inputs, its outputs and its mirror in MLflow.
+
+In: the params and the paths of the earlier stages' outputs.
+Out: the classifier, the history, and a record of the run, to which the evaluate stage adds. A run
+that died goes on from its newest checkpoint, and as the same run in MLflow. The finished state
+stays a checkpoint until the evaluate stage discards it: only then has DVC recorded the outputs.
+The loop itself, fit.py, knows neither files nor MLflow.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storyflower.common import locks, repository
+from storyflower.common.params import Params
+from storyflower.interim import checkpoint_folders
+from storyflower.interim.history import Epoch, write_history
+from storyflower.interim.labels import LabelIndex
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model.device import Placement, choose
+from storyflower.model.folder import build_classifier, save_classifier
+from storyflower.model.processes import joined
+from storyflower.tracking.record import continued, new_record
+from storyflower.tracking.run import Run
+from storyflower.train import checkpoint
+from storyflower.train.fit import fit
+
+
+def train(
+    params: Params,
+    *,
+    encoder: Path,
+    dialogues: Path,
+    labels: Path,
+    tokens: Path,
+    classifier: Path,
+    history: Path,
+    record: Path,
+    lock: Path,
+) -> None:
+    """Train a classifier and write its folder, history.csv and the run's record.
+
+    `lock` is held all the while: two trainings never write the same outputs. Of several processes
+    (torchrun) all train and the first one does everything else.
+    """
+    placement = choose(params.device, params.precision)
+    with ExitStack() as open_things, joined(placement.device) as ranks:
+        if ranks.first:
+            open_things.enter_context(locks.alone(lock, "still trains here"))
+            print(placement, flush=True)
+        ranks.wait()
+        card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
+        rate = card["learning_rate"] if params.learning_rate is None else params.learning_rate
+        optimizer = card["optimizer"] if params.optimizer == "auto" else params.optimizer
+        used = {**params.decisive(), "learning_rate": rate, "optimizer": optimizer}
+        index = LabelIndex.load(labels)
+        computer = {**machine(placement), "processes": ranks.count}
+        fingerprint = checkpoint.fingerprint(
+            {"params": used, "machine": computer, "code": loaded_code()},
+            [tokens, labels, encoder],
+        )
+        root = checkpoint_folders.root_of(params.checkpoint_dir, repository.main_root())
+        minutes = params.checkpoint_minutes
+        with checkpoint.Checkpoints(root, fingerprint, minutes, ranks) as checkpoints:
+            torch.manual_seed(params.seed)
+            network = build_classifier(encoder, len(index), params.dr_rate)
+
+            def train_epochs(on_epoch: Callable[[list[Epoch]], None]) -> list[Epoch]:
+                with checkpoints.stop:
+                    return fit(
+                        network,
+                        TokenArrays.load(tokens, "Training"),
+                        TokenArrays.load(tokens, "Validation"),
+                        params,
+                        learning_rate=rate,
+                        optimizer_name=optimizer,
+                        placement=placement,
+                        on_epoch=on_epoch,
+                        checkpoints=checkpoints,
+                        ranks=ranks,
+                    )
+
+            if not ranks.first:
+                train_epochs(lambda _: None)
+                return
+            new = new_record(
+                experiment=params.corpus,
+                params={**used, "pretokenize": card["pretokenize"], "tokenizer": card["tokenizer"]},
+                tags={
+                    "device": str(placement),
+                    "processes": str(ranks.count),
+                    "threads": str(torch.get_num_threads()),
+                    "encoder_source": card.get("source") or card["kind"],
+                    "encoder_revision": card.get("revision") or "",
+                    "fingerprint": fingerprint[: checkpoint_folders.SAYS_WHICH],
+                },
+                dataset=dialogues,
+            )
+            with Run(continued(new, checkpoints.found)) as run:
+
+                def note(rows: list[Epoch]) -> None:
+                    write_history(rows, history)  # our own file first, then its mirror
+                    run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
+
+                checkpoints.more = lambda: asdict(run.record)
+                rows = train_epochs(note)
+                write_history(rows, history)  # again: all epochs may have been in the checkpoint
+                # What made the model, but nothing that differs between two equal runs.
+                facts = {"params": used}
+                save_classifier(network, classifier, encoder=encoder, labels=index, facts=facts)
+            run.record.save(record)
+
+
+def machine(placement: Placement) -> dict[str, Any]:
+    """What the same training would give other bytes on another machine for."""
+    if placement.device.type == "cuda":
+        processor: Any = torch.cuda.get_device_name(placement.device)
+    elif placement.device.type == "cpu":
+        processor = [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    else:
+        processor = placement.found
+    libraries = {name: version(name) for name in ("torch", "transformers", "numpy")}
+    return {"processor": processor, "precision": placement.precision, **libraries}
+
+
+def loaded_code() -> dict[str, str]:
+    """The project's modules that this process has imported, and the sha256 of each."""
+    return {
+        name: checkpoint.fingerprint({}, [Path(module.__file__)])
+        for name, module in sorted(sys.modules.items())
+        if name.startswith("storyflower.") and module.__file__
+    }
+
+
+def epoch_metrics(row: Epoch) -> dict[str, float]:
+    return {key: value for key, value in asdict(row).items() if key != "epoch"}
