@@ -23,7 +23,7 @@ ui: venv
 
 # Installs the retired originals (mxnet, gluonnlp) into .venv-original and compares with them.
 conformance: venv
-	STORYFLOWER_CONFORMANCE=1 python -m pytest -s tests/test_conformance.py
+	STORYFLOWER_CONFORMANCE=1 python -m pytest -s tests/original/test_conformance.py
 
 # Ours beside the notebook's loop, the Hugging Face Trainer's, pandas and gluonnlp (where
 # `make conformance` has installed it); writes reports/bench.json.

@@ -1,75 +1,24 @@
-"""What the tests make for themselves: workbooks, a tiny encoder card, a trained classifier, a
-repository of their own."""
+"""Fixtures that many tests share: the files between the stages, a classifier, a repository."""
 
 import os
-import random
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import openpyxl
 import pytest
-import yaml
 
-from storyflower.common.params import Params
 from storyflower.encoder import prepare
 from storyflower.ingest import ingest
 from storyflower.interim import labels
 from storyflower.tokenize import tokenize
-
-ROOT = Path(__file__).parents[1]
-HEADER = [None, "연령", "성별", "상황키워드", "신체질환", "감정_대분류", "감정_소분류"]
-HEADER += [f"{who}{turn}" for turn in (1, 2, 3) for who in ("사람문장", "시스템문장")]
-# Words that give a feeling away, so that a model of any size can learn it.
-WORDS = {
-    "기쁨": ("합격했어", "선물을 받았어", "웃음이 나", "최고의 하루야"),
-    "분노": ("새치기를 당했어", "소리를 질렀어", "따지고 싶어", "화가 치밀어"),
-    "불안": ("잠이 안 와", "내일이 무서워", "심장이 뛰어", "떨어지면 어쩌지"),
-}
-FINE = {"기쁨": "감사하는", "분노": "짜증내는", "불안": "초조한"}
-
-# A model of this size trains in seconds and is good for nothing else.
-TINY_CARD = """\
-kind: scratch
-tokenizer: sentencepiece
-pretokenize: bert
-learning_rate: 3.0e-3
-license: CC0-1.0
-vocab_size: 120
-layers: 1
-hidden_size: 32
-heads: 2
-intermediate_size: 64
-"""
-TINY_PARAMS = {"encoder": "tiny", "num_epochs": 1, "batch_size": 8, "max_len": 16}
-
-
-def dialogue_rows(count: int, seed: int) -> list[list]:
-    """Rows below HEADER, classes in turn, sentences put together from WORDS."""
-    rng = random.Random(seed)
-    rows = []
-    for number in range(1, count + 1):
-        major = list(WORDS)[number % len(WORDS)]
-        turns = [f"{rng.choice(WORDS[major])} {rng.randrange(1000)}번째" for _ in range(2)]
-        person = ["청년", "여성", "대인관계", "해당없음"]
-        talk = [turns[0], "그랬군요.", turns[1], "더 말해 주세요.", None, None]
-        rows.append([number, *person, major, FINE[major], *talk])
-    return rows
-
-
-def write_workbook(path: Path, rows: list[list], header: list | None = None) -> Path:
-    """An xlsx file with one sheet, Sheet1."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    book = openpyxl.Workbook()
-    sheet = book.active
-    sheet.title = "Sheet1"
-    for row in [HEADER if header is None else header, *rows]:
-        sheet.append(row)
-    book.save(path)
-    return path
+from tests.support import (
+    TINY_CARD,
+    TINY_PARAMS,
+    dialogue_rows,
+    new_repository,
+    params_of,
+    write_workbook,
+)
 
 
 def pytest_configure() -> None:
@@ -151,77 +100,3 @@ def make_repository(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return new_repository(tmp_path_factory.mktemp("repository"), **values)
 
     return make
-
-
-def new_repository(root: Path, train: int = 60, test: int = 24, **params: object) -> Path:
-    """Fill an empty folder as make_repository does, with `train` and `test` dialogues."""
-    for name in ("stages", "storyflower"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
-        (root / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(ROOT / name, root / name)
-    (root / "encoders").mkdir()
-    (root / "encoders" / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
-    write_workbook(root / "data/sample/표본_Training.xlsx", dialogue_rows(train, seed=1))
-    write_workbook(root / "data/sample/표본_Validation.xlsx", dialogue_rows(test, seed=2))
-    set_params(root, **{**TINY_PARAMS, **params})
-    command(root, "git", "init", "-q", "-b", "main")
-    command(root, "git", "add", "-A")
-    command(root, "git", "commit", "-qm", "start")
-    return root
-
-
-def params_of(**values: object) -> Params:
-    """The shipped params with some values changed."""
-    shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    return Params.check({**shipped, **values})
-
-
-def set_params(root: Path, **values: object) -> None:
-    """Write the shipped params.yaml with some values changed."""
-    lines = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
-    changed = [
-        f"{key}: {values.pop(key)}" if (key := line.split(":")[0]) in values else line
-        for line in lines
-    ]
-    assert not values, f"no such params: {values}"
-    (root / "params.yaml").write_text("\n".join(changed) + "\n", encoding="utf-8")
-
-
-def run(root: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a repository with this python's environment first on the path."""
-    return subprocess.run(
-        words,
-        cwd=root,
-        env=environment_of(**environment),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=600,
-        check=False,
-    )
-
-
-def environment_of(**more: str) -> dict[str, str]:
-    """The environment of a command in a repository."""
-    inherited = {
-        key: value
-        for key, value in os.environ.items()
-        # A test that itself runs inside an experiment must not join it.
-        if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))
-    }
-    settings = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        **{f"GIT_{who}_NAME": "test" for who in ("AUTHOR", "COMMITTER")},
-        **{f"GIT_{who}_EMAIL": "test@example.com" for who in ("AUTHOR", "COMMITTER")},
-    }
-    return {**inherited, **settings, **more}
-
-
-def command(root: Path, *words: str, **environment: str) -> str:
-    """As run, but the command must succeed; returns its output."""
-    done = run(root, *words, **environment)
-    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_model import scratch_encoder
 from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertModel
 
 from storyflower.common.errors import InputError
 from storyflower.encoder import prepare
 from storyflower.kobert import get_pytorch_kobert_model, get_tokenizer
 from storyflower.tokenizer.load import load_tokenizer
+from tests.model.test_folder import scratch_encoder
+from tests.support import ROOT
 
 SMALL = {
     "hidden_size": 32,
@@ -148,7 +149,7 @@ def test_vocab_needs_no_torch() -> None:
     code = "import sys, storyflower.kobert; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,

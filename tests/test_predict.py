@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import openpyxl
 import pytest
-from conftest import WORDS, write_workbook
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from storyflower.__main__ import main
 from storyflower.common.errors import InputError, exit_with_line
 from storyflower.sheets import write
 from storyflower.sheets.read_xlsx import read_sheet
+from tests.support import WORDS, write_workbook
 
 SENTENCES = {"심장이 뛰어": "불안", "합격했어 웃음이 나": "기쁨", "따지고 싶어": "분노"}
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from storyflower.common.errors import InputError
 from storyflower.encoder.card import Card
 from storyflower.encoder.sources import first_line
+from storyflower.model.folder import misfit
 from storyflower.tokenizer.load import load_tokenizer
 
 if TYPE_CHECKING:
@@ -77,17 +78,12 @@ def load_body(
         )
     except Exception as error:  # transformers raises many kinds for a config that makes no sense
         raise InputError(f"{card.source}: config.json: {first_line(error)}") from None
-    for name, found, expected in sorted(report["mismatched_keys"]):
-        raise InputError(
-            f"{card.source}: {name} is {shape(found)}, but config.json asks for {shape(expected)}"
-        )
-    missing = sorted(report["missing_keys"])
+    missing = report["missing_keys"]
     if missing and all(name.startswith("pooler.") for name in missing):
-        body.pooler = None
-    elif missing:
-        raise InputError(
-            f"{card.source}: the weights lack {missing[0]} and {len(missing) - 1} more"
-        )
+        body.pooler, missing = None, ()
+    # What has no place is the head that the checkpoint was pretrained with.
+    if wrong := misfit({**report, "missing_keys": missing, "unexpected_keys": ()}):
+        raise InputError(f"{card.source}: the weights do not fit config.json: {wrong}")
     return body
 
 
@@ -122,7 +118,3 @@ def pad_token(card: Card, settings: Mapping[str, Any], family: str, folder: Path
             f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {said} in config.json"
         )
     return pad_id
-
-
-def shape(size: Any) -> str:
-    return " x ".join(map(str, size))

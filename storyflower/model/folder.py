@@ -9,7 +9,7 @@ files, and classifier.json, which names labels and params.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +66,25 @@ def read_encoder(folder: Path) -> PreTrainedModel:
         raise damaged(folder, error) from None
     finally:
         logging.set_verbosity(verbosity)
+    if wrong := misfit(report):
+        raise damaged(folder, f"model.safetensors does not fit config.json: {wrong}")
+    return body
+
+
+def misfit(report: Mapping[str, Iterable]) -> str | None:
+    """What is wrong with weights, from transformers' loading report; None where they fit.
+
+    transformers itself draws at random what a file lacks and leaves out what has no place.
+    """
     wrong = [
         *(f"{name} is missing" for name in sorted(report["missing_keys"])),
-        *(f"{name} has another shape" for name, _, _ in sorted(report["mismatched_keys"])),
+        *(
+            f"{name} is {' x '.join(map(str, there))}, not {' x '.join(map(str, asked))}"
+            for name, there, asked in sorted(report["mismatched_keys"])
+        ),
         *(f"{name} has no place" for name in sorted(report["unexpected_keys"])),
     ]
-    if wrong:
-        more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
-        raise damaged(folder, f"model.safetensors does not fit config.json: {wrong[0]}{more}")
-    return body
+    return wrong[0] + (f" and {len(wrong) - 1} more" if wrong[1:] else "") if wrong else None
 
 
 def need(folder: Path, names: Iterable[str], remedy: str) -> None:

@@ -1,0 +1,229 @@
+"""params.yaml: what is accepted, and how anything else is refused."""
+
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from storyflower.common.errors import InputError
+from storyflower.common.params import Params
+from tests.support import ROOT
+
+SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+KEYS = [field.name for field in fields(Params)]
+
+
+def load(path: Path, **changes: str) -> Params:
+    """The shipped params with some values replaced by a piece of YAML, as `-S key=value` would."""
+    lines = [f"{key}: {changes.pop(key, yaml_of(value))}" for key, value in SHIPPED.items()]
+    assert not changes
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Params.load(path)
+
+
+def yaml_of(value: object) -> str:
+    return yaml.safe_dump(value).removesuffix("...\n").strip()
+
+
+def refusal(path: Path, **changes: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load(path, **changes)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    assert message.startswith(f"{path}: ")
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "params.yaml"
+
+
+def test_shipped_params_are_the_notebook_s() -> None:
+    params = Params.load(ROOT / "params.yaml")
+    assert (params.corpus, params.encoder, params.target) == ("sample", "scratch", "major")
+    assert (params.num_epochs, params.batch_size, params.max_len) == (5, 64, 64)
+    assert (params.warmup_ratio, params.max_grad_norm) == (0.1, 1.0)
+    assert (params.dr_rate, params.weight_decay) == (0.5, 0.01)
+    assert (params.turns, params.log_interval) == (2, 200)
+    assert (params.checkpoint_minutes, params.checkpoint_dir) == (5, "auto")
+    assert params.learning_rate is None
+    assert list(SHIPPED) == KEYS  # in the order of the dataclass, too
+
+
+def test_default_path_is_the_working_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(path, num_epochs="7")
+    monkeypatch.chdir(path.parent)
+    assert Params.load().num_epochs == 7
+
+
+def test_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Params.check(SHIPPED).num_epochs = 1
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_missing_key(key: str) -> None:
+    with pytest.raises(InputError, match=f"^params: key '{key}' is missing$"):
+        Params.check({name: value for name, value in SHIPPED.items() if name != key})
+
+
+@pytest.mark.parametrize("key", ["epochs", "Num_epochs", 5, None, True])
+def test_unknown_key(key: object) -> None:
+    with pytest.raises(InputError) as caught:
+        Params.check({**SHIPPED, key: 1})
+    assert str(caught.value).startswith(f"params: unknown key {key!r}; known: corpus, target")
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("value", ["", "[1, 2]", "{a: 1}", "2024-05-01", "~"])
+def test_wrong_type(path: Path, key: str, value: str) -> None:
+    assert refusal(path, **{key: value}).startswith(f"{key} must be ")
+
+
+WHOLE = ("turns", "max_len", "num_epochs", "batch_size", "seed", "log_interval")
+REAL = ("max_dropped", "learning_rate", "warmup_ratio", "max_grad_norm", "weight_decay", "dr_rate")
+REAL += ("checkpoint_minutes",)
+
+
+@pytest.mark.parametrize("key", WHOLE)
+@pytest.mark.parametrize("value", ["true", "2.0", "2.5", "'3'", "1e2", "auto", ".nan", ".inf"])
+def test_not_a_whole_number(path: Path, key: str, value: str) -> None:
+    message = refusal(path, **{key: value})
+    assert message.startswith(f"{key} must be a whole number in [")
+    assert message.endswith(f"], got {yaml.safe_load(value)!r}")
+
+
+@pytest.mark.parametrize("key", REAL)
+@pytest.mark.parametrize(
+    "value", ["true", "fast", ".nan", "nan", ".inf", "inf", "-.inf", "-1", "1e999", "9" * 400]
+)
+def test_not_a_number_in_range(path: Path, key: str, value: str) -> None:
+    message = refusal(path, **{key: value})
+    assert message.startswith(f"{key} must be ")
+    assert " a number in " in message
+    assert message.endswith(f", got {yaml.safe_load(value)!r}")
+
+
+@pytest.mark.parametrize(
+    ("key", "inside", "outside"),
+    [
+        ("turns", [1, 4], [0, 5]),
+        ("max_len", [3, 512], [2, 513]),
+        ("num_epochs", [1, 1000], [0, 1001]),
+        ("batch_size", [1, 65536], [0, 65537]),
+        ("seed", [0, 2**32 - 1], [-1, 2**32]),
+        ("log_interval", [1, 10**9], [0, -200]),
+        ("max_dropped", [0, 1], [-0.01, 1.01]),
+        ("learning_rate", [1e-9, 1], [0, 1.01]),
+        ("warmup_ratio", [0, 1], [-0.01, 1.5]),
+        ("max_grad_norm", [1e-6, 1e6], [0, -1.0]),
+        ("weight_decay", [0, 1], [-0.01, 1.01]),
+        ("dr_rate", [0, 0.99], [-0.01, 1]),
+        ("checkpoint_minutes", [0.001, 10**6], [0, 1e7]),
+    ],
+)
+def test_range(key: str, inside: list, outside: list) -> None:
+    for value in inside:
+        assert getattr(Params.check({**SHIPPED, key: value}), key) == value
+    for value in outside:
+        with pytest.raises(InputError) as caught:
+            Params.check({**SHIPPED, key: value})
+        assert str(caught.value).startswith(f"params: {key} must be ")
+        assert str(caught.value).endswith(f", got {value!r}")
+
+
+def test_message_shows_rule_and_value(path: Path) -> None:
+    assert refusal(path, warmup_ratio="1.5") == "warmup_ratio must be a number in [0, 1], got 1.5"
+    assert refusal(path, learning_rate="automatic") == (
+        "learning_rate must be auto or a number in (0, 1], got 'automatic'"
+    )
+    assert refusal(path, target="minor") == "target must be one of major, fine, got 'minor'"
+    assert refusal(path, shuffle="1") == "shuffle must be true or false, got 1"
+
+
+@pytest.mark.parametrize("value", ["5e-5", "5.0e-5", "0.00005", "'5e-5'"])
+def test_learning_rate_of_dvc_exp_run(path: Path, value: str) -> None:
+    """YAML 1.1 reads 5e-5, without a dot, as text."""
+    assert load(path, learning_rate=value).learning_rate == 5e-5
+
+
+def test_auto_learning_rate(path: Path) -> None:
+    assert load(path, learning_rate="auto").learning_rate is None
+    for value in ("Auto", "~", "''"):
+        assert refusal(path, learning_rate=value).startswith("learning_rate must be auto or ")
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("target", ["major", "fine"]),
+        ("optimizer", ["auto", "adamw", "notebook"]),
+        ("precision", ["auto", "fp32", "bf16", "fp16"]),
+        ("device", ["auto", "cpu", "cuda", "mps"]),
+    ],
+)
+def test_choices(path: Path, key: str, values: list[str]) -> None:
+    for value in values:
+        assert getattr(load(path, **{key: value}), key) == value
+    for value in ("AUTO", "cuda:0", "1", "true", "maj"):
+        assert refusal(path, **{key: value}).startswith(f"{key} must be one of {values[0]}, ")
+
+
+@pytest.mark.parametrize("key", ["corpus", "encoder"])
+def test_names_stay_in_their_folder(path: Path, key: str) -> None:
+    for name in ("sample", "klue-bert_1.0", "내말뭉치"):
+        assert getattr(load(path, **{key: name}), key) == name
+    for name in ("..", "../aihub", "/etc", "a/b", r"a\b", "'a b'", ".hidden", "''", '"a\\n"', "2"):
+        assert refusal(path, **{key: name}).startswith(f"{key} must be a plain name ")
+
+
+def test_a_folder_for_checkpoints(path: Path) -> None:
+    for value in ("auto", "/content/drive/MyDrive/내 드라이브", "../x"):
+        assert load(path, checkpoint_dir=value).checkpoint_dir == value
+    for value in ("5", "true", '" "', '"a\\nb"', '"\\0"'):
+        assert refusal(path, checkpoint_dir=value).startswith("checkpoint_dir must be auto or a f")
+
+
+def test_what_no_result_depends_on() -> None:
+    params = Params.check(SHIPPED)
+    names = {"log_interval", "checkpoint_minutes", "checkpoint_dir", "launcher"}
+    assert set(params.decisive()) == set(KEYS) - names
+    assert params.decisive()["seed"] == 42
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.system ['exit 1']",
+        "!!python/name:os.system",
+        "!unknown 5",
+        "*nowhere",
+        "[1, 2",
+        "2024-13-01",
+        "'",
+        "\x00",
+    ],
+)
+def test_not_plain_yaml(path: Path, value: str) -> None:
+    assert refusal(path, seed=value).startswith("not readable as YAML: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"5", b"- seed", b"seed", b"# nothing"])
+def test_no_keys(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="expected 'key: value' lines"):
+        Params.load(path)
+
+
+def test_not_utf8(path: Path) -> None:
+    path.write_bytes("corpus: 말뭉치".encode("cp949"))
+    with pytest.raises(InputError, match="not readable as YAML"):
+        Params.load(path)
+
+
+def test_missing_file(path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        Params.load(path)
+    assert str(caught.value) == f"{path}: not found; run this in the repository's root"

@@ -1,0 +1,1039 @@
+"""From a card to a verified encoder folder, against a hub that runs on this machine."""
+
+import hashlib
+import importlib
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
+from pathlib import Path
+from urllib.parse import unquote
+
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import sentencepiece
+import torch
+import transformers
+import yaml
+from huggingface_hub import constants
+
+from storyflower import Classifier
+from storyflower.__main__ import main
+from storyflower.common.errors import InputError
+from storyflower.encoder import lock as lock_module
+from storyflower.encoder import prepare as prepare_module
+from storyflower.encoder import pretrained, sources, verify
+from storyflower.encoder.card import Card, write_card
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model.batch import make_batch
+from storyflower.model.folder import build_classifier
+from storyflower.tokenize import tokenize
+from storyflower.tokenizer.load import load_tokenizer
+from tests.support import ROOT, TINY_PARAMS, WORDS, set_params
+
+NO_TABLE = Path("there-is-no-table")  # only kind scratch reads it
+TEXTS = [
+    "오늘 드디어 합격했어! 너무 기뻐서 눈물이 났어.",
+    "친구와 다투고 나서 하루 종일 마음이 무거워",
+    "[CLS] ㅋㅋㅋ 漢字 Ａｂｃ café 3.5% 😀",
+    "",
+    "회사 일이 많아서 지쳤다",
+]
+# What the vocabularies are made of: these texts, and those of the tests' corpus.
+LETTERS = [*TEXTS, verify.GOLDEN_TEXT, *chain(*WORDS.values()), "0123456789 번째"]
+BODY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 80,
+}
+DISTILLED = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+
+
+# ---------------------------------------------------------------- vocabularies and checkpoints
+
+
+@pytest.fixture(scope="session")
+def pieces(tmp_path_factory) -> bytes:
+    """A SentencePiece model with KoBERT's special ids."""
+    prefix = tmp_path_factory.mktemp("pieces") / "spiece"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LETTERS * 20),
+        model_prefix=str(prefix),
+        vocab_size=160,
+        hard_vocab_limit=False,
+        unk_id=0,
+        pad_id=1,
+        bos_id=2,
+        eos_id=3,
+        unk_piece="[UNK]",
+        pad_piece="[PAD]",
+        bos_piece="[CLS]",
+        eos_piece="[SEP]",
+        control_symbols="[MASK]",
+        minloglevel=2,
+    )
+    return prefix.with_suffix(".model").read_bytes()
+
+
+def plain_ids(pieces: bytes, text: str) -> list[int]:
+    return [2, *sentencepiece.SentencePieceProcessor(model_proto=pieces).encode(text), 3]
+
+
+def word_pieces(special: list[str]) -> list[str]:
+    letters = sorted(set("".join(LETTERS)) - {" "})
+    words = ["오늘", "마음", "##이", "##했어", "한국어", "##을", "모델"]
+    return [*special, *letters, *(f"##{letter}" for letter in letters), *words]
+
+
+def checkpoint(config, head: str, *, safe: bool, change=None) -> tuple[dict[str, bytes], object]:
+    """The hub's files of a tiny checkpoint with random weights, and transformers' own model."""
+    torch.manual_seed(5)
+    network = getattr(transformers, head)(config).eval()
+    with torch.no_grad():  # the initial weights are so small that a wrong layer would not show
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.3)
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    if change:
+        change(weights)
+    files = {"config.json": config.to_json_string().encode()}
+    if safe:
+        files["model.safetensors"] = safetensors.torch.save(weights)
+    else:
+        buffer = io.BytesIO()
+        torch.save(weights, buffer)
+        files["pytorch_model.bin"] = buffer.getvalue()
+    return files, network
+
+
+def word_piece_files(special: list[str], **settings) -> dict[str, bytes]:
+    settings = {"do_lower_case": False, "tokenizer_class": "BertTokenizer", **settings}
+    return {
+        "vocab.txt": "\n".join(word_pieces(special)).encode() + b"\n",
+        "tokenizer_config.json": json.dumps(settings).encode(),
+    }
+
+
+BERT_ORDER = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ROBERTA_ORDER = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]  # as klue/roberta-base
+
+
+def kobert(pieces: bytes, change=None, **more) -> tuple[dict[str, bytes], object]:
+    rows = sentencepiece.SentencePieceProcessor(model_proto=pieces).vocab_size()
+    config = transformers.BertConfig(**{"vocab_size": rows, "pad_token_id": 1, **BODY, **more})
+    files, network = checkpoint(config, "BertForPreTraining", safe=False, change=change)
+    return {**files, "spiece.model": pieces}, network
+
+
+def family(name: str, pieces: bytes) -> tuple[dict[str, bytes], object, dict]:
+    """A family's files as on the hub, transformers' own model, and what its card says."""
+    rows = len(word_pieces(BERT_ORDER))
+    if name == "kobert":
+        card = {"tokenizer": "sentencepiece", "pretokenize": "bert", "pad_id": 1}
+        return (*kobert(pieces), {**card, "optimizer": "notebook"})
+    if name == "bert":
+        config = transformers.BertConfig(vocab_size=rows, **BODY)
+        files, network = checkpoint(config, "BertForMaskedLM", safe=True)
+        return {**files, **word_piece_files(BERT_ORDER)}, network, {}
+    if name == "roberta":
+        config = transformers.RobertaConfig(
+            vocab_size=rows, pad_token_id=1, type_vocab_size=1, **BODY
+        )
+        files, network = checkpoint(config, "RobertaForMaskedLM", safe=False)
+        return {**files, **word_piece_files(ROBERTA_ORDER)}, network, {"pad_id": 1}
+    if name == "electra":
+        config = transformers.ElectraConfig(vocab_size=rows, embedding_size=8, **BODY)
+        files, network = checkpoint(config, "ElectraForPreTraining", safe=False)
+        return {**files, **word_piece_files(BERT_ORDER)}, network, {"tokenizer": "wordpiece"}
+    rows = sentencepiece.SentencePieceProcessor(model_proto=pieces).vocab_size()
+    config = transformers.DistilBertConfig(vocab_size=rows, **DISTILLED)
+    files, network = checkpoint(config, "DistilBertForMaskedLM", safe=False)
+    files["tokenizer_78b3253a26.model"] = pieces
+    files["config.json"] = json.dumps(  # as of old: no pad id
+        {k: v for k, v in config.to_dict().items() if k not in ("pad_token_id", "model_type")}
+        | {"architectures": ["DistilBertModel"]}
+    ).encode()
+    return files, network, {"vocabulary": "tokenizer_78b3253a26.model", "pad_id": 1}
+
+
+# ---------------------------------------------------------------- the hub on this machine
+
+
+class Hub:
+    """Repositories and plain files over HTTP, as the hub and a file server answer."""
+
+    def __init__(self):
+        self.repos: dict[str, list[dict[str, bytes]]] = {}  # id → its commits, newest last
+        self.gated: set[str] = set()
+        self.plain: dict[str, bytes] = {}  # path → content
+        self.die_after: list[int] = []  # bytes after which the next answers break off
+        self.status: list[int] = []  # of the next answers for plain files
+        self.log: list[tuple[str, str, str | None]] = []  # method, path, Range
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self):
+                hub.answer(self)
+
+            def do_GET(self):
+                hub.answer(self)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def publish(self, repo: str, files: dict[str, bytes]) -> str:
+        """Add a commit; return its name."""
+        self.repos.setdefault(repo, []).append(files)
+        return self.commit(repo, len(self.repos[repo]) - 1)
+
+    @staticmethod
+    def commit(repo: str, number: int) -> str:
+        return hashlib.sha1(f"{repo} {number}".encode()).hexdigest()
+
+    def answer(self, request) -> None:
+        path = unquote(request.path).lstrip("/")
+        self.log.append((request.command, path, request.headers.get("Range")))
+        if path in self.plain:
+            return self.send(request, self.plain[path], {})
+        repo, _, rest = path.partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        if repo in self.gated:
+            return self.refuse(request, 403, "GatedRepo")
+        if repo not in self.repos:
+            # What the hub says to someone who is not logged in.
+            return self.refuse(request, 401 if rest else 404, "RepoNotFound" if rest else "")
+        commits = [self.commit(repo, number) for number in range(len(self.repos[repo]))]
+        if revision == "main":
+            revision = commits[-1]
+        if revision not in commits:
+            return self.refuse(request, 404, "RevisionNotFound")
+        head = {"X-Repo-Commit": revision}
+        files = self.repos[repo][commits.index(revision)]
+        if name not in files:
+            return self.refuse(request, 404, "EntryNotFound", head)
+        head["ETag"] = f'"{hashlib.sha256(files[name]).hexdigest()}"'
+        return self.send(request, files[name], head)
+
+    def refuse(self, request, status: int, code: str, head=()) -> None:
+        request.send_response(status)
+        for key, value in {"X-Error-Code": code, "Content-Length": "0", **dict(head)}.items():
+            request.send_header(key, value)
+        request.end_headers()
+
+    def send(self, request, content: bytes, head: dict[str, str]) -> None:
+        if self.status and not head:
+            return self.refuse(request, self.status.pop(0), "")
+        start, status = 0, 200
+        if wanted := request.headers.get("Range"):
+            start, status = int(wanted.removeprefix("bytes=").split("-")[0]), 206
+            head["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            if start >= len(content):
+                return self.refuse(request, 416, "")
+        content = content[start:]
+        request.send_response(status)
+        for key, value in {**head, "Content-Length": str(len(content))}.items():
+            request.send_header(key, value)
+        request.end_headers()
+        if request.command == "GET":
+            if self.die_after:
+                content = content[: self.die_after.pop(0)]
+                request.close_connection = True
+            request.wfile.write(content)
+        return None
+
+    def paths(self) -> list[str]:
+        return [path for _, path, _ in self.log]
+
+
+@pytest.fixture(autouse=True)
+def hub(monkeypatch, tmp_path):
+    """A hub of its own for each test, with empty caches and no waiting between attempts."""
+    server = Hub()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("STORYFLOWER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "FIRST_WAIT", 0)
+    huggingface_hub.close_session()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def cards(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the command line looks for encoders/
+    folder = tmp_path / "encoders"
+    folder.mkdir()
+    return folder
+
+
+def write(cards: Path, name: str = "tiny", **keys) -> Path:
+    keys = {"kind": "hub", "source": "lab/tiny", "license": "unknown", **keys}
+    file = cards / f"{name}.yaml"
+    text = "# mine\n" + yaml.safe_dump(keys, allow_unicode=True, sort_keys=False)
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def prepare(card_file: Path, output: Path | None = None) -> Path:
+    output = output or card_file.parents[1] / "models" / "encoder"
+    prepare_module.prepare(card_file, NO_TABLE, output, seed=0)
+    return output
+
+
+def refused(card_file: Path) -> str:
+    """The one line that an impossible card ends in; it leaves nothing behind."""
+    output = card_file.parents[1] / "models" / "encoder"
+    with pytest.raises(InputError) as caught:
+        prepare(card_file, output)
+    assert not output.exists()
+    assert not output.with_name("encoder.part").exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- families
+
+
+@pytest.mark.parametrize("name", ["kobert", "bert", "roberta", "electra", "distilbert"])
+def test_each_family_computes_what_transformers_computes(name, pieces, hub, cards, capsys):
+    files, network, keys = family(name, pieces)
+    commit = hub.publish("lab/tiny", {**files, "README.md": b"#", "modeling.py": b"1/0"})
+    output = prepare(write(cards, **keys))
+
+    classifier = build_classifier(output, 6, dr_rate=0.5).eval()
+    tokenizer = load_tokenizer(output)
+    tokens = tokenizer.encode(TEXTS, 64)
+    table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(TEXTS), np.int64))
+    body = getattr(network, network.base_model_prefix)
+    batch = make_batch(table, np.arange(len(TEXTS)))
+    logits = classifier(batch)
+    labels = torch.arange(len(TEXTS)) % 6
+    torch.nn.functional.cross_entropy(logits, labels[batch.rows]).backward()
+
+    # transformers' own model, on the same texts padded to the longest.
+    mask = torch.arange(int(table.lengths.max())) < torch.from_numpy(table.lengths)[:, None]
+    ids = torch.full(mask.shape, tokenizer.pad_id)
+    ids[mask] = torch.from_numpy(table.ids.astype(np.int64))
+    body.eval()
+    # The card's pad id, which may mend the one of config.json: [PAD] is what gets no gradient.
+    body.get_input_embeddings().padding_idx = tokenizer.pad_id
+    theirs = body(input_ids=ids, attention_mask=mask.long())
+    summary = getattr(theirs, "pooler_output", None)
+    if summary is None:
+        summary = theirs.last_hidden_state[:, 0]
+    linear = torch.nn.functional.linear(summary, classifier.linear.weight, classifier.linear.bias)
+    torch.testing.assert_close(logits, linear[batch.rows], atol=1e-5, rtol=0)
+    torch.nn.functional.cross_entropy(linear, labels).backward()
+    expected = {key: value.grad for key, value in body.named_parameters()}
+    for key, value in classifier.encoder.named_parameters():
+        torch.testing.assert_close(
+            value.grad, expected[key], atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    assert (getattr(classifier.encoder, "pooler", None) is not None) == (name == "kobert")
+
+    document = json.loads((output / "card.json").read_text(encoding="utf-8"))
+    assert document["revision"] == commit
+    assert document["optimizer"] == keys.get("optimizer", "adamw")
+    assert document["pad_id"] == tokenizer.pad_id == (0 if name in ("bert", "electra") else 1)
+    assert document["learning_rate"] == 5e-5
+    assert document["max_length"] == {"roberta": 78, "distilbert": 512}.get(name, 80)
+    assert not list(output.glob("*.bin"))
+    assert not any("README" in path or "modeling" in path for path in hub.paths())
+    said = capsys.readouterr().err
+    assert "is not locked" in said
+    assert commit in said
+    assert document["files"]["config.json"][:19] in said
+
+
+@pytest.mark.slow
+def test_each_family_goes_through_the_whole_pipeline(
+    pieces, hub, make_repository: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    """By the stages themselves, one after the other in this process: starting one takes longer."""
+    root = make_repository()
+    monkeypatch.chdir(root)
+    for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
+    for name in ("kobert", "roberta", "electra", "distilbert"):
+        files, _, keys = family(name, pieces)
+        hub.publish(f"lab/{name}", files)
+        write(root / "encoders", name, source=f"lab/{name}", **keys)
+        set_params(root, **{**TINY_PARAMS, "encoder": name})
+        for stage in ("ingest", "labels", "encoder", "tokenize", "train", "evaluate"):
+            importlib.import_module(f"stages.{stage}").main()
+        # The classifier says what its own encoder says, so nothing of the last family is left.
+        config = json.loads((root / "models/classifier/config.json").read_text())
+        assert config["model_type"] == name.removeprefix("ko")
+        metrics = json.loads((root / "reports/metrics.json").read_text(encoding="utf-8"))
+        assert 0 <= metrics["accuracy"] <= 1
+        hub.log.clear()
+        (prediction,) = Classifier.load(root / "models/classifier").predict(["합격했어"])
+        assert prediction.label in WORDS
+        assert hub.log == []
+
+
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_wordpiece_ids_are_those_of_transformers(name, lower, pieces, hub, cards, tmp_path):
+    files = family(name, pieces)[0]
+    order = BERT_ORDER if name == "bert" else ROBERTA_ORDER
+    files |= word_piece_files(order, do_lower_case=lower)
+    hub.publish("lab/tiny", files)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for file in ("vocab.txt", "tokenizer_config.json", "config.json"):
+        (theirs / file).write_bytes(files[file])
+    expected = transformers.BertTokenizer.from_pretrained(theirs)(TEXTS)["input_ids"]
+    tokens = load_tokenizer(prepare(write(cards))).encode(TEXTS, 512)
+    rows = np.split(tokens.ids, tokens.offsets[1:-1])
+    assert [row.tolist() for row in rows] == expected
+
+
+@pytest.mark.parametrize("pretokenize", ["bert", "none"])
+def test_card_chooses_how_sentencepiece_is_run(pretokenize, pieces, hub, cards):
+    hub.publish("lab/tiny", kobert(pieces)[0])
+    text = "합격했어! 漢字."
+    card = {"tokenizer": "sentencepiece", "pretokenize": pretokenize}
+    ids = load_tokenizer(prepare(write(cards, **card))).encode([text], 64).ids.tolist()
+    assert (ids == plain_ids(pieces, text)) == (pretokenize == "none")
+
+
+def test_old_names_of_layer_norm_are_read(pieces, hub, cards):
+    def change(weights):
+        for name in list(weights):
+            new = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+            weights[new.replace("LayerNorm.bias", "LayerNorm.beta")] = weights.pop(name)
+
+    files, network = kobert(pieces, change)
+    hub.publish("lab/tiny", files)
+    body = build_classifier(prepare(write(cards)), 2, 0.0).encoder
+    ours, theirs = body.embeddings.LayerNorm.weight, network.bert.embeddings.LayerNorm.weight
+    assert torch.equal(ours, theirs)
+
+
+def test_max_len_beyond_the_encoders_positions_is_an_error(pieces, hub, cards, tmp_path):
+    files, _, _ = family("roberta", pieces)
+    hub.publish("lab/tiny", files)
+    output = prepare(write(cards))
+    table = tmp_path / "dialogues.parquet"
+    columns = {"split": ["Training"], "text": ["오늘"], "label": ["기쁨"], "fine": ["기쁨/기쁨"]}
+    pq.write_table(pa.table(columns), table)
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"labels": ["기쁨", "슬픔"]}', encoding="utf-8")
+    with pytest.raises(InputError, match="max_len must be at most 78 with this encoder, got 79"):
+        tokenize.tokenize(
+            table, labels, output, tmp_path / "t", tmp_path / "r.json", target="major", max_len=79
+        )
+
+
+# ---------------------------------------------------------------- locks, caches, the network
+
+
+def test_lock_pins_the_source_and_needs_no_network_after(pieces, hub, cards, capsys):
+    commit = hub.publish("lab/tiny", kobert(pieces)[0])
+    card = write(cards)
+    before = card.read_bytes()
+    main(["lock", "tiny"])
+    assert card.read_bytes() == before
+    lock = json.loads((cards / "tiny.lock.json").read_text(encoding="utf-8"))
+    assert lock["revision"] == commit
+    assert set(lock["files"]) == {"config.json", "pytorch_model.bin", "spiece.model"}
+    assert lock["golden"]["ids"] == plain_ids(pieces, verify.GOLDEN_TEXT)
+
+    other = kobert(pieces, lambda weights: [value.zero_() for value in weights.values()])[0]
+    hub.publish("lab/tiny", other)
+    hub.log.clear()
+    capsys.readouterr()
+    first = prepare(card)
+    assert hub.log == []
+    assert capsys.readouterr().err == ""
+    assert json.loads((first / "card.json").read_text(encoding="utf-8"))["revision"] == commit
+
+    # A cache that is empty again is filled with the locked commit, not with the newest.
+    content = {path.name: path.read_bytes() for path in first.iterdir()}
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    second = prepare(card)
+    assert {path.name: path.read_bytes() for path in second.iterdir()} == content
+
+
+def test_without_a_lock_the_newest_is_taken_and_the_cache_when_out_of_reach(
+    pieces, hub, cards, monkeypatch
+):
+    hub.publish("lab/tiny", kobert(pieces)[0])
+    card = write(cards)
+    prepare(card)
+    commit = hub.publish("lab/tiny", kobert(pieces, num_hidden_layers=1)[0])
+    output = prepare(card)
+    document = json.loads((output / "card.json").read_text(encoding="utf-8"))
+    assert document["revision"] == commit
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.log.clear()
+    huggingface_hub.close_session()
+    assert json.loads((prepare(card) / "card.json").read_text(encoding="utf-8")) == document
+    assert hub.log == []
+
+
+def test_pinned_revision_is_taken_and_asks_nothing_twice(pieces, hub, cards):
+    files, _, keys = family("bert", pieces)
+    del files["tokenizer_config.json"]  # that there is none is remembered as well
+    commit = hub.publish("lab/tiny", files)
+    hub.publish("lab/tiny", {"config.json": b"{}"})
+    card = write(cards, revision=commit, **keys)
+    prepare(card)
+    hub.log.clear()
+    prepare(card)
+    assert hub.log == []
+
+
+def run_stage(folder: Path, hub: Hub, **more: str) -> subprocess.CompletedProcess:
+    """The stage in a process of its own, with the environment of someone who uses a mirror."""
+    (folder / "encoders").mkdir(exist_ok=True)
+    write(folder / "encoders", "mine", source="skt/kobert-base-v1")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    (folder / "params.yaml").write_text(yaml.safe_dump({**params, "encoder": "mine"}))
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), **more}
+    return subprocess.run(
+        [sys.executable, "-m", "stages.encoder"],
+        cwd=folder,
+        env={**clean, "PYTHONPATH": str(ROOT), **settings},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_stage_ends_in_one_line_when_offline(hub, tmp_path):
+    done = run_stage(tmp_path, hub, HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: skt/kobert-base-v1: config.json is not in the hub cache, "
+        "and HF_HUB_OFFLINE forbids to fetch it\n"
+    )
+    assert hub.log == []
+
+
+@pytest.mark.slow
+def test_stage_fetches_from_the_mirror_of_the_environment(pieces, hub, tmp_path):
+    hub.publish("skt/kobert-base-v1", kobert(pieces)[0])
+    done = run_stage(tmp_path, hub)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "encoder mine: hub, sentencepiece, licence unknown\n"
+    assert "skt/kobert-base-v1/resolve/main/config.json" in hub.paths()
+    assert list((tmp_path / "home" / "hub").glob("models--skt--kobert-base-v1/snapshots/*"))
+    hub.log.clear()
+    assert run_stage(tmp_path, hub, HF_HUB_OFFLINE="1").returncode == 0
+    assert hub.log == []
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("gated", "lab/tiny: gated: accept its conditions"),
+        ("misspelt", "lab/tiny: no such repository on the hub; check the spelling"),
+        ("revision", "lab/tiny: the hub knows no revision 'v9'"),
+        ("offline", "config.json is not in the hub cache, and HF_HUB_OFFLINE forbids"),
+        ("network", "config.json is not in the hub cache, and http://127.0.0.1:9 cannot be"),
+        ("weights", "lab/tiny: has no model.safetensors or pytorch_model.bin"),
+        ("vocabulary", "lab/tiny: has no spiece.model or vocab.txt"),
+    ],
+)
+def test_hub_that_does_not_deliver(case, expected, pieces, hub, cards, monkeypatch):
+    files = kobert(pieces)[0]
+    if case == "gated":
+        hub.gated.add("lab/tiny")
+    elif case == "weights":
+        hub.publish("lab/tiny", {k: v for k, v in files.items() if k != "pytorch_model.bin"})
+    elif case == "vocabulary":
+        hub.publish("lab/tiny", {k: v for k, v in files.items() if k != "spiece.model"})
+    elif case != "misspelt":
+        hub.publish("lab/tiny", files)
+    if case == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    if case == "network":
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("time.sleep", lambda _: None)
+    keys = {"revision": "v9"} if case == "revision" else {}
+    assert expected in refused(write(cards, **keys))
+
+
+def test_file_that_differs_from_its_lock_is_not_read(pieces, hub, cards, monkeypatch):
+    hub.publish("lab/tiny", kobert(pieces)[0])
+    card = write(cards)
+    lock_module.lock(card)
+    [cached] = Path(constants.HF_HUB_CACHE).rglob("snapshots/*/pytorch_model.bin")
+    cached.resolve().write_bytes(b"something else")
+    monkeypatch.setattr(pretrained, "read_weights", None)
+    said = refused(card)
+    assert f"{cached.resolve()}: sha256:" in said
+    assert "if it is damaged, delete it" in said
+    cached.resolve().unlink()
+    monkeypatch.undo()
+
+
+# ---------------------------------------------------------------- plain files: kobert-legacy
+
+
+def archive(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def legacy(hub: Hub, cards: Path, pieces: bytes, packed: bytes | None = None, **keys) -> Path:
+    """A card such as kobert-legacy's, and its files on the server."""
+    files, _ = kobert(pieces)
+    inside = {f"kobert_from_pretrained/{k}": v for k, v in files.items() if k != "spiece.model"}
+    packed = packed or archive(inside)
+    hub.plain = {"old/kobert_v1.zip": packed, "old/ko.spiece": pieces}
+    checksums = {
+        "kobert_v1.zip": f"md5:{hashlib.md5(packed).hexdigest()}",
+        "ko.spiece": f"md5:{hashlib.md5(pieces).hexdigest()[:10]}",
+    }
+    more = {"vocabulary": "ko.spiece", "tokenizer": "sentencepiece", "pretokenize": "bert"}
+    source = f"{hub.url}/old"
+    return write(cards, **{"kind": "url", "source": source, "files": checksums, **more, **keys})
+
+
+def test_legacy_files_become_the_same_encoder_as_the_hubs(pieces, hub, cards, capsys):
+    card = legacy(hub, cards, pieces)
+    output = prepare(card)
+    hub.publish("lab/tiny", kobert(pieces)[0])
+    theirs = prepare(write(cards, "hub"), output.with_name("other"))
+    for name in ("model.safetensors", "config.json", "spiece.model"):
+        assert (output / name).read_bytes() == (theirs / name).read_bytes()
+    hub.log.clear()
+    lock_module.lock(card)
+    capsys.readouterr()
+    prepare(card)
+    assert hub.log == []
+    assert capsys.readouterr().err == ""
+
+
+def test_download_resumes_where_the_server_died(pieces, hub, cards):
+    card = legacy(hub, cards, pieces)
+    size = len(hub.plain["old/kobert_v1.zip"])
+    hub.die_after = [1000, 500]
+    hub.status = [503]
+    prepare(card)
+    ranges = [span for _, path, span in hub.log if path == "old/kobert_v1.zip"]
+    assert ranges == [None, None, "bytes=1000-", "bytes=1500-"]
+    assert size > 1500
+
+
+def test_download_goes_on_in_the_next_run(pieces, hub, cards):
+    card = legacy(hub, cards, pieces)
+    hub.die_after = [2000] + [0] * sources.ATTEMPTS
+    assert "run it again to resume" in refused(card)
+    assert not list(sources.cache_folder().rglob("kobert_v1.zip"))
+    hub.log.clear()
+    hub.die_after = []
+    prepare(card)
+    assert hub.log[0][2] == "bytes=2000-"
+
+
+@pytest.mark.parametrize("left", ["junk", "whole", "too much"])
+def test_part_of_an_earlier_run_is_not_trusted(left, pieces, hub, cards):
+    card = legacy(hub, cards, pieces)
+    packed = hub.plain["old/kobert_v1.zip"]
+    folder = sources.cache_folder() / f"md5-{hashlib.md5(packed).hexdigest()}"
+    folder.mkdir(parents=True)
+    part = {"junk": b"junk" * 9, "whole": packed, "too much": packed + b"more"}[left]
+    (folder / "kobert_v1.zip.part").write_bytes(part)
+    prepare(card)
+    assert [path.name for path in folder.glob("*.zip*") if path.suffix != ".lock"] == [
+        "kobert_v1.zip"
+    ]
+    assert (folder / "kobert_v1.zip").read_bytes() == packed
+    # Nor is what lies in the cache, should it rot there.
+    (folder / "kobert_v1.zip").write_bytes(packed[:-1])
+    prepare(card)
+    assert (folder / "kobert_v1.zip").read_bytes() == packed
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("checksum", "kobert_v1.zip: checksum md5:"),
+        (403, "kobert_v1.zip: the server refuses it (403)"),
+        (404, "kobert_v1.zip: not there (404)"),
+        (500, "kobert_v1.zip: could not be downloaded (the server answers 500); run it again"),
+        ("offline", "and HF_HUB_OFFLINE forbids to fetch it"),
+        ("network", "kobert_v1.zip: could not be downloaded (<urlopen error"),
+        ("disk", "the disk is full; make room, or set STORYFLOWER_CACHE"),
+    ],
+)
+def test_server_that_does_not_deliver(case, expected, pieces, hub, cards, monkeypatch):
+    keys = {"source": "http://127.0.0.1:9/old"} if case == "network" else {}
+    card = legacy(hub, cards, pieces, **keys)
+    if case == "checksum":
+        hub.plain["old/kobert_v1.zip"] = archive({"other": b"file"})
+    elif case == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    elif case == "disk":
+        if not Path("/dev/full").exists():
+            pytest.skip("no /dev/full here")
+        folder = sources.cache_folder() / Card.load(card).files["kobert_v1.zip"].replace(":", "-")
+        folder.mkdir(parents=True)
+        (folder / "kobert_v1.zip.part").symlink_to("/dev/full")
+    elif isinstance(case, int):
+        hub.status = [case] * sources.ATTEMPTS
+    assert expected in refused(card)
+    assert not list(sources.cache_folder().rglob("kobert_v1.zip"))
+
+
+def link(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        member = zipfile.ZipInfo(name)
+        member.external_attr = 0o120777 << 16
+        file.writestr(member, "/etc")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("packed", "expected"),
+    [
+        (archive({"../../escaped": b"x"}), "refused: its member '../../escaped'"),
+        (archive({"/tmp/escaped": b"x"}), "refused: its member '/tmp/escaped'"),
+        (archive({"a\\..\\escaped": b"x"}), "refused: its member"),
+        (link("config.json"), "refused: its member 'config.json'"),
+        (archive({"zeros": bytes(200 << 20)}), "would unpack to 200 MiB; refused"),
+        (archive({"config.json": b"{}"})[:-30], "not a usable zip"),
+        (archive({"a/config.json": b"{}", "b/config.json": b"{}"}), "more than one config.json"),
+    ],
+    ids=["parent", "absolute", "windows", "link", "bomb", "truncated", "twice"],
+)
+def test_malicious_zip_is_refused(packed, expected, pieces, hub, cards, tmp_path):
+    assert expected in refused(legacy(hub, cards, pieces, packed))
+    assert not list(tmp_path.rglob("escaped"))
+    assert not Path("/tmp/escaped").exists()
+
+
+# ---------------------------------------------------------------- checkpoints that must not pass
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, sign: Path):
+        self.sign = sign
+
+    def __reduce__(self):
+        return Path.touch, (self.sign,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_bin_that_would_run_code_does_not(pieces, hub, cards, tmp_path):
+    sign = tmp_path / "it-ran"
+    files, _ = kobert(pieces)
+    for content in (pickle.dumps(Bomb(sign)), saved({"weight": Bomb(sign)})):
+        hub.publish("lab/tiny", {**files, "pytorch_model.bin": content})
+        assert "pytorch_model.bin: refused: damaged, or holds objects" in refused(write(cards))
+    assert not sign.exists()
+
+
+def saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def test_code_of_a_checkpoint_is_not_run(pieces, hub, cards, tmp_path):
+    files, network, keys = family("kobert", pieces)
+    sign = tmp_path / "it-ran"
+    code = f"import pathlib\npathlib.Path({str(sign)!r}).touch()\n".encode()
+    config = json.loads(files["config.json"])
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    known = {**files, "own.py": code, "config.json": json.dumps(config).encode()}
+    hub.publish("lab/tiny", known)
+    body = build_classifier(prepare(write(cards, **keys)), 2, 0.0).encoder
+    assert torch.equal(body.pooler.dense.weight, network.bert.pooler.dense.weight)
+
+    config["model_type"] = "own"
+    hub.publish("lab/own", {**known, "config.json": json.dumps(config).encode()})
+    output = tmp_path / "own"
+    with pytest.raises(InputError, match="a model of type 'own'; those that work: bert, roberta"):
+        prepare(write(cards, "own", source="lab/own"), output)
+    assert not sign.exists()
+    assert not any(path.endswith("own.py") for path in hub.paths())
+
+
+def fewer_rows(weights):
+    for name in list(weights):
+        if "word_embeddings" in name or name.startswith("cls.predictions"):
+            weights[name] = weights[name][:-7] if weights[name].dim() else weights[name]
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("config rows", "embeddings.word_embeddings.weight is"),
+        ("fewer rows", "pieces in the vocabulary, but 40 rows in the embedding"),
+        ("many rows", "pieces in the vocabulary, but 900 rows in the embedding"),
+        ("layer", "encoder.layer.2.attention.output.LayerNorm.bias is missing"),
+        ("pad in config", "lab/tiny: [PAD] is id 1 in the vocabulary, 0 in config.json"),
+        ("pad on card", "lab/tiny: [PAD] is id 1 in the vocabulary, 0 on the card"),
+        ("golden", "lab/tiny: another vocabulary or tokenizer: '한국어 모델을"),
+        ("config", "config.json: not readable as JSON"),
+        ("no weights", "lab/tiny: pytorch_model.bin: holds more than named tensors"),
+        ("not pieces", "spiece.model: not a SentencePiece model"),
+    ],
+)
+def test_parts_that_do_not_belong_together(case, expected, pieces, hub, cards):
+    keys: dict = {}
+    files, _ = kobert(pieces)
+    if case == "config rows":
+        files, _ = kobert(pieces, fewer_rows)
+    elif case == "fewer rows":
+        files, _ = kobert(pieces, vocab_size=40)
+    elif case == "many rows":
+        files, _ = kobert(pieces, vocab_size=900)
+    elif case == "layer":
+        files["config.json"] = kobert(pieces, num_hidden_layers=3)[0]["config.json"]
+    elif case == "pad in config":
+        files, _ = kobert(pieces, pad_token_id=0)
+    elif case == "pad on card":
+        keys = {"pad_id": 0}
+    elif case == "golden":
+        keys = {"golden": {"text": verify.GOLDEN_TEXT, "ids": [2, 4958, 3]}}
+    elif case == "config":
+        files["config.json"] = b"{"
+    elif case == "no weights":
+        files["pytorch_model.bin"] = saved({"bert": {"deep": torch.zeros(1)}})
+    else:
+        files["spiece.model"] = b"<html>"
+    hub.publish("lab/tiny", files)
+    assert expected in refused(write(cards, **keys))
+
+
+def test_card_mends_the_pad_id_of_an_old_config(pieces, hub, cards):
+    hub.publish("lab/tiny", kobert(pieces, pad_token_id=0)[0])
+    config = json.loads((prepare(write(cards, pad_id=1)) / "config.json").read_text())
+    assert config["pad_token_id"] == 1
+
+
+def test_positions_of_roberta_forbid_another_pad_id(pieces, hub, cards):
+    files, _, _ = family("roberta", pieces)
+    config = json.loads(files["config.json"]) | {"pad_token_id": 0}
+    hub.publish("lab/tiny", {**files, "config.json": json.dumps(config).encode()})
+    assert "1 in the vocabulary, 0 in config.json" in refused(write(cards, pad_id=1))
+
+
+def test_golden_sentence_is_checked_the_way_it_says(pieces, hub, cards):
+    hub.publish("lab/tiny", kobert(pieces)[0])
+    golden = {"text": "기뻐서 났어!", "pretokenize": "none"}
+    card = {"tokenizer": "sentencepiece", "pretokenize": "bert"}
+    golden["ids"] = plain_ids(pieces, golden["text"])
+    prepare(write(cards, golden=golden, **card))
+
+
+def test_locked_golden_sentence_notices_another_tokenizer(pieces, hub, cards):
+    hub.publish("lab/tiny", kobert(pieces)[0])
+    card = write(cards)
+    lock_module.lock(card)
+    file = cards / "tiny.lock.json"
+    lock = json.loads(file.read_text(encoding="utf-8"))
+    lock["golden"]["ids"].insert(1, 0)  # as if the code had cut the sentence in another way then
+    file.write_text(json.dumps(lock), encoding="utf-8")
+    assert "lab/tiny: another vocabulary" in refused(card)
+
+
+def test_failure_leaves_the_old_encoder(pieces, hub, cards):
+    files, _ = kobert(pieces)
+    hub.publish("lab/tiny", files)
+    card = write(cards)
+    output = prepare(card)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    hub.publish("lab/tiny", {**files, "pytorch_model.bin": b"half"})
+    with pytest.raises(InputError):
+        prepare(card)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert [path.name for path in output.parent.iterdir()] == ["encoder"]
+
+
+# ---------------------------------------------------------------- cards
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"kind": "zip"}, "kind must be one of scratch, hub, url, path, got 'zip'"),
+        ({"source": None}, "source must be a hub id"),
+        ({"source": "a/b/c"}, "source must be a hub id such as klue/bert-base, got 'a/b/c'"),
+        ({"source": "../secret"}, "source must be a hub id"),
+        ({"pad": 1}, "unknown key 'pad'; this kind knows kind, license, source"),
+        ({"path": "x"}, "unknown key 'path'"),
+        ({"tokenizer": "bpe"}, "tokenizer must be one of sentencepiece, wordpiece, got 'bpe'"),
+        ({"pretokenize": "yes"}, "pretokenize must be one of bert, none, got 'yes'"),
+        ({"tokenizer": "wordpiece", "pretokenize": "bert"}, "pretokenize must be left out with"),
+        ({"pad_id": -1}, "pad_id must be a whole number from 0, got -1"),
+        ({"learning_rate": 2}, "learning_rate must be a number in (0, 1], got 2"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adamw, notebook, got 'sgd'"),
+        ({"revision": 1234567}, "revision must be a commit, tag or branch, in quotes"),
+        ({"revision": "../main"}, "revision must be a commit"),
+        ({"vocabulary": "../spiece.model"}, "vocabulary must be a file name"),
+        ({"golden": {"text": "오늘"}}, "golden must be a text, its ids"),
+        ({"license": 3}, "license must be text, got 3"),
+        ({"kind": "url"}, "key 'files' is missing"),
+        ({"kind": "scratch"}, "key 'heads' is missing"),
+    ],
+)
+def test_card_that_is_wrong(change, expected, cards):
+    card = write(cards, **change)
+    assert f"{card}: {expected}" in refused(card)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{}, {"a": "md5:123"}, {"../a": "md5:" + "0" * 32}, {"a": "0" * 32}, {"a": "crc:" + "0" * 32}],
+)
+def test_checksums_that_are_wrong(files, cards):
+    keys = {
+        "kind": "url",
+        "source": "http://x",
+        "tokenizer": "wordpiece",
+        "vocabulary": "vocab.txt",
+    }
+    assert "files must be names with md5" in refused(write(cards, files=files, **keys))
+
+
+def test_missing_key_and_missing_card(cards):
+    card = cards / "tiny.yaml"
+    card.write_text("kind: hub\nlicense: unknown\n")
+    assert refused(card) == f"{card}: key 'source' is missing"
+    assert "kobrt.yaml: not found; there are cards for tiny" in refused(cards / "kobrt.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"source": "lab/other"}, "of lab/tiny, but the card says lab/other; lock it again: "),
+        ({"revision": "0" * 40}, "but the card says 0000000000"),
+    ],
+)
+def test_lock_of_another_card(change, expected, pieces, hub, cards):
+    hub.publish("lab/tiny", kobert(pieces)[0])
+    lock_module.lock(write(cards))
+    assert expected in refused(write(cards, **change))
+    (cards / "tiny.lock.json").write_text('{"source": "lab/tiny"}')
+    assert "tiny.lock.json: damaged; lock it again" in refused(write(cards))
+
+
+def test_new_card_of_a_hub_id_works_as_it_is(pieces, hub, cards, capsys):
+    hub.publish("lab/tiny", family("bert", pieces)[0])
+    main(["card", "mine", "lab/tiny"])
+    card = cards / "mine.yaml"
+    assert card.read_text() == 'kind: hub\nsource: "lab/tiny"\nlicense: unknown\n'
+    assert load_tokenizer(prepare(card)).pieces("오늘 마음이") == ["오늘", "마음", "##이"]
+    with pytest.raises(InputError, match=r"mine.yaml: is there already; it is not overwritten"):
+        main(["card", "mine", "lab/other"])
+    assert "lab/tiny" in card.read_text()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-x y", "x\n"])
+def test_name_of_a_new_card_is_no_path(name, cards, tmp_path):
+    with pytest.raises(InputError, match="a card's name has letters"):
+        write_card(name, "lab/tiny", cards)
+    assert [path.name for path in tmp_path.iterdir()] == ["encoders"]
+
+
+def test_source_of_a_new_card_is_a_folder_or_a_hub_id(cards):
+    with pytest.raises(InputError, match="neither a folder nor a hub id"):
+        write_card("x", "./not/there", cards)
+    assert list(cards.iterdir()) == []
+
+
+def unpack(files: dict[str, bytes], folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_folder_elsewhere_is_to_be_copied_where_dvc_watches_it(pieces, cards, tmp_path):
+    place = unpack(kobert(pieces)[0], tmp_path / "elsewhere" / "mine")
+    with pytest.raises(InputError, match="copy it to .*encoders/mine first"):
+        main(["card", "mine", str(place)])
+    assert list(cards.iterdir()) == []
+    for source in (str(place), "../elsewhere/mine"):
+        card = write(cards, kind="path", source=source)
+        with pytest.raises(InputError, match=r"source must be a folder beside the card"):
+            Card.load(card)
+
+
+def test_locked_folder_is_compared_with_its_lock(pieces, cards, capsys):
+    files, _ = kobert(pieces)
+    place = unpack(files, cards / "mine")
+    main(["card", "mine", str(place)])
+    main(["lock", "mine"])
+    capsys.readouterr()
+    (place / "model.safetensors").write_bytes(b"was not there when it was locked")
+    prepare(cards / "mine.yaml")
+    assert capsys.readouterr().err == ""
+    (place / "config.json").write_bytes(files["config.json"] + b"\n")
+    with pytest.raises(InputError, match="if the source has changed: python -m storyflower"):
+        prepare(cards / "mine.yaml")
+
+
+def test_folder_that_is_no_encoder_is_refused(cards):
+    main(["card", "mine", str(unpack({}, cards / "empty"))])
+    assert "has no config.json" in refused(cards / "mine.yaml")
+
+
+def test_folder_beside_the_card_needs_no_lock(pieces, cards, capsys):
+    unpack(kobert(pieces)[0], cards / "own")
+    main(["card", "mine", str(cards / "own")])
+    assert 'source: "own"' in (cards / "mine.yaml").read_text()
+    capsys.readouterr()
+    prepare(cards / "mine.yaml")
+    assert capsys.readouterr().err == ""
+
+
+def test_cards_that_ship():
+    cards = {file.stem: Card.load(file) for file in (ROOT / "encoders").glob("*.yaml")}
+    assert set(cards) == {
+        *("scratch", "kobert", "kobert-legacy", "kobert-monologg", "distilkobert"),
+        *("klue-roberta", "klue-bert", "koelectra", "kcelectra", "kcbert"),
+    }
+    readme = [2, 4958, 6855, 2046, 7088, 1050, 7843, 54, 3]
+    for name in ("kobert", "kobert-legacy", "kobert-monologg"):
+        card = cards[name]
+        assert (card.pretokenize, card.pad_id, card.optimizer) == ("bert", 1, "notebook")
+        assert (card.learning_rate, card.license) == (5e-5, "Apache-2.0")
+        golden = {"text": "한국어 모델을 공유합니다.", "pretokenize": "none", "ids": readme}
+        assert card.golden == golden
+    assert cards["kobert-legacy"].files == {
+        "kobert_v1.zip": "md5:411b2429199bc04558576acdcac6d498",
+        "kobert_news_wiki_ko_cased-1087f8699e.spiece": "md5:ae5711deb3",
+    }
+    assert all(card.optimizer == "adamw" for name, card in cards.items() if "kobert" not in name)

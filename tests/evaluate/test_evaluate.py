@@ -1,0 +1,275 @@
+"""The reports on Validation: figures, verdicts, pictures with Korean in them."""
+
+import csv
+import json
+import logging
+import os
+import re
+import shutil
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file, save_file
+
+from storyflower.common.errors import InputError
+from storyflower.evaluate import baseline, plots
+from storyflower.evaluate import evaluate as evaluate_module
+from storyflower.interim.dialogues import read_split
+from storyflower.interim.labels import LabelIndex
+from storyflower.tracking import record
+from tests.support import WORDS
+
+SEED = 42
+REPORTS = {"metrics.json", "confusion.csv", "confusion.png", "learning_curves.png"}
+
+
+def evaluate(root: Path, interim: Path, classifier: Path, reports: str) -> dict:
+    """evaluate() into root/reports; the predictions go to root/predictions.parquet."""
+    record.new_record(
+        experiment="sample", params={}, tags={}, dataset=interim / "dialogues.parquet"
+    ).save(root / "run.json")
+    return evaluate_module.evaluate(
+        classifier=classifier,
+        tokens=interim / "tokens",
+        dialogues=interim / "dialogues.parquet",
+        history=interim / "history.csv",
+        record=root / "run.json",
+        reports=root / reports,
+        predictions=root / "predictions.parquet",
+        target="major",
+        device="cpu",
+        precision="fp32",
+        seed=SEED,
+        checkpoint_dir="auto",
+    )
+
+
+@pytest.fixture(scope="module")
+def scored(
+    interim: Path, classifier: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict]:
+    """(a folder with reports/ and predictions.parquet, what evaluate returned)."""
+    root = tmp_path_factory.mktemp("scored")
+    erring = shutil.copytree(classifier, root / "classifier")
+    head = load_file(erring / "head.safetensors")
+    for values in head.values():
+        values[1] = values[0]  # so that the second class is never answered
+    save_file(head, erring / "head.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
+            patch.delenv(name)
+        patch.chdir(root)
+        return root, evaluate(root, interim, erring, "reports")
+
+
+def test_metrics_json(scored: tuple[Path, dict]) -> None:
+    root, returned = scored
+    found = json.loads((root / "reports/metrics.json").read_text(encoding="utf-8"))
+    assert found == returned
+    assert set(found) == {
+        "rows",
+        "correct",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "macro_f1",
+        "loss",
+        "calibration_error",
+        "classes",
+        "tfidf_accuracy",
+        "accuracy_minus_tfidf",
+        "baselines",
+    }
+    assert found["rows"] == 24 and found["accuracy"] == found["correct"] / 24
+    assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
+    assert [set(row) for row in found["classes"]] == [
+        {"name", "precision", "recall", "f1", "count"}
+    ] * 3
+    assert [row["count"] for row in found["classes"]] == [8, 8, 8]
+    assert found["classes"][1]["recall"] == 0
+    assert 8 < found["correct"] <= 16
+    majority, tfidf = found["baselines"]
+    assert (majority["name"], tfidf["name"]) == ("majority", "tfidf_logistic_regression")
+    for row in (majority, tfidf):
+        assert set(row) == {
+            *("name", "correct", "accuracy", "macro_f1", "loss"),
+            *("difference", "low", "high", "verdict"),
+        }
+        assert row["accuracy"] == row["correct"] / 24
+        assert row["difference"] == pytest.approx(found["accuracy"] - row["accuracy"])
+    assert found["tfidf_accuracy"] == tfidf["accuracy"]
+    assert found["accuracy_minus_tfidf"] == tfidf["difference"]
+    assert majority["correct"] == 8
+
+
+def test_the_interval_of_the_difference_is_paired(scored: tuple[Path, dict], interim: Path) -> None:
+    """Resampled as it is meant: the same rows for both, row by row."""
+    root, result = scored
+    rows = pq.read_table(root / "predictions.parquet").to_pylist()
+    ours = np.array([row["right"] for row in rows]).astype(int)
+    names = LabelIndex.load(interim / "labels.json")
+    train = read_split(interim / "dialogues.parquet", "Training", ["text", "label"])
+    train_labels = names.encode(train["label"].to_pylist())
+    actual = names.encode([row["actual"] for row in rows])
+    probability = {
+        "majority": baseline.majority(train_labels, 24, 3),
+        "tfidf_logistic_regression": baseline.tfidf_logistic_regression(
+            train["text"].to_pylist(), train_labels, [row["text"] for row in rows], 3
+        ),
+    }
+    draws = np.random.default_rng(0).integers(0, 24, (4000, 24))
+    for row in result["baselines"]:
+        theirs = (probability[row["name"]].argmax(axis=1) == actual).astype(int)
+        assert row["correct"] == theirs.sum()
+        low, high = np.percentile((ours - theirs)[draws].mean(axis=1), [2.5, 97.5])
+        assert row["low"] == pytest.approx(low, abs=1 / 24)
+        assert row["high"] == pytest.approx(high, abs=1 / 24)
+
+
+def test_the_difference_of_two_that_err_on_the_same_rows_is_certain() -> None:
+    """Two models equal but for one row in 100: unpaired intervals would be 20 points wide."""
+    rng = np.random.default_rng(0)
+    actual = rng.integers(0, 3, 100)
+    guess = np.where(rng.random(100) < 0.6, actual, (actual + 1) % 3)
+    better = guess.copy()
+    better[np.flatnonzero(guess != actual)[0]] = actual[np.flatnonzero(guess != actual)[0]]
+    probability = {"classifier": np.eye(3)[better], "majority": np.eye(3)[guess]}
+    row = evaluate_module.against("majority", probability, actual, tuple(WORDS), SEED)
+    assert row["difference"] == pytest.approx(0.01)
+    assert row["low"] == 0 and row["high"] <= 0.04
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "start"),
+    [
+        (0.01, 0.07, "The classifier is better than {}: +4.0 points"),
+        (-0.07, -0.01, "The classifier is worse than {}: -4.0 points"),
+        (-0.01, 0.09, "These rows cannot tell the classifier from {}: +4.0 points"),
+        (0.0, 0.08, "These rows cannot tell the classifier from {}: +4.0 points"),
+        (-0.08, 0.0, "These rows cannot tell the classifier from {}: -4.0 points"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("majority", "always answering the most frequent class"),
+        ("tfidf_logistic_regression", "TF-IDF + logistic regression"),
+    ],
+)
+def test_verdict(low: float, high: float, start: str, name: str, other: str) -> None:
+    said = evaluate_module.verdict(name, (low + high) / 2, low, high, 1234)
+    assert said == (
+        f"{start.format(other)} of accuracy on 1234 rows, "
+        f"95% interval {100 * low:+.1f} to {100 * high:+.1f}."
+    )
+
+
+def test_confusion_csv_and_predictions_tell_the_same(scored: tuple[Path, dict]) -> None:
+    root, result = scored
+    with (root / "reports/confusion.csv").open(encoding="utf-8", newline="") as file:
+        pairs = list(csv.reader(file))
+    assert pairs[0] == ["actual", "predicted"]
+    rows = pq.read_table(root / "predictions.parquet").to_pylist()
+    assert pairs[1:] == [[row["actual"], row["predicted"]] for row in rows]
+    assert sum(actual == predicted for actual, predicted in pairs[1:]) == result["correct"]
+    assert set(rows[0]) == {
+        *("row", "text", "actual", "predicted", "right"),
+        *(f"p({name})" for name in WORDS),
+    }
+
+
+def test_only_the_predictions_hold_text(scored: tuple[Path, dict]) -> None:
+    root, _ = scored
+    assert stat.S_IMODE((root / "predictions.parquet").stat().st_mode) == 0o600
+    assert {path.name for path in (root / "reports").iterdir()} == REPORTS
+    for name in REPORTS:
+        content = (root / "reports" / name).read_bytes()
+        assert not any(word.encode() in content for words in WORDS.values() for word in words)
+
+
+def test_equal_input_makes_equal_bytes(
+    scored: tuple[Path, dict], interim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = scored
+    monkeypatch.chdir(root)
+    evaluate(root, interim, root / "classifier", "again")
+    for name in REPORTS:
+        first, second = ((root / folder / name).read_bytes() for folder in ("reports", "again"))
+        assert first == second, name
+
+
+def test_outputs_of_two_runs_are_not_mixed(
+    interim: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mixed = tmp_path / "mixed"
+    shutil.copytree(interim / "tokens", mixed / "tokens")
+    labels = np.load(mixed / "tokens/Validation.labels.npy")
+    np.save(mixed / "tokens/Validation.labels.npy", labels[::-1])
+    for name in ("dialogues.parquet", "history.csv"):
+        shutil.copyfile(interim / name, mixed / name)
+    with pytest.raises(InputError, match="are of different runs; run 'dvc repro'"):
+        evaluate(tmp_path, mixed, classifier, "reports")
+    assert not list((tmp_path / "reports").glob("*"))
+
+
+@pytest.fixture
+def strict(caplog: pytest.LogCaptureFixture):
+    """A glyph that the font lacks, or a font that is not found, is an error."""
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warnings.filterwarnings("error", message="Glyph .* missing from font")
+        yield
+        assert not caplog.records
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("classes", [2, 6, 20, 21, 60])
+def test_confusion_matrix_of_korean_classes(classes: int, tmp_path: Path) -> None:
+    """60 is what `target: fine` makes; every name has syllables of its own."""
+    names = tuple(f"{chr(0xAC00 + 97 * n)}정/{chr(0xD7A3 - 97 * n)}한" for n in range(classes))
+    counts = np.random.default_rng(0).integers(0, 50, (classes, classes))
+    counts[0] = 0  # a class that never occurs
+    plots.confusion_matrix(counts, names, tmp_path / "one.png")
+    plots.confusion_matrix(counts, names, tmp_path / "two.png")
+    picture = (tmp_path / "one.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert picture == (tmp_path / "two.png").read_bytes()
+    width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
+    assert 300 < height <= width < 4000
+    plots.confusion_matrix(counts.T, names, tmp_path / "other.png")
+    assert picture != (tmp_path / "other.png").read_bytes()
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize(("epochs", "scale"), [(1, 1), (30, 1), (30, 1e-7)])
+def test_learning_curves(epochs: int, scale: float, tmp_path: Path) -> None:
+    """Losses of 1e-7 make an axis with a minus sign in its exponent."""
+    columns = ("loss", "test_loss", "train_accuracy", "test_accuracy")
+    history = [
+        {"epoch": n, **{name: scale * (n + at) / 40 for at, name in enumerate(columns)}}
+        for n in range(1, epochs + 1)
+    ]
+    plots.learning_curves(history, tmp_path / "one.png")
+    plots.learning_curves(history, tmp_path / "two.png")
+    picture = (tmp_path / "one.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert picture == (tmp_path / "two.png").read_bytes()
+    for name in columns:
+        history[0][name] += 0.5 * scale
+        plots.learning_curves(history, tmp_path / "other.png")
+        assert picture != (tmp_path / "other.png").read_bytes(), name  # each is drawn
+        history[0][name] -= 0.5 * scale
+
+
+def test_the_numbers_that_are_printed_are_those_of_metrics(scored: tuple[Path, dict]) -> None:
+    """A verdict's figures are the ones beside it."""
+    _, result = scored
+    for row in result["baselines"]:
+        points, low, high = (float(value) for value in re.findall(r"[+-]\d+\.\d", row["verdict"]))
+        assert (points, low, high) == pytest.approx(
+            tuple(100 * row[key] for key in ("difference", "low", "high")), abs=0.051
+        )

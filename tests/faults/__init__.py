@@ -1,0 +1,1 @@
+"""Kills, outages, full disks, hostile files, many at once: nothing is lost, nothing is let in."""

@@ -1,0 +1,99 @@
+"""requirements.txt: every package that the project gets stands there, and at one version."""
+
+import re
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.support import ROOT
+
+PLATFORMS = {
+    "Linux x86-64": ("linux", "Linux", "x86_64"),
+    "Linux arm64": ("linux", "Linux", "aarch64"),
+    "macOS arm64": ("darwin", "Darwin", "arm64"),
+}
+
+
+def read(name: str) -> list[Requirement]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    stated = [re.split(r"(?:^|\s)#", line)[0].strip() for line in lines]
+    return [Requirement(line) for line in stated if line]
+
+
+def environment(platform: str, python: str) -> dict[str, str]:
+    system, name, machine = PLATFORMS[platform]
+    return {
+        **default_environment(),
+        "sys_platform": system,
+        "platform_system": name,
+        "platform_machine": machine,
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+        "extra": "",
+    }
+
+
+def pins(where: dict[str, str]) -> dict[str, Requirement]:
+    """What pip would take there, by name."""
+    taken = [
+        pin for pin in read("requirements.txt") if pin.marker is None or pin.marker.evaluate(where)
+    ]
+    result = {canonicalize_name(pin.name): pin for pin in taken}
+    assert len(result) == len(taken)  # no package twice
+    return result
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-cuda.txt"])
+def test_every_line_pins_one_version(name: str) -> None:
+    for pin in read(name):
+        (version,) = pin.specifier
+        assert version.operator == "==" and "*" not in version.version, str(pin)
+        assert not pin.url and not pin.extras, str(pin)
+        # Such as +cpu, which the package index does not have.
+        assert "+" not in version.version, str(pin)
+
+
+def test_what_is_asked_for_is_pinned() -> None:
+    pinned = pins(environment("Linux x86-64", "3.11"))
+    assert str(pinned["torch"].specifier) == "==2.13.0"
+    for asked in read("requirements.in"):
+        (version,) = pinned[canonicalize_name(asked.name)].specifier
+        assert asked.specifier.contains(version.version), str(asked)
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_what_a_pinned_package_needs_is_pinned(platform: str, python: str) -> None:
+    """By what the installed packages say of themselves; torch's CPU wheels need no CUDA."""
+    where = environment(platform, python)
+    pinned = pins(where)
+    cuda = {canonicalize_name(pin.name): pin for pin in read("requirements-cuda.txt")}
+    waiting = [(pin.name, "") for pin in read("requirements.in")]
+    found: set[tuple[str, str]] = set()
+    while waiting:
+        name, extra = here = waiting.pop()
+        if here in found:
+            continue
+        found.add(here)
+        for line in distribution(name).requires or []:
+            need = Requirement(line)
+            if need.marker and not need.marker.evaluate({**where, "extra": extra}):
+                continue
+            if canonicalize_name(need.name) in cuda:
+                continue
+            (version,) = pinned[canonicalize_name(need.name)].specifier
+            assert need.specifier.contains(version.version, prereleases=True), f"{name}: {line}"
+            waiting += [(need.name, each) for each in ("", *need.extras)]
+    assert len(found) > 100
+
+
+def test_torch_can_be_left_to_the_machine() -> None:
+    """What the README says for Colab: all but torch, whose line alone begins so."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("torch==")] == ["torch==2.13.0"]
+    for name in ("README.md", "README.ko.md"):
+        assert 'grep -v "^torch==" requirements.txt' in Path(ROOT / name).read_text("utf-8"), name
