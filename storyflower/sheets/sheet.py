@@ -29,13 +29,6 @@ BLANK = re.compile("[\u115f\u1160\u3164\uffa0\u2800]")
 MAX_NAMED = 10  # cells or rows that one message lists
 
 
-@dataclass(frozen=True)
-class NoText:
-    """A cell that holds something else than text, and what is to be said about it."""
-
-    complaint: str
-
-
 class NoTextError(InputError):
     """A cell that had to hold text and does not; `cell` is its row and column."""
 
@@ -144,12 +137,12 @@ def cell_string(sheet: Sheet, number: int, column: int, cells: list) -> str:
         return text
     if cell is None or cell != cell:  # null or NaN in JSON
         return ""
-    if not isinstance(cell, NoText):
-        kind = "a list or object" if isinstance(cell, list | dict) else "a number or truth value"
-        cell = NoText(f"holds {kind}; write it as text")
+    kind = "list or object" if isinstance(cell, list | dict) else "number, date or truth value"
     # The kind, not the value: what stands there may be somebody's words or number.
     raise NoTextError(
-        sheet.where, f"{sheet.row_word} {number}: {sheet.columns[column]}", cell.complaint
+        sheet.where,
+        f"{sheet.row_word} {number}: {sheet.columns[column]}",
+        f"holds a {kind}; write it as text",
     )
 
 

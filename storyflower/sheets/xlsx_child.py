@@ -1,0 +1,179 @@
+"""The process in which a workbook is opened, so that a hostile one ends no other.
+
+In: the workbook's path as the argument; then, on standard input, the number of the wanted sheet.
+Out: lines of JSON in UTF-8. For each visible worksheet [its name, its first rows], then null; of
+the wanted sheet the other rows, then null. A row is [its number, its cells from column A]; a cell
+is its text ("" for an empty one and for an error such as #N/A; a formula's text is the one that was
+saved with it), or 0 where it holds a number, date or truth value. A file that cannot be read ends
+this with {"refused": why}.
+
+read_xlsx.py runs this as a file, not as a module, and it imports nothing of the package: so it
+starts at once, and finds no json.py that lies in the user's folder.
+"""
+
+import json
+import resource
+import signal
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain, islice
+from typing import IO, Any
+
+from python_calamine import (
+    CalamineSheet,
+    CalamineWorkbook,
+    SheetTypeEnum,
+    SheetVisibleEnum,
+    WorksheetNotFound,
+)
+
+MEMORY = 2**30  # bytes; 200,000 dialogues take a third
+SECONDS = 60  # of the processor; 200,000 dialogues take 5
+MAX_UNPACKED = 2**29  # bytes of a workbook's members; a zip bomb has more
+MAX_TEXT = 2**23  # characters of a row, and of the first rows of all sheets
+MAX_COLUMNS = 2**14  # Excel's own
+HEAD_ROWS = 20  # of each sheet
+# A document type is the door to entities, and no workbook has one. The other is read by halves.
+FOREIGN = (b"<!DOCTYPE", b"<v><![CDATA[")
+
+DAMAGED = "damaged or truncated workbook; export it again"
+TOO_LARGE = "too large ({}); split it, or save it as .csv"
+UNKNOWN_ERROR = (
+    "a cell holds an error that Excel does not know, as #ERROR! of Google Sheets; empty that cell"
+)
+
+
+class Refused(Exception):
+    """Why the file cannot be read and what to do."""
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who waits for this process
+    for kind, most in (
+        (resource.RLIMIT_DATA, MEMORY),
+        (resource.RLIMIT_CPU, SECONDS),
+        (resource.RLIMIT_CORE, 0),  # a core file would hold somebody's words
+    ):
+        with suppress(ValueError, OSError):  # the system refuses, or is stricter
+            resource.setrlimit(kind, (most, most))
+    try:
+        with open(sys.argv[1], "rb") as file:
+            answer(file)
+    except Refused as refused:
+        say({"refused": str(refused)})
+    except MemoryError:
+        say({"refused": TOO_LARGE.format(f"it needs over {MEMORY >> 20} MiB of memory")})
+    except BaseException as error:  # such as a panic of calamine's, which is no Exception
+        # Not its own message, which may quote the file
+        say({"refused": UNKNOWN_ERROR if "cell error" in str(error) else DAMAGED})
+
+
+def say(message: Any) -> None:
+    sys.stdout.buffer.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
+
+
+def answer(file: IO[bytes]) -> None:
+    refuse_other_formats(file)
+    check_members(file)
+    file.seek(0)
+    with CalamineWorkbook.from_filelike(file) as book:
+        sheets = visible_sheets(book)
+    say(None)
+    sys.stdout.flush()
+    for row in sheets[int(sys.stdin.readline())]:
+        say(row)
+    say(None)
+
+
+def refuse_other_formats(file: IO[bytes]) -> None:
+    """Raise Refused when the file's first bytes are not those of an .xlsx."""
+    head = file.read(512)
+    if head.startswith(b"PK\x03\x04"):
+        return
+    if not head:
+        raise Refused("the file is empty")
+    if head.startswith(b"\xd0\xcf\x11\xe0"):
+        raise Refused("an encrypted workbook or an old .xls; save it as .xlsx without a password")
+    html = b"<html" in head.lower() or b"<table" in head.lower()
+    what = "an HTML page" if html else "not a workbook"
+    raise Refused(f"{what}, whatever its name says; save it as .xlsx")
+
+
+def check_members(file: IO[bytes]) -> None:
+    """Read the zip through: calamine takes the text of a damaged number to be the first one.
+
+    Raises Refused for a zip bomb, a password, and what no spreadsheet program writes into its zip.
+    """
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        # zipfile reads no more of a member than is declared here.
+        if sum(member.file_size for member in members) > MAX_UNPACKED:
+            raise Refused(TOO_LARGE.format(f"it unpacks to over {MAX_UNPACKED >> 20} MiB"))
+        # Some programs write backslashes or other capitals; Excel and calamine do not mind.
+        names = {member.filename.replace("\\", "/").lower() for member in members}
+        if "xl/workbook.xml" not in names or len(names) < len(members):
+            raise Refused(DAMAGED)
+        for member in members:
+            if member.flag_bits & 1:
+                raise Refused("the workbook is encrypted; save it without a password")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise Refused(DAMAGED)
+            is_xml = member.filename.lower().endswith((".xml", ".rels"))
+            before = b""
+            with archive.open(member) as stream:
+                while piece := stream.read(2**18):  # at the end it compares the checksum
+                    if is_xml and any(foreign in before + piece for foreign in FOREIGN):
+                        raise Refused(DAMAGED)
+                    before = piece[-16:]
+
+
+def visible_sheets(book: CalamineWorkbook) -> list[Iterator[tuple[int, list]]]:
+    """Say the name and the first rows of each visible worksheet; return the rows that follow."""
+    sheets = []
+    held = 0
+    for place, sheet in enumerate(book.sheets_metadata):
+        # A chart sheet has no cells.
+        if sheet.visible != SheetVisibleEnum.Visible or sheet.typ != SheetTypeEnum.WorkSheet:
+            continue
+        try:
+            rows = rows_of(book.get_sheet_by_index(place))
+        except WorksheetNotFound:
+            raise Refused(
+                f"sheet {sheet.name!r} is listed but not in the file; export it again"
+            ) from None
+        head = list(islice(rows, HEAD_ROWS))
+        held += characters(chain.from_iterable(cells for _, cells in head))
+        if held > MAX_TEXT:
+            raise Refused(TOO_LARGE.format(f"over {MAX_TEXT:,} characters in the first rows"))
+        say([sheet.name, head])
+        sheets.append(rows)
+    if not sheets:
+        raise Refused("no visible worksheet; unhide the one with the dialogues")
+    return sheets
+
+
+def rows_of(sheet: CalamineSheet) -> Iterator[tuple[int, list]]:
+    """The rows that hold anything, as the sheet numbers them."""
+    if sheet.start is None:
+        return
+    left = sheet.start[1]  # iter_rows begins with row 1, but with the first column that is used
+    if left >= MAX_COLUMNS:
+        raise Refused(DAMAGED)
+    for number, cells in enumerate(sheet.iter_rows(), start=1):
+        cells = [cell if isinstance(cell, str) else 0 for cell in cells]
+        while cells and cells[-1] == "":
+            cells.pop()
+        if characters(cells) > MAX_TEXT:
+            raise Refused(TOO_LARGE.format(f"over {MAX_TEXT:,} characters in row {number}"))
+        if cells:
+            yield number, [""] * left + cells
+
+
+def characters(cells: Iterator) -> int:
+    return sum(len(cell) for cell in cells if cell)
+
+
+if __name__ == "__main__":
+    main()
