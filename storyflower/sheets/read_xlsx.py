@@ -55,13 +55,13 @@ def read_workbook(path: Path) -> list[Worksheet]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # a panic may quote the file
+        bufsize=0,
     )
     said = messages(path, child)
 
     def rest(place: int) -> Iterator[tuple[int, list]]:
         with suppress(BrokenPipeError):  # it is gone, which said will tell
             child.stdin.write(f"{place}\n".encode())
-            child.stdin.flush()
         yield from takewhile(lambda message: message is not None, said)
 
     return [
@@ -94,7 +94,9 @@ def messages(path: Path, child: subprocess.Popen) -> Iterator[Any]:
         raise too_much(path)
     finally:
         child.kill()
-        child.communicate()  # waits, and closes the pipes
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
 
 
 def pieces(path: Path, child: subprocess.Popen) -> Iterator[bytes]:
@@ -113,7 +115,7 @@ def pieces(path: Path, child: subprocess.Popen) -> Iterator[bytes]:
                 memory = process.memory_info().rss
             if waited > MAX_WAIT or memory > xlsx_child.MEMORY:
                 raise too_much(path)
-        if not (piece := child.stdout.read1(2**16)):
+        if not (piece := child.stdout.read(2**16)):
             return
         yield piece
 

@@ -123,10 +123,9 @@ def test_ingest_refuses_without_repeating_the_text(fails, tmp_path: Path, name: 
     assert "data/mine/Training" in fails(stages.ingest.main)
 
 
-@pytest.mark.parametrize("value", [f'="{CANARY}"', "#REF!", 20240501])
-def test_ingest_of_a_cell_that_is_no_text(fails, tmp_path: Path, value: object) -> None:
+def test_ingest_of_a_cell_that_is_no_text(fails, tmp_path: Path) -> None:
     rows = with_canary(dialogue_rows(6, seed=1))
-    rows[3][HEADER.index("사람문장2")] = value
+    rows[3][HEADER.index("사람문장2")] = 20240501
     write_book(tmp_path / "data/mine/Training.xlsx", rows)
     assert "row 5: 사람문장2" in fails(stages.ingest.main)
 

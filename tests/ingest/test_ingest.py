@@ -3,6 +3,7 @@
 import csv
 import datetime
 import json
+import re
 import sys
 import unicodedata
 import zipfile
@@ -607,7 +608,7 @@ def test_json_cut_off(folder: Path, suffix: str, share: float) -> None:
         (label_json("분노"), "unknown emotion code in profile.emotion.type"),
         (label_json(18), "profile.emotion.type is no text, expected E10-E69"),
         (label_json("\ud800"), "unknown emotion code"),
-        (label_json(HS01=3), "사람문장1 holds a number or truth value; write it as text"),
+        (label_json(HS01=3), "사람문장1 holds a number, date or truth value; write it as text"),
         (label_json(HS02=["가"]), "사람문장2 holds a list or object; write it as text"),
         (label_json(HS02="반쪽 \ud83d 글자"), "half of a surrogate pair"),
     ],
@@ -666,33 +667,40 @@ def test_fine_emotion_is_needed_only_as_a_target(folder: Path) -> None:
 
 @pytest.mark.parametrize("column", ["감정_대분류", "감정_소분류", "사람문장1", "사람문장2"])
 @pytest.mark.parametrize(
-    "value",
-    [3, 0.5, True, datetime.date(2024, 5, 1), datetime.datetime(2024, 5, 1, 6, 30), "#N/A"],
+    "value", [3, 0.5, True, datetime.date(2024, 5, 1), datetime.datetime(2024, 5, 1, 6, 30)]
 )
 def test_cell_that_is_no_text(folder: Path, column: str, value: object) -> None:
     rows = rows_for(HEADER)
     rows[BAD_ROW - 2][HEADER.index(column)] = value
     path = write_workbook(folder / "Training.xlsx", rows)
-    shown = "an error such as #N/A" if value == "#N/A" else "a number, date or truth value"
-    message = refusal(folder, max_dropped=1.0)
-    assert message == (
-        f"{path}, sheet 'Sheet1', row {BAD_ROW}: {column} holds {shown}; write it as text"
+    assert refusal(folder, max_dropped=1.0) == (
+        f"{path}, sheet 'Sheet1', row {BAD_ROW}: {column} holds a number, date or truth value; "
+        "write it as text"
     )
 
 
-@pytest.mark.parametrize("column", ["감정_대분류", "감정_소분류", "사람문장2"])
-@pytest.mark.parametrize("cached", [False, True])
-def test_formula(folder: Path, column: str, cached: bool) -> None:
+@pytest.mark.parametrize("column", ["감정_대분류", "사람문장1"])
+def test_formula_is_the_text_that_was_saved_with_it(folder: Path, column: str) -> None:
     rows = rows_for(HEADER)
-    rows[BAD_ROW - 2][HEADER.index(column)] = '="기쁨"'
+    place = HEADER.index(column)
+    rows[BAD_ROW - 2][place] = f'="{rows[BAD_ROW - 2][place]}"'
     path = write_workbook(folder / "Training.xlsx", rows)
-    if cached:
-        value = "</f><v>기쁨</v>".encode()
-        patch(path, "sheet1.xml", lambda xml: xml.replace(b"</f><v />", value))
-    message = refusal(folder, max_dropped=1.0)
-    assert message == (
-        f"{path}, sheet 'Sheet1', row {BAD_ROW}: {column} is a formula; paste the values over it"
-    )
+    saved = f"</f><v>{rows[BAD_ROW - 2][place][2:-1]}</v>".encode()
+    patch(path, "sheet1.xml", lambda xml: re.sub(b'(<c r="[A-Z]+3")><f>', rb'\1 t="str"><f>', xml))
+    patch(path, "sheet1.xml", lambda xml: xml.replace(b"</f><v />", saved))
+    ingest(folder)
+    assert dialogues(folder) == DIALOGUES
+
+
+@pytest.mark.parametrize("value", ["#N/A", '="기쁨"'], ids=["error", "never computed"])
+@pytest.mark.parametrize("column", ["감정_대분류", "감정_소분류", "사람문장1"])
+def test_a_cell_without_a_value_is_empty(folder: Path, column: str, value: str) -> None:
+    rows = rows_for(HEADER)
+    rows[BAD_ROW - 2][HEADER.index(column)] = value
+    write_workbook(folder / "Training.xlsx", rows)
+    report = ingest(folder, target="fine", max_dropped=0.25)
+    reason = "no text" if column == "사람문장1" else f"no {column}"
+    assert report["splits"]["Training"]["dropped"] == {reason: 1}
 
 
 @pytest.mark.parametrize("suffix", [".xlsx", ".json"])

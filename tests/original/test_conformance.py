@@ -29,7 +29,7 @@ from storyflower.kobert import Vocab, get_pytorch_kobert_model, get_tokenizer
 from storyflower.model.batch import Batch
 from storyflower.model.device import choose
 from storyflower.model.folder import build_classifier
-from storyflower.sheets.read_xlsx import read_sheet
+from storyflower.sheets.read_xlsx import read_workbook
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train import fit
 from tests.original import notebook
@@ -60,7 +60,8 @@ def sample_texts() -> tuple[list[str], list[str]]:
     single: set[str] = set()
     joined: set[str] = set()
     for split in ("Training", "Validation"):
-        for _, cells in read_sheet(ingest.find_files(ROOT / "data/sample")[split]).rows:
+        (sheet,) = read_workbook(ingest.find_files(ROOT / "data/sample")[split])
+        for _, cells in sheet.rows:
             turns = [cell.strip() for cell in cells[7:] if isinstance(cell, str) and cell.strip()]
             single.update(turns)
             single.update(part for turn in turns for part in re.split(r"(?<=[.?!…])\s+", turn))
