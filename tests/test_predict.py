@@ -11,14 +11,10 @@ from typing import NamedTuple
 
 import openpyxl
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from storyflower import Classifier, predict
 from storyflower.__main__ import main
-from storyflower.common.errors import InputError, exit_with_line
-from storyflower.sheets import write
-from storyflower.sheets.read_xlsx import read_sheet
+from storyflower.common.errors import exit_with_line
 from tests.support import WORDS, write_workbook
 
 SENTENCES = {"심장이 뛰어": "불안", "합격했어 웃음이 나": "기쁨", "따지고 싶어": "분노"}
@@ -276,40 +272,3 @@ def test_what_predict_refuses(
     assert line.startswith("error: ") and complaint in line
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
     assert source.exists()
-
-
-ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-STARTS = st.sampled_from(["", "=", "+", "-", "@", "\t", "\r", "＝", "_x0041_", "&lt;", "'", " "])
-
-
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(st.lists(st.tuples(STARTS, ANY_TEXT).map("".join), min_size=1, max_size=6))
-def test_no_cell_that_is_written_is_a_formula(tmp_path: Path, texts: list[str]) -> None:
-    rows = [[text, 0.5] for text in texts]
-    write.write_rows(tmp_path / "a.xlsx", ["=머리", "p"], rows)
-    numbered = list(read_sheet(tmp_path / "a.xlsx").rows)
-    assert [number for number, _ in numbered] == list(range(1, len(texts) + 2))
-    assert [cells[0] for _, cells in numbered] == ["=머리", *texts]  # every character comes back
-    book = openpyxl.load_workbook(tmp_path / "a.xlsx")
-    for cell in book.active["A"]:
-        assert cell.value is None or (cell.data_type == "s" and cell.quotePrefix)
-
-    write.write_rows(tmp_path / "a.csv", ["=머리", "p"], rows)
-    with (tmp_path / "a.csv").open(encoding="utf-8-sig", newline="") as file:
-        read = [row[0] for row in csv.reader(file)]
-    for text, cell in zip(["=머리", *texts], read, strict=True):
-        assert cell == (f"'{text}" if text[:1] in tuple("=+-@\t\r＝") and text else text)
-
-
-def test_what_an_xlsx_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.xlsx"
-    path.write_bytes(b"old")
-    with pytest.raises(InputError, match="cell B3 would have 32,768 characters"):
-        write.write_rows(path, ["a", "b"], [["가", "나"], ["가", "나" * 32_768]])
-    monkeypatch.setattr(write, "MAX_ROWS", 2)
-    with pytest.raises(InputError, match="a sheet ends at row 2; write a .csv"):
-        write.write_rows(path, ["a"], [["가"], ["나"]])
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]

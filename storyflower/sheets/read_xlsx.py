@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, islice, takewhile
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,15 @@ def read_workbook(path: Path) -> list[Worksheet]:
     said = messages(path, child)
 
     def rest(place: int) -> Iterator[tuple[int, list]]:
-        with suppress(BrokenPipeError):  # it is gone, which said will tell
+        with suppress(BrokenPipeError):  # it is gone, which `said` will tell
             child.stdin.write(f"{place}\n".encode())
-        yield from takewhile(lambda message: message is not None, said)
+        yield from map(tuple, iter(said.__next__, None))
 
-    return [
-        Worksheet(name, head, chain(head, rest(place)))
-        for place, (name, head) in enumerate(iter(said.__next__, None))
-    ]
+    sheets = []
+    for name, rows in iter(said.__next__, None):
+        head = list(map(tuple, rows))
+        sheets.append(Worksheet(name, head, chain(head, rest(len(sheets)))))
+    return sheets
 
 
 def messages(path: Path, child: subprocess.Popen) -> Iterator[Any]:
@@ -168,9 +169,10 @@ def several(path: Path, sheets: list[Worksheet], wanted: Set[str]) -> InputError
     """
     there = []
     for sheet in sheets[:10]:
-        _, names = find_header([cells for _, cells in sheet.head], wanted) or (0, [])
+        rows = [cells for _, cells in sheet.head]
+        _, names = find_header(rows, wanted) or (0, header(rows[0]))
         known = [name for name in names if name in wanted or AI_HUB.fullmatch(name)]
-        there.append(f"sheet {sheet.name!r} has {', '.join(known) or 'none of them'}")
+        there.append(f"sheet {sheet.name!r} has {', '.join(known) or 'other names'}")
     return InputError(
         f"{path}: {len(sheets)} sheets could be meant, by the columns {', '.join(sorted(wanted))}: "
         f"{'; '.join(there)}; hide or delete all sheets but one"
