@@ -124,7 +124,8 @@ def pieces(path: Path, child: subprocess.Popen) -> Iterator[bytes]:
 def too_much(path: Path) -> InputError:
     return InputError(
         f"{path}: damaged, or too large to be read in {xlsx_child.MEMORY >> 20:,} MiB and "
-        f"{xlsx_child.SECONDS} s; export it again, or save it as .csv"
+        f"{xlsx_child.SECONDS} s (does a cell stand far from the table?); export it again, or save "
+        "it as .csv"
     )
 
 

@@ -12,6 +12,7 @@ starts at once, and finds no json.py that lies in the user's folder.
 """
 
 import json
+import re
 import resource
 import signal
 import sys
@@ -34,9 +35,13 @@ SECONDS = 60  # of the processor; 200,000 dialogues take 5
 MAX_UNPACKED = 2**29  # bytes of a workbook's members; a zip bomb has more
 MAX_TEXT = 2**23  # characters of a row, and of the first rows of all sheets
 MAX_COLUMNS = 2**14  # Excel's own
+MAX_NAME = 100  # characters of a sheet's name; Excel stops at 31
 HEAD_ROWS = 20  # of each sheet
-# A document type is the door to entities, and no workbook has one. The other is read by halves.
-FOREIGN = (b"<!DOCTYPE", b"<v><![CDATA[")
+# What calamine reads wrongly without a word: the number of a shared text that is no number, which
+# it takes for 0, and a CDATA section, which it leaves out. No workbook has a document type.
+NO_NUMBER = re.compile(b"""t=["']s["'][^<>]{0,80}><v>(?:[0-9]{10}|[0-9]{0,9}[^0-9<])""")
+FOREIGN = (b"<v><![CDATA[", b"<!DOCTYPE")
+OVERLAP = 128  # bytes that one of these takes at most
 
 DAMAGED = "damaged or truncated workbook; export it again"
 TOO_LARGE = "too large ({}); split it, or save it as .csv"
@@ -102,7 +107,7 @@ def refuse_other_formats(file: IO[bytes]) -> None:
 
 
 def check_members(file: IO[bytes]) -> None:
-    """Read the zip through: calamine takes the text of a damaged number to be the first one.
+    """Read the zip through once, since calamine does not see all damage.
 
     Raises Refused for a zip bomb, a password, and what no spreadsheet program writes into its zip.
     """
@@ -124,9 +129,12 @@ def check_members(file: IO[bytes]) -> None:
             before = b""
             with archive.open(member) as stream:
                 while piece := stream.read(2**18):  # at the end it compares the checksum
-                    if is_xml and any(foreign in before + piece for foreign in FOREIGN):
+                    seen = before + piece
+                    if is_xml and (
+                        NO_NUMBER.search(seen) or any(foreign in seen for foreign in FOREIGN)
+                    ):
                         raise Refused(DAMAGED)
-                    before = piece[-16:]
+                    before = piece[-OVERLAP:]
 
 
 def visible_sheets(book: CalamineWorkbook) -> list[Iterator[tuple[int, list]]]:
@@ -137,17 +145,16 @@ def visible_sheets(book: CalamineWorkbook) -> list[Iterator[tuple[int, list]]]:
         # A chart sheet has no cells.
         if sheet.visible != SheetVisibleEnum.Visible or sheet.typ != SheetTypeEnum.WorkSheet:
             continue
+        name = sheet.name[:MAX_NAME]
         try:
             rows = rows_of(book.get_sheet_by_index(place))
         except WorksheetNotFound:
-            raise Refused(
-                f"sheet {sheet.name!r} is listed but not in the file; export it again"
-            ) from None
+            raise Refused(f"sheet {name!r} is listed but not in the file; export again") from None
         head = list(islice(rows, HEAD_ROWS))
         held += characters(chain.from_iterable(cells for _, cells in head))
         if held > MAX_TEXT:
             raise Refused(TOO_LARGE.format(f"over {MAX_TEXT:,} characters in the first rows"))
-        say([sheet.name, head])
+        say([name, head])
         sheets.append(rows)
     if not sheets:
         raise Refused("no visible worksheet; unhide the one with the dialogues")

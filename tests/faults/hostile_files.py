@@ -1,15 +1,18 @@
-"""Some 400 corpus files that somebody broke, on purpose or not; the same ones at every call.
+"""Some 550 corpus files that somebody broke, on purpose or not; the same ones at every call.
 
 Each is (kind, suffix, content); the kinds are the ones that the tests promise. Whatever a file says
 holds CANARY, which no message may repeat.
 """
 
+import datetime
 import json
 import random
 import zipfile
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from itertools import chain, product, repeat
+
+import xlsxwriter
 
 CANARY = "비밀일기"
 HEADER = ("감정_대분류", "감정_소분류", "사람문장1", "사람문장2")
@@ -22,14 +25,36 @@ ROWS = [
 MAIN = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
 OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 PACKAGE = "http://schemas.openxmlformats.org/package/2006/relationships"
+TYPES = "http://schemas.openxmlformats.org/package/2006/content-types"
 XML = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
 SHEET, STRINGS = "xl/worksheets/sheet1.xml", "xl/sharedStrings.xml"
 BOOK, LINKS = "xl/workbook.xml", "xl/_rels/workbook.xml.rels"
+# What a program that opens workbooks looks at first; without it, it never sees the attack.
+ROOT_LINK = f'<Relationship Id="rId1" Type="{OFFICE}/officeDocument" Target="{BOOK}"/>'
 Content = str | bytes | Iterable[str | bytes]
 File = tuple[str, str, bytes]
 
 
-# Workbooks, made by hand: what a library would refuse to write is the point
+# Workbooks. Made by a library, with all the parts that Excel writes
+
+
+def made_by_library() -> bytes:
+    """The rows through shared strings; openpyxl would write them into their cells."""
+    buffer = BytesIO()
+    with xlsxwriter.Workbook(buffer, {"in_memory": True}) as book:
+        book.set_properties({"created": datetime.datetime(2000, 1, 1)})
+        sheet = book.add_worksheet("Sheet1")
+        for number, texts in enumerate([HEADER, *ROWS]):
+            sheet.write_row(number, 0, texts)
+    return buffer.getvalue()
+
+
+def members(content: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+# Made by hand: what a library would refuse to write is the point
 
 
 def cell(column: int, row: int, text: str, more: str = "") -> str:
@@ -79,7 +104,11 @@ def parts_of(sheets: Iterable[tuple[str, str]] = (("Sheet1", "visible"),)) -> di
     )
     links += f'<Relationship Id="rId99" Type="{OFFICE}/sharedStrings" Target="sharedStrings.xml"/>'
     return {
-        "[Content_Types].xml": f"{XML}<Types/>",
+        "[Content_Types].xml": (
+            f'{XML}<Types xmlns="{TYPES}"><Default Extension="xml" ContentType="application/xml"/>'
+            "</Types>"
+        ),
+        "_rels/.rels": f'{XML}<Relationships xmlns="{PACKAGE}">{ROOT_LINK}</Relationships>',
         BOOK: f'{XML}<workbook {MAIN} xmlns:r="{OFFICE}"><sheets>{listed}</sheets></workbook>',
         LINKS: f'{XML}<Relationships xmlns="{PACKAGE}">{links}</Relationships>',
         SHEET: sheet(shared_rows()),
@@ -88,8 +117,11 @@ def parts_of(sheets: Iterable[tuple[str, str]] = (("Sheet1", "visible"),)) -> di
 
 
 def workbook(changes: dict[str, Content | None] | None = None, **more: object) -> bytes:
-    """A zip of the parts; a part that is changed to None is left out."""
-    parts = {**parts_of(**more), **(changes or {})}
+    """A workbook by hand; a part that is changed to None is left out."""
+    return zipped({**parts_of(**more), **(changes or {})})
+
+
+def zipped(parts: dict[str, Content | None]) -> bytes:
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, content in parts.items():
@@ -160,20 +192,21 @@ def flipped(content: bytes, rng: random.Random) -> bytes:
 def generic(seed: int = 20) -> Iterator[File]:
     """Bit flips and truncation of each format, and of the XML inside a whole zip."""
     rng = random.Random(seed)
-    bases = {".xlsx": workbook(), ".json": json_text(), ".jsonl": jsonl_text(), ".csv": csv_text()}
+    good = made_by_library()
+    bases = {".xlsx": good, ".json": json_text(), ".jsonl": jsonl_text(), ".csv": csv_text()}
     for suffix, content in bases.items():
         for _ in range(50 if suffix == ".xlsx" else 20):
             yield "bit flips", suffix, flipped(content, rng)
         for _ in range(16 if suffix == ".xlsx" else 8):
             yield "truncation", suffix, content[: rng.randrange(len(content))]
-    parts = parts_of()
+    parts = members(good)
     for name, times in ((SHEET, 30), (STRINGS, 15), (BOOK, 15), (LINKS, 15)):
-        whole = b"".join(flat(parts[name]))
         for _ in range(times):
-            yield "bit flips", ".xlsx", workbook({name: flipped(whole, rng)})
+            yield "bit flips", ".xlsx", zipped({**parts, name: flipped(parts[name], rng)})
         for _ in range(3):
-            yield "truncation", ".xlsx", workbook({name: whole[: rng.randrange(len(whole))]})
-        yield "truncation", ".xlsx", workbook({name: None})
+            cut = parts[name][: rng.randrange(len(parts[name]))]
+            yield "truncation", ".xlsx", zipped({**parts, name: cut})
+        yield "truncation", ".xlsx", zipped({**parts, name: None})
 
 
 def bombs() -> Iterator[File]:
@@ -188,8 +221,7 @@ def bombs() -> Iterator[File]:
     yield "zip bombs", ".xlsx", workbook({BOOK: [XML, "<workbook>", repeat(zeros, 50)]})
     lying = workbook({"xl/z.bin": repeat(zeros, 100)})
     yield "zip bombs", ".xlsx", patched(lying, 24, 3 * 2**30)  # declares more than it has
-    small = parts_of()
-    whole = workbook({SHEET: None, **{SHEET: small[SHEET]}, STRINGS: strings(["x" * 2**24])})
+    whole = workbook({STRINGS: strings(["x" * 2**24])})
     yield "zip bombs", ".xlsx", patched(whole, 24, 100)  # declares less
     yield "zip bombs", ".xlsx", patched(workbook(), 10, 14, 2)  # LZMA
     yield "zip bombs", ".xlsx", workbook({f"xl/{n}": b"" for n in range(20_000)})
