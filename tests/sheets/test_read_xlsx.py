@@ -129,7 +129,8 @@ def test_an_error_that_only_other_programs_know(tmp_path: Path) -> None:
 
 
 def test_the_dialogues_on_another_sheet(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    path = book_of(tmp_path / "a.xlsx", 요약=[SUMMARY], 대화=[HEADER, *ROWS], 코드=[["값"]])
+    counts = [["감정_대분류", "행 수"], ["기쁨", "1"]]
+    path = book_of(tmp_path / "a.xlsx", 요약=counts, 대화=[HEADER, *ROWS], 코드=[["값"]])
     sheet = open_sheet(path, WANTED)
     assert sheet.where == f"{path}, sheet '대화'" and sheet.columns == HEADER
     assert list(sheet.rows) == list(enumerate(ROWS, start=2))
@@ -203,7 +204,7 @@ def test_where_it_is_not_plain(tmp_path: Path, sheets: dict, message: str) -> No
 
 
 def test_damage_that_would_be_another_text(tmp_path: Path) -> None:
-    """Without its checksum, a damaged number of a shared string is read as string 0."""
+    """The number of a shared text with one bit changed: only the zip's checksum tells."""
     path = book_of(tmp_path / "a.xlsx", 대화=[HEADER, *ROWS])
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
@@ -212,7 +213,7 @@ def test_damage_that_would_be_another_text(tmp_path: Path) -> None:
             archive.writestr(name, content)
     content = path.read_bytes()
     assert content.count(b'<c r="C3" t="s"><v>8</v>') == 1
-    path.write_bytes(content.replace(b'r="C3" t="s"><v>8<', b'r="C3" t="s"><v>x<'))
+    path.write_bytes(content.replace(b'r="C3" t="s"><v>8<', b'r="C3" t="s"><v>0<'))
     assert refusal(path) == ": damaged or truncated workbook; export it again"
 
 

@@ -1,7 +1,9 @@
 """What is written is read back as it was, runs nothing, and is there whole or not at all."""
 
 import csv
+import datetime
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from storyflower.common.errors import InputError
 from storyflower.sheets import write
 from storyflower.sheets.read_xlsx import read_workbook
+from tests.support import ROOT, run
 
 # Without what is no character for ever, which calamine leaves spelt out
 ANY_TEXT = st.text(
@@ -98,3 +101,25 @@ def test_the_same_rows_are_the_same_bytes(
     monkeypatch.undo()
     time.tzset()
     assert written[0] == written[1]
+    if suffix == ".xlsx":  # which says when it was written
+        created = openpyxl.load_workbook(tmp_path / "a.xlsx").properties.created
+        assert created == datetime.datetime(2000, 1, 1)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(20_000, 2**16), (1, 2**11)], ids=["rows", "zip"])
+def test_a_full_disk(tmp_path: Path, rows: int, most: int) -> None:
+    code = f"""
+import resource, signal
+from pathlib import Path
+from storyflower.common.errors import exit_with_line
+from storyflower.sheets.write import write_rows
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))
+path = Path({str(tmp_path)!r}, "a.xlsx")
+exit_with_line(lambda: write_rows(path, ["a"], ([f"글 {{n}}"] for n in range({rows}))))
+"""
+    done = run(ROOT, sys.executable, "-c", code)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: cannot write {tmp_path / 'a.xlsx'}: file too large; ")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
