@@ -209,7 +209,7 @@ def make_classifier() -> None:
     from storyflower.interim.history import Epoch, write_history
     from storyflower.interim.labels import LabelIndex
     from storyflower.model.folder import build_classifier, save_classifier
-    from storyflower.tracking import record
+    from storyflower.tracking.record import new_record
 
     params = Params.load()
     index, encoder = LabelIndex.load(LABELS), Path("models/encoder")
@@ -217,7 +217,7 @@ def make_classifier() -> None:
     facts = {"params": asdict(params)}
     save_classifier(network, Path("models/classifier"), encoder=encoder, labels=index, facts=facts)
     write_history([Epoch(1, 1.0, 0.5, 1.0, 0.5, 1.0, 1)], Path("reports/history.csv"))
-    record = record.new_record(
+    record = new_record(
         experiment="scale", params={}, tags={}, dataset=Path("data/interim/dialogues.parquet")
     )
     record.save(Path("reports/run.json"))

@@ -27,7 +27,7 @@ import torch
 from transformers import BertConfig
 from transformers.utils import logging
 
-from benchmarks.peers import CLASSES, ByInterface, HuggingFace, Notebook, Ours, Steps, classifier
+from benchmarks.peers import CLASSES, HuggingFace, Notebook, Ours, Steps, classifier
 from storyflower.common.files import read_yaml, write_json
 from storyflower.common.params import Params
 from storyflower.interim.tokens import TokenArrays
@@ -106,7 +106,6 @@ def steps(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         loops: dict[str, Any] = {
             "ours": Ours(config, params, 0.5, place),
-            "transformers_forward": Ours(config, params, 0.5, place, ByInterface),
             "trainer": HuggingFace(config, params, 0.5, place, folder),
             "trainer_best": HuggingFace(
                 config, params, 0.5, place, folder, grouped=True, compiled=options.compile
