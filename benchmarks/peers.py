@@ -212,11 +212,9 @@ class Ours:
         with redirect_stdout(io.StringIO()):
             fit.fit(
                 self.model,
-                mine,
-                one,
-                self.params,
-                learning_rate=5e-5,
-                optimizer_name="adamw",
+                train=mine,
+                test=one,
+                params=self.params,
                 placement=self.place,
                 on_epoch=lambda _: None,
                 checkpoints=clock,

@@ -48,8 +48,9 @@ def random_table(rows: int, mean: float, width: int, seed: int) -> TokenArrays:
 
 
 def params_of(**values: Any) -> Params:
-    """params.yaml with some values changed."""
-    return Params.check({**read_yaml(Path("params.yaml"), "run this in the root"), **values})
+    """params.yaml with KoBERT's rate and some values changed."""
+    shipped = read_yaml(Path("params.yaml"), "run this in the root")
+    return Params.check({**shipped, "learning_rate": 5e-5, "optimizer": "adamw", **values})
 
 
 def work_per_token(config: BertConfig) -> float:
@@ -193,11 +194,9 @@ def epochs(options: argparse.Namespace) -> dict[str, Any]:
     ends = [time.perf_counter()]
     rows = fit.fit(
         network,
-        train,
-        test,
-        params,
-        learning_rate=5e-5,
-        optimizer_name="adamw",
+        train=train,
+        test=test,
+        params=params,
         placement=place,
         on_epoch=lambda _: ends.append(time.perf_counter()),
     )

@@ -8,7 +8,7 @@ Not supported: nesting. The keys are flat so that `dvc exp run -S num_epochs=10`
 
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,14 @@ class Params:
         """The params that a result may depend on: all but those of logging and saving."""
         values = asdict(self)
         return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
+
+    def resolved(self, *, learning_rate: float, optimizer: str) -> "Params":
+        """These params, with what the encoder's card says in the place of "auto"."""
+        return replace(
+            self,
+            learning_rate=learning_rate if self.learning_rate is None else self.learning_rate,
+            optimizer=optimizer if self.optimizer == "auto" else self.optimizer,
+        )
 
     @classmethod
     def load(cls, path: Path = Path("params.yaml")) -> "Params":

@@ -11,7 +11,7 @@ from transformers import BertConfig
 
 from benchmarks import peers, speed
 from storyflower.model.device import choose
-from tests.support import ROOT, params_of
+from tests.support import ROOT
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 LOOPS = ("ours", "trainer", "trainer_best", "notebook")
@@ -35,7 +35,7 @@ def test_all_loops_compute_the_same_losses(tmp_path: Path) -> None:
     place = choose("cpu", "fp32")
     # The rates of the loops differ (a schedule, a constant), so what they share is step one, on
     # the same weights, and that the loss is the mean over the batch.
-    params = params_of(num_epochs=1, batch_size=8, warmup_ratio=0, max_len=64)
+    params = speed.params_of(num_epochs=1, batch_size=8, warmup_ratio=0, max_len=64)
     table = speed.random_table(24, 12, 24, seed=0)
     table = type(table)(table.ids % 45 + 5, table.offsets, table.labels)
     batches = list(np.arange(24).reshape(3, 8))
