@@ -210,7 +210,12 @@ def test_the_notebook_optimizer_over_ten_steps(max_norm: float) -> None:
     """With gradients as small as eps, where the two AdamW differ most, and with whole ones."""
     table = random_table(80)
     rate, decay = 1e-2, 0.01
-    common = {"shuffle": False, "max_grad_norm": max_norm, "weight_decay": decay, "learning_rate": rate}
+    common = {
+        "shuffle": False,
+        "max_grad_norm": max_norm,
+        "weight_decay": decay,
+        "learning_rate": rate,
+    }
     ends = {}
     for name in ("theirs", "notebook", "adamw"):
         torch.manual_seed(0)
