@@ -26,7 +26,7 @@ import yaml
 from storyflower.common.errors import InputError, exit_with_line
 from storyflower.common.params import Params
 from storyflower.ingest.aihub import EMOTIONS, MAJOR, TURN
-from storyflower.ingest.ingest import find_files, open_table
+from storyflower.ingest.ingest import find_files, open_file
 from storyflower.interim.dialogues import SPLITS
 from storyflower.model.batch import make_batch
 from storyflower.sheets.sheet import column_of
@@ -99,7 +99,9 @@ def make_repository(folder: Path, rows: int, suffix: str) -> None:
 
 def sample_sentences() -> list[str]:
     """사람문장1 and 사람문장2 of the sample's Training file."""
-    table = open_table(find_files(ROOT / "data/sample")["Training"])
+    table = open_file(
+        find_files(ROOT / "data/sample")["Training"], {TURN.format(1), TURN.format(2)}
+    )
     places = [column_of(table, TURN.format(turn)) for turn in (1, 2)]
     return [cells[place].strip() for _, cells in table.rows for place in places]
 
