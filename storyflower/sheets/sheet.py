@@ -21,7 +21,21 @@ HEADER_ROWS = 20  # how far down a header is looked for
 # How programs and people spell a cell that says nothing, in small letters. Not "--" or "ㅡㅡ",
 # which are faces.
 NOTHING = frozenset(
-    ["none", "null", "(null)", "nil", "\\n", "n/a", "#n/a", "na", "#na", "<na>", "nan", "-nan", "nat"]
+    [
+        "none",
+        "null",
+        "(null)",
+        "nil",
+        "\\n",
+        "n/a",
+        "#n/a",
+        "na",
+        "#na",
+        "<na>",
+        "nan",
+        "-nan",
+        "nat",
+    ]
     + ["-", "–", "—", "－"]
 )
 # Letters and symbols that show nothing: fillers of Hangul, the empty pattern of Braille
