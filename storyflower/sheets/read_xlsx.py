@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 from xml.parsers import expat
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, one_line
 from storyflower.sheets.sheet import NoText, Table, header
 
 # Excel's own limits
@@ -95,7 +95,7 @@ class TooLarge(ValueError):
 
 def refusal(path: Path, error: Exception) -> InputError:
     """What is wrong with a workbook, in one line."""
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     if isinstance(error, TooLarge):
         return InputError(f"{path}: too large ({reason}); split it, or save it as .csv")
     return InputError(f"{path}: damaged or truncated workbook ({reason}); export it again")

@@ -57,7 +57,7 @@ def train(
             print(placement, flush=True)
         ranks.wait()
         card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
-        rate = card["learning_rate"] if params.learning_rate is None else params.learning_rate
+        rate = card["learning_rate"] if params.learning_rate == "auto" else params.learning_rate
         optimizer = card["optimizer"] if params.optimizer == "auto" else params.optimizer
         used = {**params.decisive(), "learning_rate": rate, "optimizer": optimizer}
         index = LabelIndex.load(labels)
