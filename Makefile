@@ -36,11 +36,11 @@ ROWS ?= 20000000
 bench-scale: venv
 	python -m benchmarks.scale --rows $(ROWS)
 
-# The newest version of everything that requirements.in names or needs, on every platform.
+# The newest version of everything that pyproject.toml names or needs, on every platform.
 pins:
 	$(PYTHON) -m venv .venv-pins && .venv-pins/bin/python -m pip install --quiet uv
-	.venv-pins/bin/uv pip compile --quiet --universal --upgrade --python-version 3.11 \
-		--annotation-style line --no-header --output-file .venv-pins/all.txt requirements.in
+	.venv-pins/bin/uv pip compile --quiet --universal --upgrade --fork-strategy fewest --python-version 3.11 \
+		--annotation-style line --no-header --extra pipeline --extra test --output-file .venv-pins/all.txt pyproject.toml
 	{ sed -n '/^#/!q;p' requirements.txt; grep -Ev '$(CUDA)' .venv-pins/all.txt; } > .venv-pins/new.txt
 	{ sed -n '/^#/!q;p' requirements-cuda.txt; grep -E '$(CUDA)' .venv-pins/all.txt; } > .venv-pins/cuda.txt
 	mv .venv-pins/cuda.txt requirements-cuda.txt

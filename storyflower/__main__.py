@@ -128,5 +128,10 @@ def sync(options: argparse.Namespace) -> None:
     print(f"{delivered} runs delivered to MLflow" + f", {living} still under way" * bool(living))
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The storyflower command of an installed package."""
     exit_with_line(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -5,7 +5,6 @@ Out: for each sentence its label and the probability of every class. Sentences a
 are shown only with --show-text, and written only to the file that --output names.
 """
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +81,11 @@ def predict_file(folder: Path, source: Path, column: str, output: Path) -> int:
             raise InputError(f"{path}: --input and --output are .xlsx or .csv files")
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder")
-    table = open_sheet(source)
+    name = sheet.header([column])[0]
+    table = open_sheet(source, {name})
     if output.exists() and output.samefile(source):
         raise InputError(f"{output}: is the input; choose another name for the output")
-    place = sheet.column_of(table, unicodedata.normalize("NFC", column))
+    place = sheet.column_of(table, name)
     classifier = Classifier.load(folder)
     count = 0
 

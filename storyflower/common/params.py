@@ -130,6 +130,12 @@ class Params(BaseModel):
         """The params that a result may depend on: all but those of logging and saving."""
         return self.model_dump(exclude=set(WITHOUT_EFFECT))
 
+    def resolved(self, *, learning_rate: float, optimizer: str) -> "Params":
+        """These params, with what the encoder's card says in the place of "auto"."""
+        card = {"learning_rate": learning_rate, "optimizer": optimizer}
+        auto = {key: value for key, value in card.items() if getattr(self, key) == "auto"}
+        return self.model_copy(update=auto)
+
     @classmethod
     def load(cls, path: Path = Path("params.yaml")) -> "Params":
         """Read and check a params file.

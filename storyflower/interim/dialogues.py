@@ -35,11 +35,6 @@ def batches(path: Path, columns: list[str]) -> Iterator[tuple[str, pa.RecordBatc
                 yield split, batch.slice(start, stop - start)
 
 
-def read_split(path: Path, split: str, columns: list[str]) -> pa.Table:
-    """One split as a whole, in the table's order."""
-    return pq.read_table(path, columns=columns, filters=[("split", "==", split)])
-
-
 def texts(path: Path, split: str, every: int = 1) -> Iterator[str]:
     """Texts 0, every, 2 every, … of a split, in the table's order, in bounded memory."""
     seen = 0
@@ -59,7 +54,7 @@ def source(path: Path, split: str) -> str:
     return pq.read_schema(path).metadata[split.encode()].decode()
 
 
-def class_names(rows: pa.Table | pa.RecordBatch, target: str) -> list[str]:
+def class_names(rows: pa.RecordBatch | pa.Table, target: str) -> list[str]:
     """The class of every row: 감정_대분류, or 감정_대분류/감정_소분류 for target "fine".
 
     고립된 and 혼란스러운 stand under two majors each, so a fine emotion alone is no class.

@@ -23,7 +23,7 @@ from typing import IO
 from xml.parsers import expat
 
 from storyflower.common.errors import InputError, one_line
-from storyflower.sheets.sheet import NoText, Table, header
+from storyflower.sheets.sheet import NoText, Sheet, header
 
 # Excel's own limits
 MAX_ROWS, MAX_COLUMNS = 2**20, 2**14
@@ -62,7 +62,7 @@ FORMULA = NoText("is a formula; paste the values over it")
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Worksheet:
     """One sheet. `rows` yields (row number from 1, cells from column A) for rows that have any.
 
     A cell is its text, "" when it is empty, or a NoText. `rows` raises InputError like read_sheet.
@@ -72,7 +72,7 @@ class Sheet:
     rows: Iterator[tuple[int, list]]
 
 
-def read_sheet(path: Path) -> Sheet:
+def read_sheet(path: Path) -> Worksheet:
     """Open the first visible worksheet.
 
     Raises InputError for a file that is no workbook, is encrypted, damaged or too large.
@@ -86,7 +86,7 @@ def read_sheet(path: Path) -> Sheet:
             shared = shared_strings(archive, strings) if strings in archive.NameToInfo else []
     except DAMAGE as error:
         raise refusal(path, error) from None
-    return Sheet(name, read_rows(path, member, shared))
+    return Worksheet(name, read_rows(path, member, shared))
 
 
 class TooLarge(ValueError):
@@ -291,7 +291,7 @@ def shared_strings(archive: zipfile.ZipFile, member: str) -> list[str]:
 
 
 def read_rows(path: Path, member: str, shared: list[str]) -> Iterator[tuple[int, list]]:
-    """The rows of one sheet, as `Sheet.rows`."""
+    """The rows of one sheet, as `Worksheet.rows`."""
     done: list[tuple[int, list]] = []  # rows of the current piece
     row: list = []
     text: list[str] = []
@@ -373,10 +373,10 @@ def cell_value(kind: str, value: str, shared: list[str]) -> str | NoText:
     return ERROR if kind == "e" else VALUE
 
 
-def open_xlsx(path: Path) -> Table:
+def open_xlsx(path: Path) -> Sheet:
     sheet = read_sheet(path)
     where = f"{path}, sheet {sheet.name!r}"
     for _, cells in sheet.rows:
         if any(cell != "" for cell in cells):
-            return Table(where, "row", header(cells), sheet.rows)
+            return Sheet(where, "row", header(cells), sheet.rows)
     raise InputError(f"{where}: the sheet is empty")

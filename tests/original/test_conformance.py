@@ -335,7 +335,9 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
     )
 
     params = params_of(
-        **{**TINY_PARAMS, "batch_size": batch_size, "shuffle": False, "max_len": MAX_LEN}
+        **{**TINY_PARAMS, "batch_size": batch_size, "shuffle": False, "max_len": MAX_LEN},
+        learning_rate=5e-5,
+        optimizer="notebook",
     )
     losses: list[float] = []
 
@@ -348,11 +350,9 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
     ours.register_forward_hook(note_loss)
     fit.fit(
         ours,
-        ragged,
-        ragged,
-        params,
-        learning_rate=5e-5,
-        optimizer_name="notebook",
+        train=ragged,
+        test=ragged,
+        params=params,
         placement=choose("cpu", "fp32"),
         on_epoch=lambda rows: None,
     )
