@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # DVC unpickles what it finds there; its own choice, /var/tmp/dvc, is open to all users.
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 
-.PHONY: repro test ui conformance bench bench-scale pins lint venv
+.PHONY: repro test ui conformance bench bench-scale pins readme lint venv
 
 repro: venv
 	dvc repro
@@ -48,6 +48,10 @@ pins:
 
 # What only torch's CUDA wheels need; its CPU wheels would not use it.
 CUDA := ^(nvidia-|cuda-|triton=)
+
+# README.md's table and the comments of params.yaml, from storyflower/common/params.py.
+readme: venv
+	$(BIN)/python -m docs.params_table
 
 lint: venv
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import io
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -183,7 +183,7 @@ class Ours:
     ):  # fmt: skip
         self.model = classifier(config, dr_rate, kind)
         # The rows come in the order in which the other loops take them.
-        self.params, self.place = replace(params, shuffle=False), place
+        self.params, self.place = params.model_copy(update={"shuffle": False}), place
 
     def run(self, table: TokenArrays, batches: list[np.ndarray], sync: Callable) -> Steps:
         found = Steps(tokens=[int(table.lengths[rows].sum()) for rows in batches])

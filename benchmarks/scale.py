@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -216,7 +215,7 @@ def make_classifier() -> None:
     params = Params.load()
     index, encoder = LabelIndex.load(LABELS), Path("models/encoder")
     network = build_classifier(encoder, len(index), params.dr_rate)
-    facts = {"params": asdict(params)}
+    facts = {"params": params.model_dump()}
     save_classifier(network, Path("models/classifier"), encoder=encoder, labels=index, facts=facts)
     write_history([Epoch(1, 1.0, 0.5, 1.0, 0.5, 1.0, 1)], Path("reports/history.csv"))
     record = new_record(

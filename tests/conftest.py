@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -87,7 +86,7 @@ def classifier(interim: Path) -> Path:
         folder,
         encoder=interim / "encoder",
         labels=index,
-        facts={"params": asdict(params)},
+        facts={"params": params.model_dump()},
     )
     return folder
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_yaml, write_json
+from storyflower.common.params import OPTIMIZERS
 from storyflower.tokenizer.sentencepiece import PRETOKENIZE
 
 VOCABULARY = {"sentencepiece": "spiece.model", "wordpiece": "vocab.txt"}  # tokenizer → its file
-OPTIMIZERS = ("adamw", "notebook")  # notebook: transformers 3's AdamW, eps before bias correction
 SHAPE = ("vocab_size", "layers", "hidden_size", "heads", "intermediate_size")
 NAME = r"\w[\w.-]*"  # a file's or a card's
 HUB_ID = r"\w[\w.-]*(/\w[\w.-]*)?"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, one_line
 from storyflower.sheets import workbook_child
 from storyflower.sheets.sheet import NoText, Sheet, find_header, header, note
 
@@ -143,8 +143,9 @@ def check_archive(path: Path) -> None:
 
 
 def damaged(path: Path, reason: object) -> InputError:
-    said = " ".join(str(reason).split())[:200]
-    return InputError(f"{path}: damaged or truncated workbook ({said}); export it again")
+    return InputError(
+        f"{path}: damaged or truncated workbook ({one_line(reason)}); export it again"
+    )
 
 
 class Child:

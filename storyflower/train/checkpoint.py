@@ -25,6 +25,7 @@ from typing import Any, Self
 import safetensors
 import safetensors.torch
 
+from storyflower.common.errors import one_line
 from storyflower.common.locks import alone
 from storyflower.common.signals import PendingStop
 from storyflower.interim.checkpoint_folders import SAYS_WHICH, lock_of, prune
@@ -150,7 +151,8 @@ class Checkpoints:
                 print(f"warning: checkpoint {path}: {error}", file=sys.stderr)
             except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
                 print(
-                    f"warning: checkpoint {path} is damaged ({error}); taking the one before it",
+                    f"warning: checkpoint {path} is damaged ({one_line(error)}); "
+                    "taking the one before it",
                     file=sys.stderr,
                 )
                 with suppress(OSError):
@@ -160,7 +162,7 @@ class Checkpoints:
         if not self._warned:
             print(
                 f"warning: no checkpoint can be saved in {self.folder} "
-                f"({' '.join(str(error).split())}); the training goes on, and cannot be resumed "
+                f"({one_line(error)}); the training goes on, and cannot be resumed "
                 "from here",
                 file=sys.stderr,
                 flush=True,
