@@ -111,7 +111,7 @@ def test_the_interval_of_the_difference_is_paired(scored: tuple[Path, dict], int
     rows = pq.read_table(root / "predictions.parquet").to_pylist()
     ours = np.array([row["right"] for row in rows]).astype(int)
     names = LabelIndex.load(interim / "labels.json")
-    train = read_split(interim / "dialogues.parquet", "Training", ["text", "label"])
+    train = pq.read_table(interim / "dialogues.parquet", filters=[("split", "==", "Training")])
     train_labels = names.encode(train["label"].to_pylist())
     actual = names.encode([row["actual"] for row in rows])
     probability = {
