@@ -1,7 +1,5 @@
 """The columns, labels and codes of AI Hub's 감성대화말뭉치."""
 
-import functools
-
 from storyflower.sheets.sheet import folded
 
 MAJOR, FINE = "감정_대분류", "감정_소분류"
@@ -34,7 +32,6 @@ EMOTIONS = {
 }
 
 
-@functools.lru_cache(maxsize=1024)
 def label_name(label: str) -> str:
     """A label, folded, without the "(당황한)" by which the code list tells E51 from E43.
 

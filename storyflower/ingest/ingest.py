@@ -11,6 +11,7 @@ sheet and row. A row that lacks its text or its label is dropped and counted, up
 share.
 """
 
+import functools
 import hashlib
 import os
 import unicodedata
@@ -284,26 +285,34 @@ def dialogues(
             continue  # a blank line is no dialogue
         tally.read += 1
         try:
-            label, fine = label_name(label), label_name(fine)
-            if not text:
-                tally.drop("no text", number)
-            elif not label:
-                tally.drop(f"no {MAJOR}", number)
-            elif says_nothing(label):
-                tally.drop(f"label {label!r}", number)
-            elif tally.target == "fine" and not fine:
-                tally.drop(f"no {FINE}", number)
-            elif tally.target == "fine" and says_nothing(fine):
-                tally.drop(f"fine label {fine!r}", number)
-            else:
-                fine = "" if says_nothing(fine) else fine
-                tally.keep(number, text, label, fine)
-                yield number, text, label, fine or None
+            label, fine, fault = class_of(label, fine, tally.target)
+            if fault or not text:
+                tally.drop("no text" if not text else fault, number)
+                continue
+            tally.keep(number, text, label, fine)
         except UnicodeEncodeError:
             raise InputError(
                 f"{sheet.where}, {sheet.row_word} {number}: half of a surrogate pair, which "
                 "is no character; repair the text"
             ) from None
+        yield number, text, label, fine or None
+
+
+@functools.lru_cache(maxsize=1024)
+def class_of(label: str, fine: str, target: str) -> tuple[str, str, str]:
+    """감정_대분류 and 감정_소분류 of two cells, and why no class can be had of them, or "".
+
+    Raises UnicodeEncodeError for half of a surrogate pair.
+    """
+    label, fine = label_name(label), label_name(fine)
+    fault = ""
+    if says_nothing(label):
+        fault = f"label {label!r}" if label else f"no {MAJOR}"
+    elif says_nothing(fine):
+        if target == "fine":
+            fault = f"fine label {fine!r}" if fine else f"no {FINE}"
+        fine = ""
+    return label, fine, fault
 
 
 def add_no_text(

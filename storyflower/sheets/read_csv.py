@@ -95,9 +95,7 @@ def rows_below(
     """The rows below the header. Raises InputError where one has not as many fields."""
     fields = len(found.names)
     named = max((place for place, name in enumerate(found.names, start=1) if name), default=0)
-    for number, cells in records(path, encoding, dialect):
-        if number <= found.row:
-            continue
+    for number, cells in itertools.islice(records(path, encoding, dialect), found.row, None):
         if len(cells) != fields:
             while cells and not cells[-1].strip() and (len(cells) > fields or len(cells) == 1):
                 cells.pop()  # separators at the end of a line, which hold nothing

@@ -21,7 +21,7 @@ HEADER_ROWS = 20  # how far down a header is looked for
 # How programs and people spell a cell that says nothing, in small letters. Not "--" or "ㅡㅡ",
 # which are faces.
 NOTHING = frozenset(
-    ["none", "null", "(null)", "nil", "\\n", "n/a", "#n/a", "na", "#na", "<na>", "nan", "-nan", "nat"]
+    ["none", "null", "(null)", "\\n", "nan", "-nan", "nat", "na", "n/a", "#n/a", "<na>"]
     + ["-", "–", "—", "－"]
 )
 # Letters and symbols that show nothing: fillers of Hangul, the empty pattern of Braille
@@ -69,13 +69,14 @@ def folded(text: str) -> str:
 
     For names and for comparing; half of a surrogate pair stays.
     """
-    text = BLANK.sub(" ", unicodedata.normalize("NFC", text))
-    if not text.isprintable():
-        text = "".join(
-            character
-            for character in text
-            if unicodedata.category(character) not in ("Cf", "Cc") or character.isspace()
-        )
+    text = unicodedata.normalize("NFC", text)
+    if text.isprintable() and "  " not in text and not BLANK.search(text):
+        return text.strip()  # most are folded, which is soon seen
+    text = "".join(
+        character
+        for character in BLANK.sub(" ", text)
+        if unicodedata.category(character) not in ("Cf", "Cc") or character.isspace()
+    )
     return " ".join(text.split())
 
 

@@ -18,10 +18,9 @@ from safetensors.torch import load_file, save_file
 from storyflower.common.errors import InputError
 from storyflower.evaluate import baseline, plots
 from storyflower.evaluate import evaluate as evaluate_module
-from storyflower.interim.dialogues import read_split
 from storyflower.interim.labels import LabelIndex
 from storyflower.tracking import record
-from tests.support import WORDS
+from tests.support import WORDS, read_split
 
 SEED = 42
 REPORTS = {"metrics.json", "confusion.csv", "confusion.png", "learning_curves.png"}

@@ -23,17 +23,16 @@ from transformers import BertModel
 
 from storyflower.encoder import prepare
 from storyflower.ingest import ingest
-from storyflower.interim.dialogues import read_split
 from storyflower.interim.tokens import TokenArrays
 from storyflower.kobert import Vocab, get_pytorch_kobert_model, get_tokenizer
 from storyflower.model.batch import Batch
 from storyflower.model.device import choose
 from storyflower.model.folder import build_classifier
-from storyflower.sheets.read_xlsx import read_sheet
+from storyflower.sheets.read_xlsx import open_xlsx
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train import fit
 from tests.original import notebook
-from tests.support import ROOT, TINY_PARAMS, params_of
+from tests.support import ROOT, TINY_PARAMS, params_of, read_split
 from tests.tokenizer.test_tokenizer import HARD
 
 MAX_LEN = 64
@@ -60,7 +59,8 @@ def sample_texts() -> tuple[list[str], list[str]]:
     single: set[str] = set()
     joined: set[str] = set()
     for split in ("Training", "Validation"):
-        for _, cells in read_sheet(ingest.find_files(ROOT / "data/sample")[split]).rows:
+        file = ingest.find_files(ROOT / "data/sample")[split]
+        for _, cells in open_xlsx(file, {"사람문장1"}).rows:
             turns = [cell.strip() for cell in cells[7:] if isinstance(cell, str) and cell.strip()]
             single.update(turns)
             single.update(part for turn in turns for part in re.split(r"(?<=[.?!…])\s+", turn))
