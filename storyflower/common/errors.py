@@ -61,6 +61,15 @@ def disk_fault(error: BaseException) -> str | None:
     return f"{said[0].lower()}{said[1:]}; {REMEDIES[number]}"
 
 
+def one_line(error: object, limit: int = 200) -> str:
+    """What an error says, on one line of at most `limit` characters; its kind if it says nothing.
+
+    For what libraries raise: their messages have lines of their own, or none.
+    """
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= limit else f"{said[: limit - 1]}…"
+
+
 def path_of(error: BaseException) -> str | None:
     """The file that an error of the system is about, if it says so; of a copy, the new one."""
     return getattr(error, "filename2", None) or getattr(error, "filename", None)
