@@ -20,7 +20,7 @@ from storyflower.evaluate import baseline, plots
 from storyflower.evaluate import evaluate as evaluate_module
 from storyflower.interim.labels import LabelIndex
 from storyflower.tracking import record
-from tests.support import WORDS, read_split
+from tests.support import WORDS
 
 SEED = 42
 REPORTS = {"metrics.json", "confusion.csv", "confusion.png", "learning_curves.png"}

@@ -33,7 +33,7 @@ from storyflower.sheets.read_xlsx import open_xlsx
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train import fit
 from tests.original import notebook
-from tests.support import ROOT, TINY_PARAMS, params_of, read_split
+from tests.support import ROOT, TINY_PARAMS, params_of
 from tests.tokenizer.test_tokenizer import HARD
 
 MAX_LEN = 64

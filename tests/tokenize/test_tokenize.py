@@ -16,7 +16,6 @@ from storyflower.interim.tokens import TokenArrays
 from storyflower.model.batch import make_batch
 from storyflower.tokenize import tokenize as tokenize_module
 from storyflower.tokenizer.load import load_tokenizer
-from tests.support import read_split
 
 LABELS = ("기쁨", "분노", "불안")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
