@@ -86,7 +86,7 @@ class Card(Strict):
     """What a card says. Keys that it leaves out, or that its kind does not know, are None."""
 
     kind: Literal["scratch", "hub", "path"] = key("", "where the encoder comes from")
-    license: str = key("text", 'SPDX name, or "unknown"', pattern=".")
+    license: str = key("text", 'SPDX name, or "unknown"', pattern=r"^.+\Z")
     source: str | None = key("text", "hub: an id; path: a folder beside the card")
     revision: str | None = key(
         "a commit, tag or branch, in quotes if all digits",

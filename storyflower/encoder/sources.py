@@ -125,7 +125,8 @@ def refusal(repo: str, revision: str | None, name: str, error: BaseException) ->
             return f"{repo}: the hub refuses {name} ({status}); {login}"
         return f"{repo}: the hub answers {status} for {name}; try again later"
     if getattr(error, "errno", None) == errno.ENOSPC:
-        return disk_full(Path(constants.HF_HUB_CACHE), "HF_HOME")
+        place = constants.HF_HUB_CACHE
+        return f"{place}: the disk is full; make room, or set HF_HOME to a folder on another disk"
     if reason := disk_fault(error):
         return f"{path_of(error) or constants.HF_HUB_CACHE}: {reason}"
     return f"{repo}: {name} could not be downloaded ({one_line(error)}); run it again"
@@ -213,9 +214,8 @@ def unzip(archive: Path, folder: Path) -> None:
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise InputError(f"{archive}: not a usable zip ({one_line(error)})") from None
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise InputError(disk_full(folder, "")) from None
-        raise InputError(f"{archive}: cannot be unpacked ({one_line(error)})") from None
+        reason = disk_fault(error) or one_line(error)
+        raise InputError(f"{archive}: cannot be unpacked: {reason}") from None
 
 
 def check_member(archive: Path, member: zipfile.ZipInfo) -> None:
@@ -237,8 +237,3 @@ def digest(path: Path, algorithm: str) -> str:
 def matches(path: Path, checksum: str) -> bool:
     """Whether the file has this checksum, or one that begins with it."""
     return digest(path, checksum.split(":")[0]).startswith(checksum)
-
-
-def disk_full(folder: Path, variable: str) -> str:
-    hint = f", or set {variable} to a folder on another disk" if variable else ""
-    return f"{folder}: the disk is full; make room{hint}"

@@ -42,8 +42,8 @@ def check_golden(folder: Path, card: Card, golden: Golden) -> None:
     ids = tokenizer.encode([golden.text], GOLDEN_LENGTH).ids.tolist()
     if ids != golden.ids:
         raise InputError(
-            f"{card.source}: another vocabulary or tokenizer: {golden['text']!r} becomes {ids}, "
-            f"but it should become {golden['ids']}"
+            f"{card.source}: another vocabulary or tokenizer: {golden.text!r} becomes {ids}, "
+            f"but it should become {golden.ids}"
         )
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from storyflower.common.errors import InputError
+from storyflower.sheets.read import open_sheet
+from storyflower.sheets.sheet import cell_text
 from tests.ingest.test_ingest import (
     DIALOGUES,
     HEADER,
@@ -118,12 +121,20 @@ def test_a_bad_byte_is_named_by_its_row(folder: Path, encoding: str) -> None:
     )
 
 
-def test_a_bad_byte_in_utf_8_that_is_cp949_by_chance(folder: Path) -> None:
-    content = "라벨,감정_대분류,사람문장1,사람문장2\n가나,기쁨,가,나\n".encode()
-    for place in range(len(content)):  # the header in utf-8 is no cp949, unless a byte makes it so
-        broken = content[:place] + b"\xb0" + content[place:]
-        (folder / "Training.csv").write_bytes(broken)
-        assert "neither utf-8 nor cp949" in refusal(folder)
+def test_a_bad_byte_in_utf_8_that_is_cp949_by_chance(tmp_path: Path) -> None:
+    """A column that somebody named, for prediction; each of its characters is two of cp949."""
+    content = "문장\n기뻐\n친구\n".encode() + b"\xb0\xa1\n"
+    content.decode("cp949")
+    path = tmp_path / "diary.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="row 4: neither utf-8 nor cp949"):
+        open_sheet(path, {"문장"})
+
+
+def test_second_header_in_a_file_to_predict(tmp_path: Path) -> None:
+    sheet = open_sheet(write(tmp_path / "diary.csv", "문장", "기뻐", "문장", "슬퍼"), {"문장"})
+    with pytest.raises(InputError, match="row 3: a second header"):
+        _ = [cell_text(sheet, number, 0, cells) for number, cells in sheet.rows]
 
 
 def test_header_below_titles_is_noted(

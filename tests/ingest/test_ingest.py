@@ -473,7 +473,8 @@ def test_name_out_of_a_windows_zip(folder: Path) -> None:
 def test_folders_as_ai_hub_packs_them(tmp_path: Path, name: str, form: str) -> None:
     folder = tmp_path / "data" / "aihub"
     for number, split in enumerate(("Training", "Validation"), start=1):
-        below = folder / unicodedata.normalize(form, f"{number}.{split}") / "원천데이터"
+        outer = folder / "감성대화 Training+Validation"  # says nothing, the inner one does
+        below = outer / unicodedata.normalize(form, f"{number}.{split}") / "원천데이터"
         good_sheet(below / name.format(split))
         for hidden in (folder / "__MACOSX" / split, folder / ".ipynb_checkpoints"):
             hidden.mkdir(parents=True, exist_ok=True)
