@@ -165,7 +165,7 @@ def test_another_command_is_told_how_to_predict(
     with pytest.raises(SystemExit) as stop:
         exit_with_line(main)
     assert stop.value.code == 2
-    assert "invalid choice: 'train' (choose from" in capsys.readouterr().err
+    assert "no such command, see --help" in capsys.readouterr().err
 
 
 # Spreadsheets in and out
