@@ -93,9 +93,14 @@ def files_below(folder: Path) -> Iterator[Path]:
     """The files in a folder and the folders below it, without those that no person put there.
 
     A link is followed, and no folder is entered twice, so that a link to a folder above ends.
+    Raises InputError for a folder that the system refuses to open.
     """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})")
+
     entered = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in entered:
             folders.clear()

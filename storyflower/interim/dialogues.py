@@ -54,7 +54,7 @@ def source(path: Path, split: str) -> str:
     return pq.read_schema(path).metadata[split.encode()].decode()
 
 
-def class_names(rows: pa.RecordBatch | pa.Table, target: str) -> list[str]:
+def class_names(rows: pa.Table | pa.RecordBatch, target: str) -> list[str]:
     """The class of every row: 감정_대분류, or 감정_대분류/감정_소분류 for target "fine".
 
     고립된 and 혼란스러운 stand under two majors each, so a fine emotion alone is no class.

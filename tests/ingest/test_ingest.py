@@ -2,7 +2,9 @@
 
 import csv
 import datetime
+import errno
 import json
+import os
 import sys
 import unicodedata
 import zipfile
@@ -482,6 +484,19 @@ def test_folders_as_ai_hub_packs_them(tmp_path: Path, name: str, form: str) -> N
     (folder / "위로").symlink_to(folder)
     ingest(folder)
     assert dialogues(folder) == dialogues(folder, "Validation") == DIALOGUES
+
+
+def test_folder_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "Training").mkdir()
+    scan = os.scandir
+
+    def refusing(path: object) -> object:  # root may open any folder
+        if str(path).endswith("Training"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert refusal(folder) == f"{folder / 'Training'}: cannot be read (Permission denied)"
 
 
 def test_workbook_and_label_json_of_one_split(folder: Path) -> None:
