@@ -87,7 +87,7 @@ class Classifier:
         return [self._prediction(row) for row in rows]
 
     def unknown_shares(self, texts: Sequence[str]) -> np.ndarray:
-        """Of each text, the share of tokens that are [UNK], (texts,); from 0.5, distrust it."""
+        """The share of each text's tokens that are [UNK], (texts,) float."""
         tokens = self._encode(texts)
         before = np.concatenate([[0], np.cumsum(tokens.ids == self._tokenizer.unk_id)])
         unknown = np.diff(before[tokens.offsets])

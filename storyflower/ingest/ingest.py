@@ -36,6 +36,7 @@ from storyflower.sheets.read import check_readable, open_sheet
 from storyflower.sheets.sheet import (
     AI_HUB,
     MAX_NAMED,
+    NOTHING,
     NoTextCells,
     NoTextError,
     Sheet,
@@ -171,16 +172,19 @@ class Columns:
     @classmethod
     def find(cls, sheet: Sheet, turns: int, target: str) -> "Columns":
         """Raises InputError for a column that is missing or there twice."""
-        names = [TURN.format(turn) for turn in range(1, turns + 1)]
-        there = [name in sheet.columns for name in names]
-        if True in there and False in there and not any(there[there.index(False) :]):
-            missing = there.index(False)
-            raise InputError(
-                f"{sheet.where}: no column {names[missing]}; "
-                f"set turns: {missing} in params.yaml to read what is there"
-            )
+        places = []
+        for turn in range(1, turns + 1):
+            try:
+                places.append(column_of(sheet, TURN.format(turn)))
+            except InputError as error:
+                later = {TURN.format(number) for number in range(turn, turns + 1)}
+                if turn == 1 or later.intersection(sheet.columns):
+                    raise
+                raise InputError(
+                    f"{error}; write turns: {turn - 1} into params.yaml to do without"
+                ) from None
         return cls(
-            turns=[column_of(sheet, name) for name in names],
+            turns=places,
             label=column_of(sheet, MAJOR),
             fine=column_of(sheet, FINE) if target == "fine" or FINE in sheet.columns else None,
         )
@@ -247,7 +251,7 @@ class Tally:
             listed = ", ".join(map(str, rows[:MAX_NAMED])) + ", …" * (len(rows) > MAX_NAMED)
             note(
                 f"{self.sheet.where}: {len(rows)} of {len(self.classes)} classes have one row only "
-                f"({self.sheet.row_word} {listed}); is the label misspelled?"
+                f"({self.sheet.row_word}{'s' * (len(rows) > 1)} {listed}); is the label misspelled?"
             )
 
     def report(self) -> dict[str, Any]:
@@ -307,10 +311,10 @@ def class_of(label: str, fine: str, target: str) -> tuple[str, str, str]:
     label, fine = label_name(label), label_name(fine)
     fault = ""
     if says_nothing(label):
-        fault = f"label {label!r}" if label else f"no {MAJOR}"
+        fault = f"label {label!r}" if label.lower() in NOTHING else f"no {MAJOR}"
     elif says_nothing(fine):
         if target == "fine":
-            fault = f"fine label {fine!r}" if fine else f"no {FINE}"
+            fault = f"fine label {fine!r}" if fine.lower() in NOTHING else f"no {FINE}"
         fine = ""
     return label, fine, fault
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from storyflower.common.errors import InputError
 from storyflower.ingest.aihub import EMOTIONS, FINE, MAJOR, TURN
 from storyflower.sheets.read_csv import MAX_RECORD, bounded_lines, first_bad_byte
-from storyflower.sheets.sheet import Sheet, folded, says_nothing
+from storyflower.sheets.sheet import NOTHING, Sheet, folded
 
 
 def open_json(path: Path) -> Sheet:
@@ -58,7 +58,7 @@ def open_json(path: Path) -> Sheet:
         code = folded(code)
         if code in EMOTIONS:
             return [*EMOTIONS[code], *turns]
-        if says_nothing(code):
+        if not code or code.lower() in NOTHING:  # a row to drop, and count by that name
             return [code, code, *turns]
         raise InputError(f"{where}: unknown emotion code in profile.emotion.type, not E10-E69")
 

@@ -20,7 +20,7 @@ from storyflower.evaluate import baseline, plots
 from storyflower.evaluate import evaluate as evaluate_module
 from storyflower.interim.labels import LabelIndex
 from storyflower.tracking import record
-from tests.support import WORDS, read_split
+from tests.support import WORDS
 
 SEED = 42
 REPORTS = {"metrics.json", "confusion.csv", "confusion.png", "learning_curves.png"}
@@ -111,7 +111,7 @@ def test_the_interval_of_the_difference_is_paired(scored: tuple[Path, dict], int
     rows = pq.read_table(root / "predictions.parquet").to_pylist()
     ours = np.array([row["right"] for row in rows]).astype(int)
     names = LabelIndex.load(interim / "labels.json")
-    train = read_split(interim / "dialogues.parquet", "Training", ["text", "label"])
+    train = pq.read_table(interim / "dialogues.parquet", filters=[("split", "==", "Training")])
     train_labels = names.encode(train["label"].to_pylist())
     actual = names.encode([row["actual"] for row in rows])
     probability = {

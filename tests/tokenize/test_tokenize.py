@@ -16,7 +16,6 @@ from storyflower.interim.tokens import TokenArrays
 from storyflower.model.batch import make_batch
 from storyflower.tokenize import tokenize as tokenize_module
 from storyflower.tokenizer.load import load_tokenizer
-from tests.support import read_split
 
 LABELS = ("기쁨", "분노", "불안")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -169,7 +168,7 @@ def test_both_ways_to_run_sentencepiece(interim: Path, max_len: int, tmp_path: P
         (encoder / "spiece.model").write_bytes((interim / "encoder/spiece.model").read_bytes())
         card = {"tokenizer": "sentencepiece", "pretokenize": pretokenize, "max_length": 64}
         (encoder / "card.json").write_text(json.dumps(card), encoding="utf-8")
-        rows = read_split(interim / "dialogues.parquet", "Training", ["text"])
+        rows = pq.read_table(interim / "dialogues.parquet", filters=[("split", "==", "Training")])
         texts = [f"{text}!" for text in rows["text"].to_pylist()]
         report = tokenize(folder, encoder, texts, texts[:3], max_len)
         assert report["pretokenize"] == pretokenize
