@@ -184,6 +184,31 @@ def test_predict_fails_without_repeating_the_text(
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        [CANARY],
+        ["predict", f"--json={CANARY}"],
+        ["predict", f"--jsn={CANARY}"],
+        ["predict", "합격했어", f"--a{CANARY}=", "-j"],
+        ["predict", "-j", CANARY],
+        ["predict", CANARY, "--model"],
+        ["card", CANARY, CANARY, CANARY],
+        ["sync", CANARY],
+        [f"--version={CANARY}"],
+        ["predict", f"--help={CANARY}"],
+    ],
+)
+def test_arguments_that_make_no_sense_are_not_repeated(
+    capfd: pytest.CaptureFixture, words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        exit_with_line(lambda: predict(words))
+    out, err = capfd.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert err.startswith("usage: ") and not shows(err.encode())
+
+
 def test_a_command_writes_for_its_owner_alone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = os.umask(0o022)
