@@ -87,12 +87,18 @@ def take_over(
 
 
 def choose_vocabulary(card: Card, first: Callable[..., Path]) -> tuple[Card, Path]:
-    """The card with its tokenizer's kind, and the vocabulary, which decides where it is silent."""
+    """The card with its tokenizer's kind, and the vocabulary, which decides where it is silent.
+
+    `first` finds the first of some names that is there. Raises InputError.
+    """
     names = VOCABULARY.values() if card.tokenizer is None else [VOCABULARY[card.tokenizer]]
     vocabulary = first(card.vocabulary) if card.vocabulary else first(*names)
     by_name = "wordpiece" if vocabulary.suffix == ".txt" else "sentencepiece"
-    tokenizer = card.tokenizer or by_name
-    pretokenize = None if tokenizer == "wordpiece" else card.pretokenize or "none"
+    tokenizer, pretokenize = card.tokenizer or by_name, card.pretokenize
+    if tokenizer == "wordpiece" and pretokenize:
+        raise InputError(f"{card.source}: has {vocabulary.name}: leave pretokenize out of the card")
+    if tokenizer == "sentencepiece":
+        pretokenize = pretokenize or "none"
     return card.model_copy(update={"tokenizer": tokenizer, "pretokenize": pretokenize}), vocabulary
 
 

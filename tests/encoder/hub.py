@@ -59,6 +59,8 @@ class Hub:
 
     def answer(self, request) -> None:
         path = unquote(request.path).lstrip("/")
+        if path.startswith("api/"):  # the client's own questions, which are about no file
+            return self.refuse(request, 404, "")
         self.log.append((request.command, path, request.headers.get("Range")))
         if self.status.get(request.command):
             return self.refuse(request, self.status[request.command].pop(0), "")
@@ -126,6 +128,9 @@ def running_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     ask(monkeypatch, hub.url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(
+        constants, "AGENT_HARNESSES_PATH", str(cache / "agents.json"), raising=False
+    )
     monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda _: None)
     huggingface_hub.close_session()
     yield hub

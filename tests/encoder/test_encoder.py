@@ -430,6 +430,22 @@ def test_stage_ends_in_one_line_when_offline(hub, tmp_path):
     assert hub.log == []
 
 
+@pytest.mark.slow  # the hub's client waits a second between its attempts
+@pytest.mark.parametrize("case", ["status", "cut off"])
+def test_stage_ends_in_one_line_when_the_hub_breaks_off(case, pieces, hub, tmp_path):
+    hub.publish("skt/kobert-base-v1", kobert(pieces)[0])
+    if case == "status":
+        hub.status = {"GET": [503] * 20}
+        expected = "the hub answers 503 for config.json; try again later\n"
+    else:
+        hub.die_after = [0] * 20
+        expected = "config.json could not be downloaded ("
+    done = run_stage(tmp_path, hub)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: skt/kobert-base-v1: {expected}")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_stage_fetches_from_the_mirror_of_the_environment(pieces, hub, tmp_path):
     hub.publish("skt/kobert-base-v1", kobert(pieces)[0])
@@ -750,6 +766,12 @@ def test_parts_that_do_not_belong_together(case, expected, pieces, hub, cards):
     assert expected in refused(write(cards, **keys))
 
 
+def test_pretokenize_is_no_word_to_a_word_piece_vocabulary(pieces, hub, cards):
+    hub.publish("lab/tiny", family("bert", pieces)[0])
+    said = refused(write(cards, pretokenize="bert"))
+    assert said == "lab/tiny: has vocab.txt: leave pretokenize out of the card"
+
+
 def test_card_mends_the_pad_id_of_an_old_config(pieces, hub, cards):
     hub.publish("lab/tiny", kobert(pieces, pad_token_id=0)[0])
     config = json.loads((prepare(write(cards, pad_id=1)) / "config.json").read_text())
@@ -912,6 +934,21 @@ def test_new_card_of_a_hub_id_works_as_it_is(pieces, hub, cards, capsys):
     with pytest.raises(InputError, match=r"mine.yaml: is there already; it is not overwritten"):
         main(["card", "mine", "lab/other"])
     assert "lab/tiny" in card.read_text()
+
+
+def test_writing_a_card_loads_no_model_library(cards):
+    code = (
+        "import sys; from storyflower.__main__ import main; main(['card', 'x', 'lab/tiny']);"
+        "print({'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-x y", "x\n"])
