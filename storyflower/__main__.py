@@ -1,4 +1,4 @@
-"""The command line: python -m storyflower {predict, card, lock, sync}.
+"""The command line: python -m storyflower {predict, card, lock, sync, ui}.
 
 In: arguments.
 Out: one call of the library each, and its result in lines. No stage of the pipeline depends on
@@ -112,6 +112,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("sync", help="deliver runs that MLflow has not got")
     command.set_defaults(run=sync)
+
+    command = commands.add_parser("ui", help="show the runs: MLflow's pages, on this machine alone")
+    command.set_defaults(run=ui)
+    command.add_argument("--port", type=int, default=5000)
     return parser
 
 
@@ -233,6 +237,13 @@ def sync(options: argparse.Namespace) -> None:
 def command() -> None:
     """The storyflower command of an installed package."""
     exit_with_line(main)
+
+
+def ui(options: argparse.Namespace) -> None:
+    from storyflower.common.repository import main_root
+    from storyflower.tracking.ui import serve
+
+    serve(main_root(), options.port)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ REMEDIES = {
 class InputError(Exception):
     """Bad input, said in one line: where (file, sheet, row, key), what was found, what to do."""
 
+    exit_code = 1
+
 
 def exit_with_line(main: Callable[[], None]) -> None:
     """Run a command's main(); an InputError becomes one line on stderr and exit code 1.
@@ -55,7 +57,7 @@ def exit_with_line(main: Callable[[], None]) -> None:
         flush_output()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except BrokenPipeError:
         drop_output()
         sys.exit(128 + signal.SIGPIPE)

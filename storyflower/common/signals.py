@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # SIGINT is Ctrl-C
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # Ctrl-C is SIGINT; a closed terminal HUP
 
 
 def stop(number: int, _: object) -> NoReturn:

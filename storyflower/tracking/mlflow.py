@@ -105,9 +105,16 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
 def check_database(uri: str) -> None:
     """Raise sqlite3.Error at once where MLflow would wait 20 s or more: locked, damaged, read-only.
 
-    Does nothing for other stores and for a database that MLflow has yet to make.
+    OSError for a path that MLflow would take for another: ? begins an address's settings, and its
+    migrations take % for one of theirs. Does nothing for other stores and for a database that
+    MLflow has yet to make.
     """
     scheme, _, path = uri.partition(":///")
+    if scheme.startswith("sqlite") and (odd := set("?%") & set(path)):
+        raise OSError(
+            f"MLflow cannot use a path with {' or '.join(sorted(odd))} in it: rename the folder, "
+            "or set MLFLOW_TRACKING_URI"
+        )
     if scheme.startswith("sqlite") and Path(path).exists():
         with closing(sqlite3.connect(path, timeout=LOCKED_SECONDS)) as database:
             database.execute("BEGIN IMMEDIATE")

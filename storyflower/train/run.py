@@ -53,6 +53,7 @@ def train(
     placement = choose(params.device, params.precision)
     with ExitStack() as open_things, joined(placement.device) as ranks:
         if ranks.first:
+            repository.check_clone()
             open_things.enter_context(locks.alone(lock, "still trains here"))
             print(placement, flush=True)
         ranks.wait()
