@@ -16,6 +16,7 @@ from typing import Any
 
 import filelock
 
+from storyflower.common import errors
 from storyflower.tracking.record import KEY_TAG, OUTBOX, Record
 
 LOCKED_SECONDS = 2  # how long a push waits for another program's transaction in a local store
@@ -89,6 +90,11 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
         check_database(uri)
         client = MlflowClient(uri)
         known = client.get_experiment_by_name(experiment)
+        if known is not None and known.lifecycle_stage == "deleted":
+            raise OSError(
+                f"its experiment {experiment!r} was deleted; restore it: MLFLOW_TRACKING_URI={uri} "
+                f"mlflow experiments restore --experiment-id {known.experiment_id}"
+            )
         if known is not None:
             return client, known.experiment_id
         # MLflow's default is relative to a working folder that DVC may delete.
@@ -142,7 +148,11 @@ def is_local(uri: str) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """The error in at most 200 characters, without user and password of an address."""
-    text = re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))
+    """The error on one line, without user and password of an address.
+
+    It is cut, unless MLflow says what to do: of a database of another version it does, at its end.
+    """
+    text = re.sub(r"//[^/\s]*@", "//", str(error))
     text = text[max(text.find("Caused by "), 0) :]  # before it, the HTTP client quotes itself
-    return text[:200] or type(error).__name__
+    limit = 2000 if "mlflow db upgrade" in text or isinstance(error, OSError) else 200
+    return errors.one_line(text or type(error).__name__, limit)
