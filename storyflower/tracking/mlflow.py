@@ -14,9 +14,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from storyflower.common import errors
+from storyflower.common import errors, locks
 from storyflower.tracking.record import KEY_TAG, OUTBOX, Record
 
 LOCKED_SECONDS = 2  # how long a push waits for another program's transaction in a local store
@@ -86,7 +84,10 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
     server = uri.startswith(("http://", "https://", "databricks"))
     # Of several processes on a new database all but one fail in its migrations.
     lock = root / OUTBOX.parent / "mlflow.lock"
-    with nullcontext() if server else filelock.FileLock(lock, timeout=TURN_SECONDS):
+    held = nullcontext() if server else locks.acquire_free(lock, TURN_SECONDS)
+    if held is None:
+        raise OSError(f"another process has held {lock} for {TURN_SECONDS} s")
+    with held:
         check_database(uri)
         client = MlflowClient(uri)
         known = client.get_experiment_by_name(experiment)

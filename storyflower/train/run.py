@@ -54,7 +54,7 @@ def train(
     with ExitStack() as open_things, joined(placement.device) as ranks:
         if ranks.first:
             repository.check_clone()
-            open_things.enter_context(locks.alone(lock, "still trains here"))
+            open_things.enter_context(locks.acquire(lock, "still trains here"))
             print(placement, flush=True)
         ranks.wait()
         card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
