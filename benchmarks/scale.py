@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -211,15 +210,15 @@ def make_classifier() -> None:
     from storyflower.interim.history import Epoch, write_history
     from storyflower.interim.labels import LabelIndex
     from storyflower.model.folder import build_classifier, save_classifier
-    from storyflower.tracking import record
+    from storyflower.tracking.record import new_record
 
     params = Params.load()
     index, encoder = LabelIndex.load(LABELS), Path("models/encoder")
     network = build_classifier(encoder, len(index), params.dr_rate)
-    facts = {"params": asdict(params)}
+    facts = {"params": params.model_dump()}
     save_classifier(network, Path("models/classifier"), encoder=encoder, labels=index, facts=facts)
     write_history([Epoch(1, 1.0, 0.5, 1.0, 0.5, 1.0, 1)], Path("reports/history.csv"))
-    record = record.new_record(
+    record = new_record(
         experiment="scale", params={}, tags={}, dataset=Path("data/interim/dialogues.parquet")
     )
     record.save(Path("reports/run.json"))

@@ -15,7 +15,7 @@ def open_sheet(path: Path, wanted: Set[str]) -> Sheet:
     Raises InputError when the file is not what its suffix says.
     """
     check_readable(path)
-    return (open_xlsx if path.suffix.lower() == ".xlsx" else open_csv)(path, wanted)
+    return open_xlsx(path, wanted) if path.suffix.lower() == ".xlsx" else open_csv(path, wanted)
 
 
 def check_readable(path: Path) -> None:

@@ -25,9 +25,10 @@ from typing import Any, Self
 import safetensors
 import safetensors.torch
 
-from storyflower.common.locks import alone
+from storyflower.common import locks
+from storyflower.common.errors import one_line
 from storyflower.common.signals import PendingStop
-from storyflower.interim.checkpoint_folders import SAYS_WHICH, lock_of, prune
+from storyflower.interim.checkpoint_folders import SAYS_WHICH, prune
 from storyflower.model.processes import ALONE, Ranks
 from storyflower.train.state import State
 
@@ -65,7 +66,8 @@ class Checkpoints:
         with self._held:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._held.enter_context(alone(lock_of(self.folder), "trains the very same run"))
+                lock = locks.beside(self.folder)
+                self._held.enter_context(locks.acquire(lock, "trains the very same run"))
                 prune(self.folder.parent)
                 for path in [*self.folder.glob("*.part"), *self.folder.glob(".tmp*")]:
                     path.unlink()
@@ -150,7 +152,8 @@ class Checkpoints:
                 print(f"warning: checkpoint {path}: {error}", file=sys.stderr)
             except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
                 print(
-                    f"warning: checkpoint {path} is damaged ({error}); taking the one before it",
+                    f"warning: checkpoint {path} is damaged ({one_line(error)}); "
+                    "taking the one before it",
                     file=sys.stderr,
                 )
                 with suppress(OSError):
@@ -160,7 +163,7 @@ class Checkpoints:
         if not self._warned:
             print(
                 f"warning: no checkpoint can be saved in {self.folder} "
-                f"({' '.join(str(error).split())}); the training goes on, and cannot be resumed "
+                f"({one_line(error)}); the training goes on, and cannot be resumed "
                 "from here",
                 file=sys.stderr,
                 flush=True,

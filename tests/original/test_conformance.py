@@ -29,7 +29,7 @@ from storyflower.kobert import Vocab, get_pytorch_kobert_model, get_tokenizer
 from storyflower.model.batch import Batch
 from storyflower.model.device import choose
 from storyflower.model.folder import build_classifier
-from storyflower.sheets.read_xlsx import read_workbook
+from storyflower.sheets.read_xlsx import open_xlsx
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train import fit
 from tests.original import notebook
@@ -60,8 +60,8 @@ def sample_texts() -> tuple[list[str], list[str]]:
     single: set[str] = set()
     joined: set[str] = set()
     for split in ("Training", "Validation"):
-        (sheet,) = read_workbook(ingest.find_files(ROOT / "data/sample")[split])
-        for _, cells in sheet.rows:
+        file = ingest.find_files(ROOT / "data/sample")[split]
+        for _, cells in open_xlsx(file, {"사람문장1"}).rows:
             turns = [cell.strip() for cell in cells[7:] if isinstance(cell, str) and cell.strip()]
             single.update(turns)
             single.update(part for turn in turns for part in re.split(r"(?<=[.?!…])\s+", turn))
@@ -338,7 +338,9 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
     )
 
     params = params_of(
-        **{**TINY_PARAMS, "batch_size": batch_size, "shuffle": False, "max_len": MAX_LEN}
+        **{**TINY_PARAMS, "batch_size": batch_size, "shuffle": False, "max_len": MAX_LEN},
+        learning_rate=5e-5,
+        optimizer="notebook",
     )
     losses: list[float] = []
 
@@ -351,11 +353,9 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
     ours.register_forward_hook(note_loss)
     fit.fit(
         ours,
-        ragged,
-        ragged,
-        params,
-        learning_rate=5e-5,
-        optimizer_name="notebook",
+        train=ragged,
+        test=ragged,
+        params=params,
         placement=choose("cpu", "fp32"),
         on_epoch=lambda rows: None,
     )

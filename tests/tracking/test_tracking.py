@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.tracking import mlflow
 from storyflower.tracking import record as record_module
@@ -316,7 +317,7 @@ def test_a_record_that_is_not_taken_does_not_hold_up_the_others(
     with pytest.raises(InputError, match=r"1 runs, .*\(1 delivered\)"):
         sync(tmp_path)
     assert [r.key for r in pushed] == [record.key]
-    assert outbox(tmp_path) == ["0", "0.lock"]
+    assert outbox(tmp_path) == ["0", "0.lock", "0.pid"]
 
 
 @pytest.mark.parametrize("answers", [True, False])
@@ -418,7 +419,7 @@ def test_two_processes_with_the_same_run_take_turns(
     held, done = threading.Event(), threading.Event()
 
     def other() -> None:
-        with run_module.owner_lock(tmp_path / OUTBOX / record.key):
+        with locks.acquire(locks.beside(tmp_path / OUTBOX / record.key), "pushes"):
             held.set()
             done.wait(0.8)
 
@@ -427,7 +428,7 @@ def test_two_processes_with_the_same_run_take_turns(
     held.wait()
     Run(record, tmp_path).close()
     thread.join()
-    assert "waiting for another process" in capsys.readouterr().err
+    assert "works on the run" in capsys.readouterr().err
     assert pushed[-1].status == "FINISHED"
 
 
@@ -522,13 +523,13 @@ def test_an_evaluation_twice_and_one_that_fails(
 
     def stage(target: str) -> None:
         evaluate(
-            classifier,
-            interim / "tokens",
-            interim / "dialogues.parquet",
-            interim / "history.csv",
-            tmp_path / "run.json",
-            tmp_path / "reports",
-            tmp_path / "predictions.parquet",
+            classifier=classifier,
+            tokens=interim / "tokens",
+            dialogues=interim / "dialogues.parquet",
+            history=interim / "history.csv",
+            record=tmp_path / "run.json",
+            reports=tmp_path / "reports",
+            predictions=tmp_path / "predictions.parquet",
             target=target,
             device="cpu",
             precision="fp32",
