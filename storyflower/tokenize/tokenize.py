@@ -1,7 +1,7 @@
 """The table of dialogues → the token cache.
 
 In: the table, the label index, the encoder's tokenizer.
-Out: the cache of tensors.py, and a report with the share of unknown tokens and of dialogues cut
+Out: the cache of interim/tokens.py, and a report with the share of unknown tokens and of dialogues cut
 to max_len, per split.
 """
 
