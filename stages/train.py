@@ -1,4 +1,4 @@
-"""models/encoder/ + data/interim/tokens/ → models/classifier/, reports/history.csv, reports/run.json"""
+"""models/encoder/ + data/interim/tokens/ → models/classifier/ and history.csv, run.json"""
 
 from pathlib import Path
 
