@@ -47,7 +47,8 @@ def acquire_free(path: Path, seconds: float = 0) -> filelock.AcquireReturnProxy 
         held = lock.acquire(timeout=seconds)
     except filelock.Timeout:
         return None
-    path.with_suffix(".pid").write_text(str(os.getpid()), encoding="utf-8")
+    with suppress(OSError):  # a full disk: the number is for messages alone
+        path.with_suffix(".pid").write_text(str(os.getpid()), encoding="utf-8")
     return held
 
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -23,7 +22,7 @@ from pydantic import (
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_yaml, write_json
-from storyflower.common.params import OPTIMIZERS
+from storyflower.common.params import Optimizer, Rate
 
 VOCABULARY = {"sentencepiece": "spiece.model", "wordpiece": "vocab.txt"}  # tokenizer → its file
 NAME = r"\w[\w.-]*"  # a file's or a card's
@@ -40,20 +39,9 @@ KEYS = {
 }
 
 
-def number_text(value: object) -> object:
-    """YAML 1.1 reads 5e-5 as text: that is a number, too."""
-    plain = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
-    if isinstance(value, str) and re.fullmatch(plain, value, re.ASCII):
-        return float(value)
-    return value
-
-
 Pretokenize = Literal["bert", "none"]
-# adamw: torch's; notebook: transformers 3's AdamW, whose eps comes before the bias correction
-Optimizer = Literal[tuple(name for name in OPTIMIZERS if name != "auto")]
 Count = Annotated[int, Field(ge=1)]
 Id = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, BeforeValidator(number_text), Field(gt=0, le=1)]
 # The kobert package publishes the first ten digits of one md5.
 Checksum = Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{10,32}|sha256:[0-9a-f]{64})\Z")]
 Checksums = Annotated[
