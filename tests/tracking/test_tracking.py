@@ -6,11 +6,13 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from storyflower.tracking import run as run_module
 from storyflower.tracking.record import OUTBOX, Record, continued, new_record
 from storyflower.tracking.run import Run, sync
 from tests.support import ROOT
+from tests.support import run as command
 
 # A process with a run that is open; it never imports mlflow, which takes seconds.
 OPEN_RUN = """
@@ -604,3 +607,44 @@ def test_without_a_checkpoint_a_run_is_new_and_a_strange_key_is_refused(record: 
     for key in ("", "..", "../../x", "a" * 31, "a" * 33):
         with pytest.raises(InputError, match="is not the key of a run"):
             continued(record, {**checkpointed(record), "key": key})
+
+
+@pytest.mark.parametrize("mark", ["?", "%"])
+def test_a_path_that_mlflow_takes_for_another_is_named(
+    tmp_path: Path, record: Record, mark: str
+) -> None:
+    """A ? begins the settings of an address: the database would lie elsewhere."""
+    root = tmp_path / f"ab{mark}cd"
+    root.mkdir()
+    with pytest.raises(OSError, match=f"a path with \\{mark} in it: rename the folder, or set"):
+        mlflow.connect("sample", root)
+    assert [path.name for path in root.iterdir()] == [".storyflower"]
+    assert not list(tmp_path.rglob("mlflow.db*"))
+
+
+@pytest.mark.slow
+def test_what_mlflow_says_to_do_is_said_whole(
+    store: Path, tmp_path: Path, record: Record, capsys: pytest.CaptureFixture
+) -> None:
+    """A deleted experiment, and a database of another version: each line ends with its command."""
+    from mlflow import MlflowClient
+
+    shutil.copyfile(store / "mlflow.db", tmp_path / "mlflow.db")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    number = client.get_experiment_by_name("sample").experiment_id
+    client.delete_experiment(number)
+    run = Run(record, tmp_path)
+    run.close()
+    line = capsys.readouterr().err
+    assert f"mlflow experiments restore --experiment-id {number}" in line
+    assert line.endswith("python -m storyflower sync\n")
+
+    client.restore_experiment(number)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'abc'")
+        database.commit()
+    # In a process of its own: MLflow looks at a database's version once.
+    done = command(ROOT, sys.executable, "-m", "storyflower", "sync", DVC_ROOT=str(tmp_path))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: MLflow does not take 1 runs") and "mlflow db upgrade" in line

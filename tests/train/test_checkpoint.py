@@ -429,6 +429,7 @@ exit_with_line(main)
     ("number", "environment", "how"),
     [
         (signal.SIGTERM, {}, "dvc repro"),
+        (signal.SIGHUP, {}, "dvc repro"),  # the terminal was closed
         (signal.SIGINT, {"DVC_EXP_NAME": "gusty-tray"}, "the same 'dvc exp run' command"),
     ],
 )
