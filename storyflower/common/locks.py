@@ -1,27 +1,34 @@
-"""A lock that one process holds and that the system frees when the process dies."""
+"""Locks that one process holds and that the system frees when it dies, however it dies.
+
+In: the path of a lock file, or the folder that it guards.
+Out: the lock, held. A file beside it says which process holds it.
+"""
 
 import os
+import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import filelock
 
 
-@contextmanager
-def alone(lock: Path, what: str) -> Iterator[None]:
-    """Hold a lock; while another process does, say so once and wait.
+def beside(folder: Path) -> Path:
+    """The lock file of a folder."""
+    return folder.with_name(folder.name + ".lock")
 
-    The system frees a lock when its process dies, however it dies. The usual other process is a
-    stage whose dvc was killed: it lives on, and a second `dvc repro` must not work beside it.
+
+def acquire(path: Path, what: str) -> filelock.AcquireReturnProxy:
+    """Hold a lock; while another process does, say once what it does, and wait.
+
+    As a context the result releases it at the end; .lock is the lock itself.
+
+    The usual other process is a stage whose dvc was killed: it lives on, and a second `dvc repro`
+    must not work beside it.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    holder = lock.with_suffix(".pid")
-    file = filelock.FileLock(lock, thread_local=False)
-    try:
-        file.acquire(blocking=False)
-    except filelock.Timeout:
+    held = acquire_free(path)
+    if held is None:
+        holder = path.with_suffix(".pid")
         number = holder.read_text(encoding="utf-8") if holder.exists() else "unknown"
         print(
             f"waiting: process {number} {what}; this one goes on when that has ended "
@@ -29,9 +36,26 @@ def alone(lock: Path, what: str) -> Iterator[None]:
             file=sys.stderr,
             flush=True,
         )
-        file.acquire(poll_interval=0.5)
+    while held is None:
+        held = acquire_free(path, seconds=0.5)
+    return held
+
+
+def acquire_free(path: Path, seconds: float = 0) -> filelock.AcquireReturnProxy | None:
+    """As acquire(), but None where another process holds it after so many seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, thread_local=False)
     try:
-        holder.write_text(str(os.getpid()), encoding="utf-8")
-        yield
-    finally:
-        file.release()
+        held = lock.acquire(timeout=seconds)
+    except filelock.Timeout:
+        return None
+    path.with_suffix(".pid").write_text(str(os.getpid()), encoding="utf-8")
+    return held
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder and its lock, which the caller holds, as far as the system lets us."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in (beside(folder).with_suffix(".pid"), beside(folder)):
+        with suppress(OSError):  # Windows keeps a file that is open
+            path.unlink()

@@ -20,7 +20,7 @@ HERE = ("data/interim",)
 
 def close_folders() -> None:
     """Make them, where they are missing, and close them to everyone but their owner."""
-    root = Path(os.environ.get("DVC_ROOT") or ".")  # DVC sets it to the main repository
+    root = main_root()
     folders = [Path(name) for name in HERE]
     folders += [root / name for name in MAIN if name[:4] != ".dvc" or (root / ".dvc").is_dir()]
     for folder in folders:

@@ -6,12 +6,11 @@ is no output of a DVC stage: DVC removes a stage's outputs before it runs the st
 """
 
 import re
-import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
-import filelock
+from storyflower.common import locks
 
 DEFAULT = Path(".storyflower") / "checkpoints"  # under the main repository's root
 STALE_SECONDS = 14 * 24 * 3600  # after that long nobody comes back to a run that died
@@ -45,12 +44,8 @@ def prune(root: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    lock = lock_of(folder)
-    with suppress(OSError, filelock.Timeout), filelock.FileLock(lock, blocking=False):
-        shutil.rmtree(folder)
-        lock.with_suffix(".pid").unlink(missing_ok=True)
-        lock.unlink()
-
-
-def lock_of(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".lock")
+    """Remove a run's folder, unless a process holds its lock."""
+    with suppress(OSError):
+        if held := locks.acquire_free(locks.beside(folder)):
+            with held:
+                locks.remove(folder)

@@ -14,8 +14,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-import filelock
-
+from storyflower.common import errors, locks
 from storyflower.tracking.record import KEY_TAG, OUTBOX, Record
 
 LOCKED_SECONDS = 2  # how long a push waits for another program's transaction in a local store
@@ -85,7 +84,10 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
     server = uri.startswith(("http://", "https://", "databricks"))
     # Of several processes on a new database all but one fail in its migrations.
     lock = root / OUTBOX.parent / "mlflow.lock"
-    with nullcontext() if server else filelock.FileLock(lock, timeout=TURN_SECONDS):
+    held = nullcontext() if server else locks.acquire_free(lock, TURN_SECONDS)
+    if held is None:
+        raise OSError(f"another process has held {lock} for {TURN_SECONDS} s")
+    with held:
         check_database(uri)
         client = MlflowClient(uri)
         known = client.get_experiment_by_name(experiment)
@@ -136,6 +138,6 @@ def is_local(uri: str) -> bool:
 
 def one_line(error: Exception) -> str:
     """The error in at most 200 characters, without user and password of an address."""
-    text = re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))
+    text = re.sub(r"//[^/\s]*@", "//", str(error))
     text = text[max(text.find("Caused by "), 0) :]  # before it, the HTTP client quotes itself
-    return text[:200] or type(error).__name__
+    return errors.one_line(text or type(error).__name__)

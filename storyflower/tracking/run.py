@@ -1,13 +1,12 @@
-"""The mirror of a run in MLflow, and the only import of mlflow.
+"""One run while it goes on: logged to its record at once, and to MLflow when that answers.
 
 In: params, metrics with their timestamps, pictures.
 Out: one MLflow run. The project's own files are the truth; everything logged is first written to
-a record in an outbox folder of the main repository, and a background thread then makes the MLflow
-run equal to the record. Pushing a record twice changes nothing (a run is found again by its key,
-a metric by its timestamp), so a record that could not be delivered is simply pushed again later:
+a record in an outbox folder of the main repository. After each epoch a thread makes the MLflow
+run equal to the record, and the end of the stage waits a few seconds for the last push. Pushing a
+record twice changes nothing, so what could not be delivered is simply pushed again later:
 `python -m storyflower sync`. A lock beside the record, held while its run lives, tells sync which
 runs were killed, and keeps two processes from pushing one record at the same time.
-
 Not supported: logging that blocks. An MLflow that is down costs a line of output, never a
 training.
 """
@@ -21,8 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-import filelock
-
+from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.common.files import replacing
 from storyflower.common.repository import main_root
@@ -33,7 +31,7 @@ CLOSE_SECONDS = 8  # how long the end of a stage may wait for a server
 LATE_CLOSE_SECONDS = 1  # and where the stage before it has waited in vain
 LOCAL_CLOSE_SECONDS = 300  # and for a local store without an error: only a busy machine is slow
 RETRY_SECONDS = 0.5  # between two tries at the end of a stage
-LONGEST_PAUSE = 30  # seconds between two pushes during a training
+LONGEST_PAUSE = 30  # seconds after a push without another
 
 
 class Run:
@@ -47,30 +45,19 @@ class Run:
         self.record = record
         self.root = root or main_root()
         self.folder = self.root / OUTBOX / record.key
-        self._owner = owner_lock(self.folder)
-        waiting = False
-        while not self._owner.is_locked:
-            try:
-                self._owner.acquire(timeout=0.5)
-            except filelock.Timeout:  # sync, or another experiment that evaluates the same model
-                if not waiting:
-                    said = f"waiting for another process, or a late push, of the run {record.name}"
-                    print(said, file=sys.stderr)
-                waiting = True
+        # Sync may hold it, or another experiment that evaluates the same model.
+        held = locks.acquire(locks.beside(self.folder), f"works on the run {record.name}")
+        self._lock = held.lock
         self._told = self.folder / "told"  # there once it was said that MLflow lacks the run
         if self.folder.exists():  # a stage before could not deliver it
             self._take_over()
-        self._changed = threading.Event()
-        self._closing = threading.Event()
-        self._given_up = threading.Event()
-        self._ending = self._deadline = math.inf
-        self._delivered = 0  # how many changes of the record MLflow has seen
         self._changes = 0
-        self._error = ""
+        self._delivered = 0  # how many changes of the record MLflow has seen
+        self._error = ""  # of the last push; while there is one, only the end of the stage pushes
+        self._thread: threading.Thread | None = None  # of the last push
+        self._next = 0.0  # when another push may begin
         self._save()
-        # A daemon: a server that never answers must not keep the process from ending.
-        self._thread = threading.Thread(target=self._mirror, daemon=True)
-        self._thread.start()
+        self._push()  # at once: importing MLflow and making its database take seconds
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +78,8 @@ class Run:
         new = [(key, value, now, step) for key, value in finite if (key, step) not in old]
         self.record.metrics += new
         self._save()
+        if not self._error and time.monotonic() > self._next:
+            self._push()
 
     def log_results(self, values: dict[str, float]) -> None:
         """Log metrics that have one value a run; logged anew, equal values add no second point."""
@@ -115,35 +104,39 @@ class Run:
         """
         if self.record.status == "RUNNING":
             self.record.status, self.record.end = status, milliseconds()
-        self._ending = self._deadline = time.monotonic()
         try:
             self._save()
-            busy = mlflow.is_local(mlflow.tracking_uri(self.root)) and not self._error
-            self._deadline += LOCAL_CLOSE_SECONDS if busy else self._patience()
-        finally:  # where the disk is full, the thread ends at once
-            self._closing.set()
-            self._changed.set()
-        while self._thread.is_alive() and (left := self._deadline - time.monotonic()) > 0:
-            self._thread.join(min(left, RETRY_SECONDS))
-        if delivered := self._delivered == self._changes:
-            clear(self.folder)
-        self._given_up.set()  # a late push holds the lock until it ends
-        if not self._thread.is_alive():
-            self._owner.release()
-        if not delivered and not self._told.exists():
-            reason = self._error or f"no answer within {self._deadline - self._ending:.0f} s"
+            start = time.monotonic()
+            while self._delivered < self._changes:
+                left = start + self._patience() - time.monotonic()
+                if left <= 0:
+                    self._warn(f"no answer within {self._patience()} s")
+                    return
+                self._push()
+                self._thread.join(left)
+                if self._error:
+                    time.sleep(min(left, RETRY_SECONDS))
+            locks.remove(self.folder)
+        finally:
+            self._lock.release()  # a push that is still under way holds it, too
+
+    def _patience(self) -> float:
+        """Seconds that the end of the stage may wait: less where MLflow has failed, or is far."""
+        if not self._error and mlflow.is_local(mlflow.tracking_uri(self.root)):
+            return LOCAL_CLOSE_SECONDS
+        late = self._told.exists() and not self._delivered
+        return LATE_CLOSE_SECONDS if late else CLOSE_SECONDS
+
+    def _warn(self, reason: str) -> None:
+        """Say once, whatever the number of stages, that MLflow lacks the run."""
+        if not self._told.exists():
             print(
-                f"MLflow has not got this run ({reason}); nothing is lost. "
+                f"MLflow has not got this run ({self._error or reason}); nothing is lost. "
                 "When it is back: python -m storyflower sync",
                 file=sys.stderr,
             )
             with suppress(OSError):
                 self._told.touch()
-
-    def _patience(self) -> float:
-        """Seconds that the end of the stage may wait for an MLflow that has failed, or is far."""
-        late = self._told.exists() and not self._delivered
-        return LATE_CLOSE_SECONDS if late else CLOSE_SECONDS
 
     def _take_over(self) -> None:
         """Keep what an earlier evaluation added to the record that still waits in the outbox."""
@@ -158,42 +151,28 @@ class Run:
     def _save(self) -> None:
         self.record.save(self.folder / "record.json")
         self._changes += 1
-        self._changed.set()
 
-    def _mirror(self) -> None:
-        while True:
-            self._changed.wait(RETRY_SECONDS if self._closing.is_set() else None)
-            self._changed.clear()
-            changes, start = self._changes, time.monotonic()
-            try:
-                if self._delivered < changes:
-                    mlflow.push(Record.load(self.folder / "record.json"), self.folder, self.root)
-                    self._delivered, self._error = changes, ""
-            except Exception as error:  # whatever it is, it must not touch the training
-                self._error = mlflow.one_line(error)
-                if self._closing.is_set():  # the store, not a busy machine, is what is slow
-                    self._deadline = min(self._deadline, self._ending + self._patience())
+    def _push(self) -> None:
+        """Begin to make the MLflow run equal to the record, unless such a push is under way."""
+        if self._thread and self._thread.is_alive():
+            return
+        self._lock.acquire()  # once more: it is free when both the run and its last push have ended
+        # A daemon: a server that never answers must not keep the process from ending.
+        self._thread = threading.Thread(target=self._mirror, args=[self._changes], daemon=True)
+        self._thread.start()
+
+    def _mirror(self, changes: int) -> None:
+        start = time.monotonic()
+        try:
+            mlflow.push(Record.load(self.folder / "record.json"), self.folder, self.root)
+            self._delivered, self._error = changes, ""
+        except Exception as error:  # whatever it is, it must not touch the training
+            self._error = mlflow.one_line(error)
+        finally:
+            # The training shares this processor: a twentieth of the time is enough for MLflow.
             now = time.monotonic()
-            if not self._closing.is_set():
-                # The training shares this processor: a twentieth of the time is enough for MLflow.
-                self._closing.wait(min(20 * (now - start), LONGEST_PAUSE))
-            elif self._delivered == self._changes or now + RETRY_SECONDS > self._deadline:
-                break
-        if self._given_up.is_set():
-            self._owner.release()
-
-
-def owner_lock(folder: Path) -> filelock.BaseFileLock:
-    """The lock of an outbox folder; the system frees it when its process dies, however it dies."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(folder.with_suffix(".lock"), thread_local=False)
-
-
-def clear(folder: Path) -> None:
-    """Remove a delivered record and its lock, which the caller holds."""
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # Windows keeps a file that is open
-        folder.with_suffix(".lock").unlink()
+            self._next = now + min(20 * (now - start), LONGEST_PAUSE)
+            self._lock.release()
 
 
 def sync(root: Path) -> tuple[int, int]:
@@ -204,7 +183,11 @@ def sync(root: Path) -> tuple[int, int]:
     delivered, living, failed = 0, 0, []
     for path in sorted((root / OUTBOX).glob("*/record.json")):
         try:
-            with owner_lock(path.parent).acquire(blocking=False):
+            held = locks.acquire_free(locks.beside(path.parent))
+            if held is None:
+                living += 1
+                continue
+            with held:
                 if path.exists():  # else another sync was faster
                     record = Record.load(path)
                     if record.status == "RUNNING":
@@ -213,9 +196,7 @@ def sync(root: Path) -> tuple[int, int]:
                         record.save(path)
                     mlflow.push(record, path.parent, root)
                     delivered += 1
-                clear(path.parent)
-        except filelock.Timeout:
-            living += 1
+                locks.remove(path.parent)
         except Exception as error:
             failed.append(mlflow.one_line(error))
     if failed:

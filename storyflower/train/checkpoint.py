@@ -25,9 +25,9 @@ from typing import Any, Self
 import safetensors
 import safetensors.torch
 
-from storyflower.common.locks import alone
+from storyflower.common import locks
 from storyflower.common.signals import PendingStop
-from storyflower.interim.checkpoint_folders import SAYS_WHICH, lock_of, prune
+from storyflower.interim.checkpoint_folders import SAYS_WHICH, prune
 from storyflower.model.processes import ALONE, Ranks
 from storyflower.train.state import State
 
@@ -65,7 +65,8 @@ class Checkpoints:
         with self._held:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._held.enter_context(alone(lock_of(self.folder), "trains the very same run"))
+                lock = locks.beside(self.folder)
+                self._held.enter_context(locks.acquire(lock, "trains the very same run"))
                 prune(self.folder.parent)
                 for path in [*self.folder.glob("*.part"), *self.folder.glob(".tmp*")]:
                     path.unlink()

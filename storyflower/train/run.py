@@ -53,7 +53,7 @@ def train(
     placement = choose(params.device, params.precision)
     with ExitStack() as open_things, joined(placement.device) as ranks:
         if ranks.first:
-            open_things.enter_context(locks.alone(lock, "still trains here"))
+            open_things.enter_context(locks.acquire(lock, "still trains here"))
             print(placement, flush=True)
         ranks.wait()
         card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.tracking import mlflow
 from storyflower.tracking import run as run_module
@@ -191,7 +192,7 @@ def test_a_server_that_answers_nonsense_costs_one_line(
     assert line.startswith(NOT_GOT) and said in line
     assert in_outbox(root, run.record).status == "FINISHED"
     # On a busy machine a push may still go on, and sync leaves a run alone that is being pushed.
-    with run_module.owner_lock(run.folder).acquire(timeout=60):
+    with locks.acquire(locks.beside(run.folder), "pushes"):
         pass
     with pytest.raises(InputError, match="MLflow does not take 1 runs"):
         sync(root)
@@ -289,10 +290,10 @@ def test_a_database_that_cannot_be_written_costs_one_line(
     assert time.monotonic() - start < 9.5  # paid twice it would be 10
     lines = capfd.readouterr().err.splitlines()
     # Two stages are two processes; here the second waits for the first one's last push.
-    (line,) = [line for line in lines if not line.startswith("waiting for another process")]
+    (line,) = [line for line in lines if not line.startswith("waiting: process ")]
     said = {"locked": "database is locked", "damaged": "file is not a database"}
     assert line.startswith(NOT_GOT) and said.get(fault, "unable to open") in line
-    with run_module.owner_lock(root / OUTBOX / record.key).acquire(timeout=10):
+    with locks.acquire(locks.beside(root / OUTBOX / record.key), "pushes"):
         pass  # the late push has ended
     with pytest.raises(InputError, match=said.get(fault, "unable to open")):
         sync(root)
@@ -411,7 +412,7 @@ def test_a_server_that_hangs_dies_and_comes_back_gets_each_run_once(
 ) -> None:
     (tmp_path / "a.txt").write_text("a", encoding="utf-8")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setattr(run_module, "LONGEST_PAUSE", 1)  # else the test takes minutes
+    monkeypatch.setattr(run_module, "LONGEST_PAUSE", 0)  # else the test takes minutes
 
     def until(reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
@@ -433,6 +434,7 @@ def test_a_server_that_hangs_dies_and_comes_back_gets_each_run_once(
     assert (seen["status"], seen["loss"], seen["artifacts"]) == ("FINISHED", [(1, 0.9)], ["a.txt"])
 
     ended, lasting = Run(make_record(), root), Run(make_record(), root)
+    until(lambda: ended._delivered and lasting._delivered)
     for each in (ended, lasting):
         each.log({"loss": 0.9}, 1)
     until(lambda: ended._delivered > 1 and lasting._delivered > 1)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.tracking import mlflow
 from storyflower.tracking import record as record_module
@@ -230,27 +231,49 @@ def test_what_failed_half_way_is_delivered_whole_before_the_end(
     assert outbox(store) == [] and capsys.readouterr().err == ""
 
 
-def test_the_last_state_is_pushed_though_the_mirror_is_slow_or_wakes_early(
+def test_the_last_state_is_pushed_though_a_push_is_under_way(
     tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states: list[tuple[str, int]] = []
-    save = Record.save
+    under_way = threading.Lock()
 
     def slow_push(record: Record, *_: object) -> None:
+        assert under_way.acquire(blocking=False)  # never two at once
         time.sleep(0.1)
         states.append((record.status, len(record.metrics)))
-
-    def slow_save(self: Record, path: Path) -> None:
-        time.sleep(0.4 if self.status == "FINISHED" else 0)
-        save(self, path)
+        under_way.release()
 
     monkeypatch.setattr(mlflow, "push", slow_push)
-    monkeypatch.setattr(Record, "save", slow_save)
+    monkeypatch.setattr(run_module, "LONGEST_PAUSE", 0)
     run = Run(record, tmp_path)
-    run.log({"loss": 0.9}, 1)
-    run.log({"loss": 0.5}, 2)
+    for epoch in range(1, 31):
+        run.log({"loss": 0.5}, epoch)
+        time.sleep(0.01)
     run.close()
-    assert states[-1] == ("FINISHED", 2)
+    assert 2 < len(states) < 10
+    assert states[-1] == ("FINISHED", 30)
+    assert outbox(tmp_path) == []
+
+
+def test_after_a_failure_only_the_end_pushes(
+    tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushes: list[int] = []
+
+    def push(record: Record, *_: object) -> None:
+        pushes.append(len(record.metrics))
+        if len(pushes) == 1:
+            raise OSError("refused")
+
+    monkeypatch.setattr(mlflow, "push", push)
+    monkeypatch.setattr(run_module, "LONGEST_PAUSE", 0)
+    run = Run(record, tmp_path)
+    for epoch in range(1, 6):
+        time.sleep(0.02)
+        run.log({"loss": 0.5}, epoch)
+    assert pushes == [0]
+    run.close()
+    assert pushes == [0, 5]
     assert outbox(tmp_path) == []
 
 
@@ -316,7 +339,7 @@ def test_a_record_that_is_not_taken_does_not_hold_up_the_others(
     with pytest.raises(InputError, match=r"1 runs, .*\(1 delivered\)"):
         sync(tmp_path)
     assert [r.key for r in pushed] == [record.key]
-    assert outbox(tmp_path) == ["0", "0.lock"]
+    assert outbox(tmp_path) == ["0", "0.lock", "0.pid"]
 
 
 @pytest.mark.parametrize("answers", [True, False])
@@ -418,7 +441,7 @@ def test_two_processes_with_the_same_run_take_turns(
     held, done = threading.Event(), threading.Event()
 
     def other() -> None:
-        with run_module.owner_lock(tmp_path / OUTBOX / record.key):
+        with locks.acquire(locks.beside(tmp_path / OUTBOX / record.key), "pushes"):
             held.set()
             done.wait(0.8)
 
@@ -427,7 +450,7 @@ def test_two_processes_with_the_same_run_take_turns(
     held.wait()
     Run(record, tmp_path).close()
     thread.join()
-    assert "waiting for another process" in capsys.readouterr().err
+    assert "works on the run" in capsys.readouterr().err
     assert pushed[-1].status == "FINISHED"
 
 

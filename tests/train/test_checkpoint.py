@@ -317,8 +317,8 @@ def test_a_full_disk_costs_one_line_and_keeps_the_old_ones(tmp_path: Path) -> No
 HOLDER = """
 import sys, time
 from pathlib import Path
-from storyflower.common.locks import alone
-with alone(Path({lock!r}), "holds it"):
+from storyflower.common.locks import acquire
+with acquire(Path({lock!r}), "holds it"):
     print("ready", flush=True)
     time.sleep(60)
 """
