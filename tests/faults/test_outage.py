@@ -21,7 +21,7 @@ from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.tracking import mlflow
 from storyflower.tracking import run as run_module
-from storyflower.tracking.record import OUTBOX, Record, new_record
+from storyflower.tracking.record import KEY_TAG, OUTBOX, Record, new_record
 from storyflower.tracking.run import Run, sync
 from tests.support import command, run
 
@@ -145,7 +145,7 @@ def shown(uri: str, record: Record) -> dict[str, Any]:
 
     client = MlflowClient(uri)
     place = client.get_experiment_by_name(record.experiment).experiment_id
-    (run,) = client.search_runs([place], f"tags.`{record.KEY_TAG}` = '{record.key}'")
+    (run,) = client.search_runs([place], f"tags.`{KEY_TAG}` = '{record.key}'")
     history = client.get_metric_history(run.info.run_id, "loss")
     return {
         "status": run.info.status,
@@ -327,7 +327,7 @@ def test_a_run_that_a_hanging_server_made_twice_becomes_one(
         run.log({"loss": 0.5}, 1)
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     place = client.get_experiment_by_name("sample").experiment_id
-    client.create_run(place, record.start, {record.KEY_TAG: record.key})
+    client.create_run(place, record.start, {KEY_TAG: record.key})
     with Run(record, root) as run:
         run.log_results({"final_accuracy": 0.75})
     seen = shown(f"sqlite:///{root / 'mlflow.db'}", record)

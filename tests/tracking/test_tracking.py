@@ -545,13 +545,13 @@ def test_an_evaluation_twice_and_one_that_fails(
 
     def stage(target: str) -> None:
         evaluate(
-            classifier,
-            interim / "tokens",
-            interim / "dialogues.parquet",
-            interim / "history.csv",
-            tmp_path / "run.json",
-            tmp_path / "reports",
-            tmp_path / "predictions.parquet",
+            classifier=classifier,
+            tokens=interim / "tokens",
+            dialogues=interim / "dialogues.parquet",
+            history=interim / "history.csv",
+            record=tmp_path / "run.json",
+            reports=tmp_path / "reports",
+            predictions=tmp_path / "predictions.parquet",
             target=target,
             device="cpu",
             precision="fp32",
