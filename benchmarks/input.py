@@ -21,6 +21,7 @@ import pandas
 
 from storyflower.common.files import write_json
 from storyflower.encoder import prepare
+from storyflower.ingest import ingest
 from storyflower.tokenizer.load import load_tokenizer
 
 ORIGINAL = Path(".venv-original/bin/python")
@@ -73,14 +74,14 @@ def measure(rows: int) -> dict[str, Any]:
         texts = make_workbooks(work / "bench", rows)
         table, report = work / "dialogues.parquet", work / "report.json"
 
-        def ingest() -> None:
+        def ingest_all() -> None:
             ingest.ingest(
                 work / "bench", table, report, turns=2, target="major", max_dropped=0
             )  # fmt: skip
 
         ours, theirs = [], []
         for _ in range(ROUNDS):
-            ours.append(seconds_of(ingest))
+            ours.append(seconds_of(ingest_all))
             theirs.append(seconds_of(lambda: by_pandas(work / "bench")))
         found: dict[str, Any] = {
             "rows": rows + rows // 8,

@@ -8,7 +8,7 @@ import io
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -28,8 +26,6 @@ from transformers import (
 
 from storyflower.common.params import Params
 from storyflower.interim.tokens import TokenArrays
-from storyflower.model.attention import attend_rectangle
-from storyflower.model.batch import Batch
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement
 from storyflower.train import fit, optimizer
@@ -187,7 +183,7 @@ class Ours:
     ):  # fmt: skip
         self.model = classifier(config, dr_rate, kind)
         # The rows come in the order in which the other loops take them.
-        self.params, self.place = replace(params, shuffle=False), place
+        self.params, self.place = params.model_copy(update={"shuffle": False}), place
 
     def run(self, table: TokenArrays, batches: list[np.ndarray], sync: Callable) -> Steps:
         found = Steps(tokens=[int(table.lengths[rows].sum()) for rows in batches])
@@ -216,64 +212,11 @@ class Ours:
         with redirect_stdout(io.StringIO()):
             fit.fit(
                 self.model,
-                mine,
-                one,
-                self.params,
-                learning_rate=5e-5,
-                optimizer_name="adamw",
+                train=mine,
+                test=one,
+                params=self.params,
                 placement=self.place,
                 on_epoch=lambda _: None,
                 checkpoints=clock,
             )
         return found
-
-
-class ByInterface(EmotionClassifier):
-    """transformers' own forward pass on packed dialogues, with attention registered by name.
-
-    What ours was before the forward pass was rewritten; it shows what the rewriting is worth.
-    """
-
-    def __init__(self, encoder: nn.Module, num_classes: int, dr_rate: float):
-        AttentionInterface.register("packed", packed)
-        AttentionMaskInterface.register("packed", lambda *_, **__: None)
-        encoder.set_attn_implementation("packed")
-        super().__init__(encoder, num_classes, dr_rate)
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        states = self.encoder(
-            input_ids=batch.ids.unsqueeze(0),
-            position_ids=batch.positions.unsqueeze(0),
-            batch=batch,
-        ).last_hidden_state[0, batch.first]
-        return self.linear(self.dropout(self.encoder.pooler(states.unsqueeze(1))))
-
-
-def packed(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    *,
-    batch: Batch,
-    dropout: float = 0.0,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """Attention within each text, (1, heads, tokens, size): on a CPU one call for all texts of a
-    length, on a GPU our masked rectangle, for a graph cannot hold lengths."""
-    if query.device.type != "cpu":
-        qkv = torch.cat([x[0].transpose(0, 1).flatten(1) for x in (query, key, value)], dim=1)
-        mixed = attend_rectangle(qkv, batch, query.shape[1], dropout)
-        return mixed.view(1, len(mixed), query.shape[1], -1), None
-    results, start = [], 0
-    for count, length in batch.groups:
-        stop = start + count * length
-        parts = (
-            x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1)
-            for x in (query, key, value)
-        )
-        result = functional.scaled_dot_product_attention(*parts, dropout_p=dropout)
-        results.append(result.transpose(1, 2).flatten(0, 1))
-        start = stop
-    return torch.cat(results).unsqueeze(0), None

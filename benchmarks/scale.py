@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -26,7 +25,7 @@ import yaml
 from storyflower.common.errors import InputError, exit_with_line
 from storyflower.common.params import Params
 from storyflower.ingest.aihub import EMOTIONS, MAJOR, TURN
-from storyflower.ingest.ingest import find_files, open_table
+from storyflower.ingest.ingest import find_files, open_file
 from storyflower.interim.dialogues import SPLITS
 from storyflower.model.batch import make_batch
 from storyflower.sheets.sheet import column_of
@@ -99,7 +98,9 @@ def make_repository(folder: Path, rows: int, suffix: str) -> None:
 
 def sample_sentences() -> list[str]:
     """사람문장1 and 사람문장2 of the sample's Training file."""
-    table = open_table(find_files(ROOT / "data/sample")["Training"])
+    table = open_file(
+        find_files(ROOT / "data/sample")["Training"], {TURN.format(1), TURN.format(2)}
+    )
     places = [column_of(table, TURN.format(turn)) for turn in (1, 2)]
     return [cells[place].strip() for _, cells in table.rows for place in places]
 
@@ -209,15 +210,15 @@ def make_classifier() -> None:
     from storyflower.interim.history import Epoch, write_history
     from storyflower.interim.labels import LabelIndex
     from storyflower.model.folder import build_classifier, save_classifier
-    from storyflower.tracking import record
+    from storyflower.tracking.record import new_record
 
     params = Params.load()
     index, encoder = LabelIndex.load(LABELS), Path("models/encoder")
     network = build_classifier(encoder, len(index), params.dr_rate)
-    facts = {"params": asdict(params)}
+    facts = {"params": params.model_dump()}
     save_classifier(network, Path("models/classifier"), encoder=encoder, labels=index, facts=facts)
     write_history([Epoch(1, 1.0, 0.5, 1.0, 0.5, 1.0, 1)], Path("reports/history.csv"))
-    record = record.new_record(
+    record = new_record(
         experiment="scale", params={}, tags={}, dataset=Path("data/interim/dialogues.parquet")
     )
     record.save(Path("reports/run.json"))

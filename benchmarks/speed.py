@@ -27,7 +27,7 @@ import torch
 from transformers import BertConfig
 from transformers.utils import logging
 
-from benchmarks.peers import CLASSES, ByInterface, HuggingFace, Notebook, Ours, Steps, classifier
+from benchmarks.peers import CLASSES, HuggingFace, Notebook, Ours, Steps, classifier
 from storyflower.common.files import read_yaml, write_json
 from storyflower.common.params import Params
 from storyflower.interim.tokens import TokenArrays
@@ -48,8 +48,9 @@ def random_table(rows: int, mean: float, width: int, seed: int) -> TokenArrays:
 
 
 def params_of(**values: Any) -> Params:
-    """params.yaml with some values changed."""
-    return Params.check({**read_yaml(Path("params.yaml"), "run this in the root"), **values})
+    """params.yaml with KoBERT's rate and some values changed."""
+    shipped = read_yaml(Path("params.yaml"), "run this in the root")
+    return Params.check({**shipped, "learning_rate": 5e-5, "optimizer": "adamw", **values})
 
 
 def work_per_token(config: BertConfig) -> float:
@@ -106,7 +107,6 @@ def steps(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         loops: dict[str, Any] = {
             "ours": Ours(config, params, 0.5, place),
-            "transformers_forward": Ours(config, params, 0.5, place, ByInterface),
             "trainer": HuggingFace(config, params, 0.5, place, folder),
             "trainer_best": HuggingFace(
                 config, params, 0.5, place, folder, grouped=True, compiled=options.compile
@@ -194,11 +194,9 @@ def epochs(options: argparse.Namespace) -> dict[str, Any]:
     ends = [time.perf_counter()]
     rows = fit.fit(
         network,
-        train,
-        test,
-        params,
-        learning_rate=5e-5,
-        optimizer_name="adamw",
+        train=train,
+        test=test,
+        params=params,
         placement=place,
         on_epoch=lambda _: ends.append(time.perf_counter()),
     )

@@ -1,4 +1,4 @@
-"""models/encoder/ + data/interim/tokens/ → models/classifier/ and reports/history.csv"""
+"""models/encoder/ + data/interim/tokens/ → models/classifier/ and history.csv, run.json"""
 
 from pathlib import Path
 

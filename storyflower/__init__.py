@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from storyflower.predict import Classifier, Prediction
 
+__version__ = "0.1.0"
 __all__ = ["Classifier", "Prediction"]
 
 

@@ -1,53 +1,105 @@
-"""The command line: python -m storyflower {predict, card, lock, sync}.
+"""The command line: python -m storyflower {predict, card, lock, sync, ui}.
 
 In: arguments.
 Out: one call of the library each, and its result in lines. No stage of the pipeline depends on
 this file, so a change here retrains nothing.
 """
 
+from __future__ import annotations  # a Python that is too old comes as far as to say so
+
 import argparse
 import gc
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
-from storyflower.common.errors import InputError, exit_with_line
+from storyflower import __version__
+from storyflower.common.errors import InputError, can_hold, exit_with_line
 
 ENCODERS = Path("encoders")
+# Of files that somebody means to have read
+SUFFIXES = (".xlsx", ".xls", ".ods", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".hwp", ".docx")
+# What is meant as an option, known or not. "-_-" is a face.
+OPTION = re.compile("--?[A-Za-z][A-Za-z0-9_-]*(=.*)?", re.DOTALL)
+MARK = "\0"  # before a sentence that begins with a dash; no argument can hold it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one subcommand; raises InputError, and SystemExit(2) for arguments that make no sense."""
-    options = make_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["predict"]:
+        words = marked(words)
+    options = make_parser().parse_args(words)
     gc.set_threshold(1_000_000)  # as in stages/__init__.py
     options.run(options)
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse repeats what it refuses, which may be somebody's sentence; this one does not."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("argument COMMAND: "):
+            message = "no such command, see --help; a sentence goes behind predict"
+        elif not re.match("argument [^:]*: expected |the following arguments are req", message):
+            message = (
+                "an argument is not known, see --help behind the command; a sentence that begins "
+                "with a dash goes behind -- or to standard input"
+            )
+        super().error(message)
+
+
+def marked(words: Sequence[str]) -> list[str]:
+    """Arguments with a MARK before each sentence that begins with a dash; `--` is done with."""
+    result, only_sentences = [], False
+    for word in words:
+        if word == "--" and not only_sentences:
+            only_sentences = True
+        elif word.startswith("-") and (only_sentences or not OPTION.fullmatch(word)):
+            result.append(MARK + word)
+        else:
+            result.append(word)
+    return result
+
+
+def text(word: str) -> str:
+    return word.removeprefix(MARK)
+
+
+def path(word: str) -> Path:
+    return Path(text(word))
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="storyflower", description="StoryFlower (담화): which feeling a Korean text carries."
+    parser = Parser(
+        prog="storyflower",
+        description="StoryFlower (담화): which feeling a Korean text carries.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"storyflower {own_version()}")
+    parser.add_argument("--version", action="version", version=f"storyflower {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("predict", help="say which emotion a sentence carries")
+    command = commands.add_parser(
+        "predict", help="say which emotion a sentence carries", allow_abbrev=False
+    )
     command.set_defaults(run=predict)
     command.add_argument(
-        "sentence", nargs="*", help="none: one sentence a line from standard input"
+        "sentence", nargs="*", type=text, help="none: one sentence a line from standard input"
     )
-    command.add_argument("--model", type=Path, default=Path("models/classifier"), metavar="FOLDER")
+    command.add_argument("--model", type=path, default=Path("models/classifier"), metavar="FOLDER")
     command.add_argument("--json", action="store_true", help="one JSON object a line, for machines")
     command.add_argument("--show-text", action="store_true", help="print the sentences, too")
     command.add_argument(
-        "--input", type=Path, metavar="FILE", help="an .xlsx or .csv with a header"
+        "--input", type=path, metavar="FILE", help="an .xlsx or .csv with a header"
     )
     command.add_argument(
-        "--column", default="사람문장1", metavar="NAME", help="of the input's texts"
+        "--column", type=text, default="사람문장1", metavar="NAME", help="of the input's texts"
     )
-    command.add_argument("--output", type=Path, metavar="FILE", help="the .xlsx or .csv to write")
+    command.add_argument("--output", type=path, metavar="FILE", help="the .xlsx or .csv to write")
 
     command = commands.add_parser("card", help="write a card for a hub id or a folder")
     command.set_defaults(run=card)
@@ -60,43 +112,97 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("sync", help="deliver runs that MLflow has not got")
     command.set_defaults(run=sync)
+
+    command = commands.add_parser("ui", help="show the runs: MLflow's pages, on this machine alone")
+    command.set_defaults(run=ui)
+    command.add_argument("--port", type=int, default=5000)
     return parser
 
 
-def own_version() -> str:
-    try:
-        return version("storyflower")
-    except PackageNotFoundError:  # run from a checkout, which is not installed
-        return "(not installed)"
-
-
 def predict(options: argparse.Namespace) -> None:
-    from storyflower.predict import Classifier, predict_file
-
+    check_words(options.sentence, options.column)
     if options.input or options.output:
         if not (options.input and options.output) or options.sentence:
             raise InputError("--input and --output belong together, without sentences")
-        count = predict_file(options.model, options.input, options.column, options.output)
+        from storyflower.predict import predict_file
+
+        count, unknown = predict_file(
+            folder=options.model, source=options.input, column=options.column, output=options.output
+        )
         print(f"{options.output}: {count} rows")
+        note_unknown(unknown)
         return
+    if sys.stdout is None:
+        raise InputError("standard output is closed; there is nowhere to write the answer to")
+    from storyflower.predict import MOSTLY, Classifier
+    from storyflower.sheets.sheet import says_nothing
+
     numbered = list(enumerate(options.sentence or lines_of_standard_input(), start=1))
-    numbered = [(number, sentence) for number, sentence in numbered if sentence.strip()]
+    numbered = [(number, sentence) for number, sentence in numbered if not says_nothing(sentence)]
     if not numbered:
         raise InputError("no sentence given; put one in quotes or send lines to standard input")
-    predictions = Classifier.load(options.model).predict([sentence for _, sentence in numbered])
-    for (number, sentence), prediction in zip(numbered, predictions, strict=True):
-        text = {"text": sentence} if options.show_text else {}
+    numbers, sentences = zip(*numbered, strict=True)
+    classifier = Classifier.load(options.model)
+    shares = classifier.unknown_shares(sentences)
+    for number, sentence, prediction in zip(
+        numbers, sentences, classifier.predict(sentences), strict=True
+    ):
+        shown = {"text": sentence} if options.show_text else {}
         if options.json:
-            row = {"row": number, **text, **asdict(prediction)}
-            print(json.dumps(row, ensure_ascii=False))
+            print(json_line({"row": number, **shown, **asdict(prediction)}))
         else:
-            shares = "  ".join(f"{name} {p:.1%}" for name, p in prediction.probabilities.items())
-            print(number, prediction.label, shares, *text.values(), sep="\t")
+            listed = "  ".join(f"{name} {p:.1%}" for name, p in prediction.probabilities.items())
+            print(number, prediction.label, listed, *shown.values(), sep="\t")
+    note_unknown([n for n, share in zip(numbers, shares, strict=True) if share >= MOSTLY])
+
+
+def check_words(sentences: Sequence[str], column: str) -> None:
+    """Raise InputError for arguments that are no sentences; it repeats none."""
+    for number, sentence in enumerate(sentences, start=1):
+        if not is_utf8(sentence):
+            raise InputError(
+                f"sentence {number} is not UTF-8; send it to standard input, in UTF-8, or set the "
+                "terminal to UTF-8"
+            )
+        if sentence.lower().endswith(SUFFIXES) or os.path.isfile(sentence):
+            raise InputError(
+                f"sentence {number} is the name of a file; predict --input FILE --output FILE "
+                "reads a spreadsheet, and predict < FILE a text, one sentence a line"
+            )
+    if not is_utf8(column):
+        raise InputError("--column is not UTF-8; set the terminal to UTF-8")
+
+
+def is_utf8(word: str) -> bool:
+    """Whether an argument is text; Python puts half surrogate pairs for bytes that are none."""
+    return not any("\ud800" <= character <= "\udfff" for character in word)
+
+
+def json_line(row: dict) -> str:
+    """A JSON object that any program reads, whatever encoding the output was given."""
+    line = json.dumps(row, ensure_ascii=False)
+    return line if can_hold(sys.stdout, line) else json.dumps(row)
+
+
+def note_unknown(rows: Sequence[int]) -> None:
+    """Say which rows are mostly [UNK]; not what they say."""
+    if rows:
+        one = len(rows) == 1
+        more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
+        named = ", ".join(map(str, rows[:10]))
+        print(
+            f"note: row{'' if one else 's'} {named}{more} {'is' if one else 'are'} mostly [UNK]: "
+            "the encoder's vocabulary lacks those words, so the label says little",
+            file=sys.stderr,
+        )
 
 
 def lines_of_standard_input() -> list[str]:
+    """Split where an editor does: other separators, such as U+2028, stand inside a text."""
+    if sys.stdin is None:  # closed
+        return []
     try:
-        return sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
+        return re.split("\r\n|\r|\n", sys.stdin.buffer.read().decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise InputError("standard input is not utf-8") from None
 
@@ -128,5 +234,17 @@ def sync(options: argparse.Namespace) -> None:
     print(f"{delivered} runs delivered to MLflow" + f", {living} still under way" * bool(living))
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The storyflower command of an installed package."""
     exit_with_line(main)
+
+
+def ui(options: argparse.Namespace) -> None:
+    from storyflower.common.repository import main_root
+    from storyflower.tracking.ui import serve
+
+    serve(main_root(), options.port)
+
+
+if __name__ == "__main__":
+    command()

@@ -5,12 +5,15 @@ Out: for each sentence its label and the probability of every class. Sentences a
 are shown only with --show-text, and written only to the file that --output names.
 """
 
+import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from storyflower.common.errors import InputError
 from storyflower.interim.tokens import TokenArrays
@@ -20,8 +23,12 @@ from storyflower.model.device import Placement, choose
 from storyflower.model.folder import load_classifier
 from storyflower.sheets import sheet, write
 from storyflower.sheets.read import open_sheet
+from storyflower.tokenizer.base import Tokens
 from storyflower.tokenizer.load import load_tokenizer
 
+# A text with this share of [UNK] is hardly read. SentencePiece knows the blank before each word, so
+# that half is all.
+MOSTLY = 0.5
 # Of a file, held in memory at a time: this many rows, and about this many characters
 BATCH, BATCH_TEXT = 4096, 2**24
 
@@ -35,7 +42,11 @@ class Prediction:
 
 
 class Classifier:
-    """A trained classifier, ready to predict."""
+    """A trained classifier, ready to predict.
+
+    On a CPU it also serves in processes that are forked off later (gunicorn --preload), each with
+    one thread. A GPU does not outlive a fork: there, predict raises RuntimeError.
+    """
 
     def __init__(self, network: EmotionClassifier, document: dict, folder: Path, place: Placement):
         """Use `Classifier.load`."""
@@ -44,6 +55,8 @@ class Classifier:
         self._place = place
         self._max_len = document["params"]["max_len"]
         self._tokenizer = load_tokenizer(folder)
+        self._process = os.getpid()
+        one_thread_after_fork()
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> "Classifier":
@@ -56,13 +69,33 @@ class Classifier:
         return cls(network, document, folder, choose(device, "fp32"))
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """One Prediction for each text, in order; [] for no texts."""
+        """One Prediction for each text, in order; [] for no texts.
+
+        They are read as NFC, as in training; of NFD, which some keyboards and macOS write, a
+        vocabulary knows nothing.
+        """
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts, not one text")
-        tokens = self._tokenizer.encode(list(texts), self._max_len)
+        if self._place.device.type != "cpu" and os.getpid() != self._process:
+            raise RuntimeError(
+                f"this Classifier was loaded on {self._place.device.type} before a fork; load it "
+                "in each process"
+            )
+        tokens = self._encode(texts)
         table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(texts), np.int64))
         rows = scoring.probabilities(self._network, table, self._place)
         return [self._prediction(row) for row in rows]
+
+    def unknown_shares(self, texts: Sequence[str]) -> np.ndarray:
+        """The share of each text's tokens that are [UNK], (texts,) float."""
+        tokens = self._encode(texts)
+        before = np.concatenate([[0], np.cumsum(tokens.ids == self._tokenizer.unk_id)])
+        unknown = np.diff(before[tokens.offsets])
+        return unknown / np.maximum(np.diff(tokens.offsets) - 2, 1)  # without [CLS] and [SEP]
+
+    def _encode(self, texts: Sequence[str]) -> Tokens:
+        normal = [unicodedata.normalize("NFC", t) if isinstance(t, str) else t for t in texts]
+        return self._tokenizer.encode(normal, self._max_len)
 
     def _prediction(self, row: np.ndarray) -> Prediction:
         order = np.argsort(-row, kind="stable")
@@ -70,39 +103,54 @@ class Classifier:
         return Prediction(self.labels[order[0]], ranked)
 
 
-def predict_file(folder: Path, source: Path, column: str, output: Path) -> int:
+@cache
+def one_thread_after_fork() -> None:
+    """Have torch count with one thread in a process that is forked off this one.
+
+    OpenMP would wait there for the other threads, which a fork does not copy, and wait for ever.
+    """
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
+def predict_file(*, folder: Path, source: Path, column: str, output: Path) -> tuple[int, list[int]]:
     """Predict one column of an .xlsx or .csv file; write row, text, label and p(class) of each row.
 
     Rows keep their order and the number that they have in `source`; blank rows are left out, and a
-    row whose text is empty gets no label. Returns the number of rows written. Raises InputError for
-    bad input, and for an output that is the input.
+    row whose text says nothing gets no label. Returns the number of rows written, and the numbers
+    of those that are mostly [UNK]. Raises InputError for bad input, and for an output that is the
+    input.
     """
     for path in (source, output):
         if path.suffix.lower() not in write.SUFFIXES:
             raise InputError(f"{path}: --input and --output are .xlsx or .csv files")
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder")
-    table = open_sheet(source)
+    name = sheet.header([column])[0]
+    table = open_sheet(source, {name})
     if output.exists() and output.samefile(source):
         raise InputError(f"{output}: is the input; choose another name for the output")
-    place = sheet.column_of(table, unicodedata.normalize("NFC", column))
+    place = sheet.column_of(table, name)
     classifier = Classifier.load(folder)
-    count = 0
+    count, unknown = 0, []
 
     def rows() -> Iterator[list[str | float]]:
         nonlocal count
         texts = (
-            (number, sheet.cell_text(table, number, place, cells))
+            (number, sheet.cell_string(table, number, place, cells))
             for number, cells in table.rows
             if any(cell != "" for cell in cells)
         )
         for batch in batches(texts):
-            readable = [text for _, text in batch if sheet.is_visible(text)]
-            found = iter(classifier.predict(readable))
+            readable = [text for _, text in batch if not sheet.says_nothing(text)]
+            found = zip(
+                classifier.predict(readable), classifier.unknown_shares(readable), strict=True
+            )
             for number, text in batch:
                 label, shares = "", [""] * len(classifier.labels)
-                if sheet.is_visible(text):
-                    prediction = next(found)
+                if not sheet.says_nothing(text):
+                    prediction, share = next(found)
+                    if share >= MOSTLY:
+                        unknown.append(number)
                     label = prediction.label
                     shares = [prediction.probabilities[name] for name in classifier.labels]
                 yield [number, text, label, *shares]
@@ -110,7 +158,7 @@ def predict_file(folder: Path, source: Path, column: str, output: Path) -> int:
 
     header = ["row", column, "label", *(f"p({name})" for name in classifier.labels)]
     write.write_rows(output, header, rows())
-    return count
+    return count, unknown
 
 
 def batches(texts: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -67,16 +66,16 @@ def classifier(interim: Path) -> Path:
     from storyflower.model.folder import build_classifier, save_classifier
     from storyflower.train import fit
 
-    params = params_of(**{**TINY_PARAMS, "num_epochs": 8, "dr_rate": 0.1})
+    rate = {"learning_rate": 3e-3, "optimizer": "adamw"}
+    params = params_of(**{**TINY_PARAMS, **rate, "num_epochs": 8, "dr_rate": 0.1})
     index = LabelIndex.load(interim / "labels.json")
     torch.manual_seed(params.seed)
     network = build_classifier(interim / "encoder", len(index), params.dr_rate)
     history = fit.fit(
         network,
-        *(TokenArrays.load(interim / "tokens", split) for split in ("Training", "Validation")),
-        params,
-        learning_rate=3e-3,
-        optimizer_name="adamw",
+        train=TokenArrays.load(interim / "tokens", "Training"),
+        test=TokenArrays.load(interim / "tokens", "Validation"),
+        params=params,
         placement=choose("cpu", "fp32"),
         on_epoch=lambda _: None,
     )
@@ -87,7 +86,7 @@ def classifier(interim: Path) -> Path:
         folder,
         encoder=interim / "encoder",
         labels=index,
-        facts={"params": asdict(params)},
+        facts={"params": params.model_dump()},
     )
     return folder
 

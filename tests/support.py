@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from storyflower.common.params import Params
@@ -80,6 +82,11 @@ def new_repository(root: Path, train: int = 60, test: int = 24, **params: object
     command(root, "git", "add", "-A")
     command(root, "git", "commit", "-qm", "start")
     return root
+
+
+def read_split(table: Path, split: str, columns: list[str]) -> pa.Table:
+    """One split of a table of dialogues, in its order."""
+    return pq.read_table(table, columns=columns, filters=[("split", "==", split)])
 
 
 def params_of(**values: object) -> Params:

@@ -3,8 +3,15 @@
 import csv
 import io
 import json
+import os
+import re
+import shutil
+import signal
 import stat
+import subprocess
 import sys
+import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +21,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storyflower import Classifier, predict
-from storyflower.__main__ import main
+from storyflower import Classifier, __version__, predict
+from storyflower.__main__ import SUFFIXES, main
 from storyflower.common.errors import InputError, exit_with_line
+from storyflower.interim.labels import LabelIndex
+from storyflower.model.device import Placement
+from storyflower.model.folder import build_classifier, save_classifier
 from storyflower.sheets import write
-from storyflower.sheets.read_xlsx import read_sheet
-from tests.support import WORDS, write_workbook
+from storyflower.sheets.read import open_sheet
+from tests.support import ROOT, WORDS, write_workbook
 
 SENTENCES = {"심장이 뛰어": "불안", "합격했어 웃음이 나": "기쁨", "따지고 싶어": "분노"}
 
@@ -67,6 +77,91 @@ def test_texts_that_are_hard_to_read(loaded: Classifier) -> None:
         assert sum(row.probabilities.values()) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.fixture(scope="module")
+def wordpiece(interim: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier whose vocabulary is the syllables of WORDS; it has learned nothing."""
+    folder = tmp_path_factory.mktemp("wordpiece")
+    encoder = shutil.copytree(interim / "encoder", folder / "encoder")
+    (encoder / "spiece.model").unlink()
+    syllables = sorted({*"".join(words for group in WORDS.values() for words in group)} - {" "})
+    pieces = [f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")]
+    pieces += syllables + [f"##{syllable}" for syllable in syllables]
+    (encoder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    (encoder / "tokenizer_config.json").write_text('{"do_lower_case": false}', encoding="utf-8")
+    card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
+    card |= {"tokenizer": "wordpiece"}
+    (encoder / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    labels = LabelIndex.load(interim / "labels.json")
+    facts = {"params": {"max_len": 16, "dr_rate": 0.1}}
+    network = build_classifier(encoder, len(labels), 0.1)
+    save_classifier(network, folder / "classifier", encoder=encoder, labels=labels, facts=facts)
+    return folder / "classifier"
+
+
+def nfd(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+def test_text_is_read_as_nfc(wordpiece: Path) -> None:
+    """As macOS writes it, a WordPiece vocabulary would know no word of it."""
+    loaded = Classifier.load(wordpiece, device="cpu")
+    texts = list(SENTENCES)
+    assert [nfd(text) for text in texts] != texts
+    assert loaded.predict([nfd(text) for text in texts]) == loaded.predict(texts)
+    shares = loaded.unknown_shares([nfd(texts[0]), texts[0], "", "심장이 뒓"])
+    assert shares.tolist() == [0, 0, 0, 0.25]
+
+
+def in_child(work: Callable[[], object]) -> int | None:
+    """The exit status of a forked process that does some work; None where it hangs."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    for _ in range(300):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def test_a_fork_after_use(loaded: Classifier) -> None:
+    """As gunicorn --preload and multiprocessing do; with two threads it would wait for ever."""
+    import torch
+
+    before, texts = torch.get_num_threads(), list(SENTENCES) * 500
+    try:
+        torch.set_num_threads(2)
+        found = loaded.predict(texts)
+        labels = [row.label for row in found]
+
+        def work() -> None:
+            assert [row.label for row in loaded.predict(texts)] == labels
+            assert in_child(lambda: loaded.predict(texts)) == 0
+
+        assert in_child(work) == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_fork_after_loading_on_a_gpu(loaded: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(loaded, "_place", Placement(torch.device("cuda"), "fp32", "1 GPU"))
+
+    def work() -> None:
+        with pytest.raises(RuntimeError, match="loaded on cuda before a fork"):
+            loaded.predict(["합격했어"])
+
+    assert in_child(work) == 0
+
+
 class Done(NamedTuple):
     code: int
     out: str
@@ -80,9 +175,9 @@ def call(
     """python -m storyflower predict, with the classifier where it is looked for."""
 
     def call(*words: str, stdin: bytes = b"", model: Path | None = None) -> Done:
-        monkeypatch.setattr(sys, "argv", ["storyflower", "predict", *words])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        monkeypatch.setattr(sys, "argv", [*sys.argv, "--model", str(model or classifier)])
+        model = ["--model", str(model or classifier)]
+        monkeypatch.setattr(sys, "argv", ["storyflower", "predict", *model, *words])
         try:
             exit_with_line(main)
             code = 0
@@ -164,7 +259,219 @@ def test_another_command_is_told_how_to_predict(
     with pytest.raises(SystemExit) as stop:
         exit_with_line(main)
     assert stop.value.code == 2
-    assert "invalid choice: 'train' (choose from" in capsys.readouterr().err
+    assert "no such command, see --help; a sentence goes behind predict" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--version"], f"storyflower {__version__}\n"),
+        (["--help"], "usage: storyflower [-h]"),
+        (["predict", "--help"], "usage: storyflower predict [-h]"),
+        (["card", "--help"], "usage: storyflower card [-h] name source"),
+        (["lock", "--help"], "usage: storyflower lock [-h] name"),
+        (["sync", "--help"], "usage: storyflower sync [-h]"),
+    ],
+)
+def test_help_and_version(capsys: pytest.CaptureFixture, words: list[str], expected: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(expected)
+
+
+# Sentences that are not plain words
+
+DASHED = ["-_- 심장이 뛰어", "-_-심장이", "-ㅅ-", "--", "--- 합격", "-1", "--합격=했어", "-(합격)"]
+
+
+def test_sentences_that_begin_with_a_dash(call) -> None:
+    expected = call("--show-text", stdin="\n".join([*DASHED, "--json"]).encode())
+    assert (expected.code, expected.out.count("\n")) == (0, len(DASHED) + 1)
+    given = [sentence for sentence in DASHED if sentence != "--"]
+    plain = call(*given, "--show-text").out.splitlines()
+    assert [line.split("\t")[1:] for line in plain] == [
+        line.split("\t")[1:] for line in expected.out.splitlines() if line.split("\t")[-1] in given
+    ]
+    assert call("--show-text", "--", *DASHED, "--json") == expected
+
+
+def test_a_column_that_begins_with_a_dash(call, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("-ㅅ-\n합격했어\n", encoding="utf-8")
+    words = ["--input", str(tmp_path / "a.csv"), "--output", str(tmp_path / "b.csv")]
+    assert call(*words, "--column", "-ㅅ-").code == 0
+
+
+@pytest.mark.parametrize("name", [f"내 일기{suffix.upper()}" for suffix in SUFFIXES] + ["일기"])
+def test_the_name_of_a_file_is_no_sentence(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "일기").write_text("합격했어", encoding="utf-8")
+    done = call("합격했어", name)
+    assert (done.code, done.out) == (1, "")
+    (line,) = done.err.splitlines()
+    assert line.startswith("error: sentence 2 is the name of a file; predict --input FILE")
+    assert "일기" not in line
+
+
+def test_a_sentence_too_long_for_a_file(call) -> None:
+    assert call("합격했어 " * 5000).code == 0
+
+
+def test_arguments_in_another_encoding(call) -> None:
+    bytes_of = "합격했어".encode("cp949").decode("utf-8", "surrogateescape")
+    done = call("합격했어", bytes_of)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: sentence 2 is not UTF-8; ") and done.err.count("\n") == 1
+    done = call("--input", "a.csv", "--output", "b.csv", "--column", bytes_of)
+    assert done == (1, "", "error: --column is not UTF-8; set the terminal to UTF-8\n")
+
+
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_what_ends_a_line(call, inside: str, end: str) -> None:
+    done = call("--json", stdin=f"합격했어{inside}웃음이 나{end}{end}심장이 뛰어{end}".encode())
+    assert [json.loads(line)["row"] for line in done.out.splitlines()] == [1, 3]
+
+
+def test_lines_that_say_nothing(call) -> None:
+    done = call(stdin="None\n합격했어\n\u3164\n-\n\u2800\nN/A\n심장이 뛰어".encode())
+    assert [line.split("\t")[0] for line in done.out.splitlines()] == ["2", "7"]
+
+
+def test_sentences_of_unknown_words_are_named_by_their_numbers(call, wordpiece: Path) -> None:
+    lacks = "the encoder's vocabulary lacks those words, so the label says little\n"
+    done = call("심장이 뛰어", "뷁뷁 뒓", "합격했어", model=wordpiece)
+    assert done.out.count("\n") == 3
+    assert done.err == f"note: row 2 is mostly [UNK]: {lacks}"
+    done = call(*["뷁뷁 뒓"] * 12, model=wordpiece)
+    assert done.err == (
+        f"note: rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more are mostly [UNK]: {lacks}"
+    )
+
+
+def test_a_spreadsheet_of_unknown_words(call, wordpiece: Path, tmp_path: Path) -> None:
+    texts = [nfd("심장이 뛰어"), "None", "뷁뷁 뒓", "\u3164", "-", "합격했어"]
+    source, output = write_input(tmp_path / "a.xlsx", texts), tmp_path / "b.xlsx"
+    words = ["--input", str(source), "--column", "일기", "--output", str(output)]
+    done = call(*words, model=wordpiece)
+    assert done.err.startswith("note: row 4 is mostly [UNK]: ") and done.err.count("\n") == 1
+    rows = read_output(output)[1:]
+    assert [row[1] for row in rows] == texts  # as they were, NFD too
+    assert [bool(row[2]) for row in rows] == [True, False, True, False, False, True]
+
+
+def test_unknown_words_of_sentencepiece(loaded: Classifier) -> None:
+    """It knows the blank before each of them."""
+    shares = loaded.unknown_shares(["뷁 뒓 쀍", "합격했어 웃음이 나"])
+    assert shares[0] >= predict.MOSTLY > shares[1]
+
+
+# Where the output goes
+
+
+@pytest.fixture
+def output(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], io.BytesIO]:
+    """Puts a standard output of some encoding in the place of pytest's."""
+
+    def output(encoding: str) -> io.BytesIO:
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+        return raw
+
+    return output
+
+
+@pytest.mark.parametrize(
+    ("encoding", "reads_as", "shown"),
+    [
+        ("utf-8", "utf-8", "합격했어 😀"),
+        ("cp949", "cp949", "합격했어 \\U0001f600"),
+        ("euc-kr", "euc-kr", "합격했어 \\U0001f600"),
+        ("ascii", "utf-8", "합격했어 😀"),
+        ("latin-1", "utf-8", "합격했어 😀"),
+    ],
+)
+def test_an_output_that_cannot_hold_it(
+    call, output, encoding: str, reads_as: str, shown: str
+) -> None:
+    raw = output(encoding)
+    assert call("--show-text", "합격했어 😀").code == 0
+    row, label, _, text = raw.getvalue().decode(reads_as).rstrip("\n").split("\t")
+    assert (row, label, text) == ("1", "기쁨", shown)
+
+    raw = output(encoding)
+    assert call("--show-text", "--json", "합격했어 😀").code == 0
+    row = json.loads(raw.getvalue().decode(encoding))  # a program reads what it asked for
+    assert (row["label"], row["text"]) == ("기쁨", "합격했어 😀")
+
+
+@pytest.mark.parametrize(
+    ("closed", "words", "complaint"),
+    [
+        ("stdin", [], "no sentence given; put one in quotes or send lines to standard input"),
+        ("stdout", ["합격"], "standard output is closed; there is nowhere to write the answer to"),
+    ],
+)
+def test_closed_streams(
+    classifier: Path, monkeypatch, capfd, closed: str, words: list[str], complaint: str
+) -> None:
+    monkeypatch.setattr(sys, closed, None)  # as Python does for `<&-`
+    monkeypatch.setattr(sys, "argv", ["", "predict", *words, "--model", str(classifier)])
+    with pytest.raises(SystemExit) as stop:
+        exit_with_line(main)
+    assert (stop.value.code, capfd.readouterr()) == (1, ("", f"error: {complaint}\n"))
+
+
+def test_a_closed_standard_error_writes_nothing_into_the_answer(
+    call, output, wordpiece: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = output("utf-8")
+    monkeypatch.setattr(sys, "stderr", None)
+    assert call("--json", "뷁뷁 뒓", model=wordpiece).code == 0
+    assert json.loads(raw.getvalue())["row"] == 1
+
+
+def without_reader() -> int:
+    """The end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def run_into(stdout: int | io.IOBase, *words: str) -> tuple[int, bytes]:
+    """A command as a process: what Python says when it ends counts, too."""
+    done = subprocess.run(
+        [sys.executable, "-m", "storyflower", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_nobody_reads_any_more() -> None:
+    """As `| head -1` does."""
+    with open(without_reader(), "wb") as pipe:
+        assert run_into(pipe, "predict", "--help") == (128 + signal.SIGPIPE, b"")
+
+
+def test_nobody_reads_the_answer_any_more(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(without_reader(), "w", encoding="utf-8") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        done = call(*["합격했어"] * 500)
+    assert done == (128 + signal.SIGPIPE, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_no_room_for_the_answer() -> None:
+    line = b"error: no space left on device; make room and run it again\n"
+    with open("/dev/full", "wb") as full:
+        assert run_into(full, "--version") == (1, line)
 
 
 # Spreadsheets in and out
@@ -289,9 +596,11 @@ STARTS = st.sampled_from(["", "=", "+", "-", "@", "\t", "\r", "＝", "_x0041_", 
 def test_no_cell_that_is_written_is_a_formula(tmp_path: Path, texts: list[str]) -> None:
     rows = [[text, 0.5] for text in texts]
     write.write_rows(tmp_path / "a.xlsx", ["=머리", "p"], rows)
-    numbered = list(read_sheet(tmp_path / "a.xlsx").rows)
-    assert [number for number, _ in numbered] == list(range(1, len(texts) + 2))
-    assert [cells[0] for _, cells in numbered] == ["=머리", *texts]  # every character comes back
+    numbered = list(open_sheet(tmp_path / "a.xlsx", {"=머리"}).rows)
+    assert [number for number, _ in numbered] == list(range(2, len(texts) + 2))
+    # Every character comes back, but for two that XML cannot hold
+    expected = [re.sub("[\ufffe\uffff]", "\ufffd", text) for text in texts]
+    assert [cells[0] for _, cells in numbered] == expected
     book = openpyxl.load_workbook(tmp_path / "a.xlsx")
     for cell in book.active["A"]:
         assert cell.value is None or (cell.data_type == "s" and cell.quotePrefix)

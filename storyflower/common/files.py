@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from storyflower.common.errors import InputError, disk_fault, path_of
+from storyflower.common.errors import InputError, disk_fault, one_line, path_of
 
 
 def read_yaml(path: Path, if_missing: str) -> dict[str, Any]:
@@ -23,13 +23,19 @@ def read_yaml(path: Path, if_missing: str) -> dict[str, Any]:
     Raises InputError for anything else; `if_missing` says what to do when there is no file.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, yaml.SafeLoader)
+        raw = yaml.safe_load(text)
     except FileNotFoundError:
         raise InputError(f"{path}: not found; {if_missing}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not utf-8, or 2024-13-01
-        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-01
+        raise InputError(f"{path}: not readable as YAML: {one_line(error)}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected 'key: value' lines")
+    keys = [key.value for key, _ in root.value]
+    for key in keys:
+        if keys.count(key) > 1:  # yaml would take the last one
+            raise InputError(f"{path}: key {key!r} is there {keys.count(key)} times; keep one")
     return raw
 
 
@@ -96,4 +102,4 @@ def read_json(file: Path, missing: Any = None) -> Any:
             return missing
         raise InputError(f"{file}: not found") from None
     except ValueError as error:
-        raise InputError(f"{file}: not readable as JSON: {error}") from None
+        raise InputError(f"{file}: not readable as JSON: {one_line(error)}") from None

@@ -19,9 +19,7 @@ def beside(folder: Path) -> Path:
 
 
 def acquire(path: Path, what: str) -> filelock.AcquireReturnProxy:
-    """Hold a lock; while another process does, say once what it does, and wait.
-
-    As a context the result releases it at the end; .lock is the lock itself.
+    """Hold a lock, also as a context; while another process does, say once what it does, and wait.
 
     The usual other process is a stage whose dvc was killed: it lives on, and a second `dvc repro`
     must not work beside it.
@@ -42,14 +40,15 @@ def acquire(path: Path, what: str) -> filelock.AcquireReturnProxy:
 
 
 def acquire_free(path: Path, seconds: float = 0) -> filelock.AcquireReturnProxy | None:
-    """As acquire(), but None where another process holds it after so many seconds."""
+    """Hold a lock, also as a context; None where another process still does after `seconds`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, thread_local=False)
     try:
         held = lock.acquire(timeout=seconds)
     except filelock.Timeout:
         return None
-    path.with_suffix(".pid").write_text(str(os.getpid()), encoding="utf-8")
+    with suppress(OSError):  # a full disk: the number is for messages alone
+        path.with_suffix(".pid").write_text(str(os.getpid()), encoding="utf-8")
     return held
 
 

@@ -2,61 +2,139 @@
 
 In: a YAML file with exactly the keys of `Params`.
 Out: a frozen `Params`. Every stage reads it once, at its start, because a queued experiment may
-rewrite the file while another one runs.
+rewrite the file while another one runs. README's table and the comments of params.yaml are made
+from the fields below (`make readme`).
 Not supported: nesting. The keys are flat so that `dvc exp run -S num_epochs=10` needs no path.
 """
 
-import math
 import re
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_yaml
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-OPTIMIZERS = ("auto", "adamw", "notebook")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-TARGETS = ("major", "fine")
+# adamw: torch's; notebook: transformers 3's AdamW, whose eps comes before the bias correction
+Optimizer = Literal["adamw", "notebook"]
+OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 # On the model. (Two processes add up in another order than one; MLflow has their number as a tag.)
 WITHOUT_EFFECT = ("log_interval", "checkpoint_minutes", "checkpoint_dir", "launcher")
 
 
-@dataclass(frozen=True)
-class Params:
-    """The knobs of a run. Units and ranges stand beside each field."""
+def number_text(value: object) -> object:
+    """YAML 1.1 reads 5e-5, which `dvc exp run -S` writes, as text: that is a number, too."""
+    plain = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+    if isinstance(value, str) and re.fullmatch(plain, value, re.ASCII):
+        return float(value)
+    return value
+
+
+def printable(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        raise ValueError
+    return value
+
+
+Number = Annotated[float, BeforeValidator(number_text)]
+Rate = Annotated[float, Field(gt=0, le=1), BeforeValidator(number_text)]
+# A folder or file name and nothing else: it becomes part of a path.
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*\Z")]
+Text = Annotated[str, AfterValidator(printable)]
+
+
+def knob(shipped: object, prose: str, rule: str | None = None, **limits: float) -> Any:
+    """A field: its value in params.yaml as it ships, one line of prose, and its range.
+
+    `rule` says in words what a text must be; `limits` are pydantic's ge, gt, le and lt.
+    """
+    extra = {"shipped": shipped} | ({"rule": rule} if rule else {})
+    return Field(description=prose, json_schema_extra=extra, **limits)
+
+
+PLAIN_NAME = "a plain name (letters, digits, '.', '_', '-')"
+
+
+class Params(BaseModel):
+    """The knobs of a run."""
+
+    model_config = ConfigDict(
+        strict=True,  # else 1 becomes true, and '10' becomes 10
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        regex_engine="python-re",
+    )
 
     # What is read
-    corpus: str  # a folder name under data/
-    target: str  # major (감정_대분류) or fine (감정_대분류/감정_소분류)
-    turns: int  # how many 사람문장 make the text, 1..4
-    max_dropped: float  # share of a file's rows that may be dropped as unusable, [0, 1]
+    corpus: Name = knob("sample", "folder under data/; aihub: your own files", PLAIN_NAME)
+    target: Literal["major", "fine"] = knob(
+        "major", "major: 감정_대분류; fine: the pair of 대분류 and 소분류 (60 classes)"
+    )
+    turns: int = knob(2, "so many 사람문장, from the first, make the text", ge=1, le=4)
+    max_dropped: Number = knob(
+        0.05, "share of rows without text or label above which ingest stops", ge=0, le=1
+    )
     # How it is read
-    encoder: str  # a card's name: encoders/<encoder>.yaml
-    max_len: int  # token ids per text, [CLS] and [SEP] included, 3..512
+    encoder: Name = knob("scratch", "a card in encoders/; scratch needs no download", PLAIN_NAME)
+    max_len: int = knob(64, "token ids per text, [CLS] and [SEP] included", ge=3, le=512)
     # Training
-    num_epochs: int  # passes over Training, 1..1000
-    batch_size: int  # dialogues per optimizer step, 1..65536
-    learning_rate: float | None  # peak, (0, 1]; None ("auto"): the value on the encoder's card
-    optimizer: str  # auto (the card's), adamw (torch's) or notebook (transformers 3's AdamW)
-    warmup_ratio: float  # share of all steps over which the rate rises from 0, [0, 1]
-    max_grad_norm: float  # gradients are scaled down to this L2 norm, > 0
-    weight_decay: float  # AdamW's, not on biases and LayerNorm, [0, 1]
-    dr_rate: float  # dropout before the linear layer, [0, 1)
-    shuffle: bool  # a new order of Training each epoch; false is the notebook's behaviour
-    precision: str  # auto, fp32, bf16 or fp16
-    device: str  # auto, cpu, cuda or mps
-    seed: int  # 0..2**32-1
-    log_interval: int  # steps between two log lines, >= 1
-    launcher: str  # what starts the train stage, before "-m stages.train": python, torchrun …
-    checkpoint_minutes: float  # of training between two checkpoints, (0, 1e6]
-    checkpoint_dir: str  # where they lie; auto: .storyflower/checkpoints in the main repository
+    num_epochs: int = knob(5, "passes over Training", ge=1, le=1000)
+    batch_size: int = knob(64, "dialogues per optimizer step", ge=1, le=65536)
+    learning_rate: Literal["auto"] | Rate = knob(
+        "auto", "peak of the schedule; auto: the value on the encoder's card"
+    )
+    optimizer: Literal["auto", Optimizer] = knob(
+        "auto", "adamw: torch's; notebook: transformers 3's AdamW; auto: the encoder's card says it"
+    )
+    warmup_ratio: Number = knob(
+        0.1, "share of the steps in which the rate rises from 0; then half a cosine", ge=0, le=1
+    )
+    max_grad_norm: Number = knob(1.0, "gradients are scaled down to this L2 norm", gt=0)
+    weight_decay: Number = knob(0.01, "AdamW's, not on biases and LayerNorm", ge=0, le=1)
+    dr_rate: Number = knob(0.5, "dropout before the linear layer", ge=0, lt=1)
+    shuffle: bool = knob(
+        True, "a new order each epoch; false: the order of the file, as in the original notebook"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = knob(
+        "auto", "auto: bf16 where the hardware has it, fp16 on older GPUs, fp32 elsewhere"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", "auto: cuda, mps or cpu")
+    seed: int = knob(
+        42,
+        "the same seed and data give the same weights on one machine and thread count "
+        "(CPU; not promised on CUDA)",
+        ge=0,
+        le=2**32 - 1,
+    )
+    log_interval: int = knob(
+        200, "steps between two log lines outside a terminal", ge=1, le=1_000_000_000
+    )
+    launcher: Text = knob(
+        "python",
+        "starts the train stage; several GPUs: torchrun --standalone --nproc-per-node=8 "
+        "(docs/speed.md)",
+        "a command, such as python",
+    )
+    checkpoint_minutes: Number = knob(
+        5, "of training between two checkpoints; each epoch ends with one too", gt=0, le=1_000_000
+    )
+    checkpoint_dir: Text = knob(
+        "auto",
+        "where checkpoints lie; auto: .storyflower/checkpoints; or a folder, such as one in Drive",
+        "auto or a folder",
+    )
 
     def decisive(self) -> dict[str, Any]:
         """The params that a result may depend on: all but those of logging and saving."""
-        values = asdict(self)
-        return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
+        return self.model_dump(exclude=set(WITHOUT_EFFECT))
+
+    def resolved(self, *, learning_rate: float, optimizer: str) -> "Params":
+        """These params, with what the encoder's card says in the place of "auto"."""
+        card = {"learning_rate": learning_rate, "optimizer": optimizer}
+        auto = {key: value for key, value in card.items() if getattr(self, key) == "auto"}
+        return self.model_copy(update=auto)
 
     @classmethod
     def load(cls, path: Path = Path("params.yaml")) -> "Params":
@@ -71,91 +149,43 @@ class Params:
     @classmethod
     def check(cls, raw: dict[str, Any], where: str = "params") -> "Params":
         """Turn a mapping of key → value into Params; errors as in `load`."""
-        known = [field.name for field in fields(cls)]
+        known = list(cls.model_fields)
         for key in raw:
             if key not in known:
                 raise InputError(f"{where}: unknown key {key!r}; known: {', '.join(known)}")
         for key in known:
             if key not in raw:
                 raise InputError(f"{where}: key {key!r} is missing")
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            key = error.errors()[0]["loc"][0]
+        must = rule(cls.model_json_schema()["properties"][key])
+        try:
+            shown = repr(raw[key])
+        except ValueError:  # Python writes no whole number of over 4,300 digits
+            shown = "a number of thousands of digits"
+        raise InputError(f"{where}: {key} must be {must}, got {shown}")
 
-        def fail(key: str, rule: str) -> InputError:
-            return InputError(f"{where}: {key} must be {rule}, got {raw[key]!r}")
 
-        def name(key: str) -> str:
-            value = raw[key]
-            # A folder or file name and nothing else: it becomes part of a path.
-            if not isinstance(value, str) or not re.fullmatch(r"\w[\w.-]*", value):
-                raise fail(key, "a plain name (letters, digits, '.', '_', '-')")
-            return value
+def rule(field: dict[str, Any]) -> str:
+    """What a value must be, in words, from the JSON schema of its field."""
+    if "rule" in field:
+        return field["rule"]
+    if "anyOf" in field:
+        return " or ".join(map(rule, field["anyOf"]))
+    if "const" in field:
+        return field["const"]
+    if "enum" in field:
+        return f"one of {', '.join(field['enum'])}"
+    if field["type"] == "boolean":
+        return "true or false"
+    return f"a {'whole ' * (field['type'] == 'integer')}number in {interval(field)}"
 
-        def choice(key: str, allowed: tuple[str, ...]) -> str:
-            if raw[key] not in allowed:
-                raise fail(key, "one of " + ", ".join(allowed))
-            return raw[key]
 
-        def integer(key: str, low: int, high: int) -> int:
-            value = raw[key]
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise fail(key, f"a whole number in [{low}, {high}]")
-            return value
-
-        def number(
-            key: str, low: float, high: float, brackets: str = "[]", other: str = ""
-        ) -> float:
-            rule = f"{other}a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
-            value = raw[key]
-            # Text, too: YAML 1.1 reads 5e-5 (which `dvc exp run -S` writes) as text.
-            if isinstance(value, bool) or not isinstance(value, int | float | str):
-                raise fail(key, rule)
-            try:
-                value = float(value)
-            except (ValueError, OverflowError):
-                raise fail(key, rule) from None
-            above = value > low if brackets[0] == "(" else value >= low
-            below = value < high if brackets[1] == ")" else value <= high
-            if not (above and below):
-                raise fail(key, rule)
-            return value
-
-        def folder(key: str) -> str:
-            value = raw[key]
-            if not isinstance(value, str) or not value.strip() or not value.isprintable():
-                raise fail(key, "auto or a folder")
-            return value
-
-        def text(key: str) -> str:
-            if not isinstance(raw[key], str) or not raw[key].strip():
-                raise fail(key, "a command, such as python")
-            return raw[key]
-
-        def boolean(key: str) -> bool:
-            if not isinstance(raw[key], bool):
-                raise fail(key, "true or false")
-            return raw[key]
-
-        auto_rate = raw["learning_rate"] == "auto"
-        return cls(
-            corpus=name("corpus"),
-            target=choice("target", TARGETS),
-            turns=integer("turns", 1, 4),
-            max_dropped=number("max_dropped", 0, 1),
-            encoder=name("encoder"),
-            max_len=integer("max_len", 3, 512),
-            num_epochs=integer("num_epochs", 1, 1000),
-            batch_size=integer("batch_size", 1, 65536),
-            learning_rate=None if auto_rate else number("learning_rate", 0, 1, "(]", "auto or "),
-            optimizer=choice("optimizer", OPTIMIZERS),
-            warmup_ratio=number("warmup_ratio", 0, 1),
-            max_grad_norm=number("max_grad_norm", 0, math.inf, "()"),
-            weight_decay=number("weight_decay", 0, 1),
-            dr_rate=number("dr_rate", 0, 1, "[)"),
-            shuffle=boolean("shuffle"),
-            precision=choice("precision", PRECISIONS),
-            device=choice("device", DEVICES),
-            seed=integer("seed", 0, 2**32 - 1),
-            log_interval=integer("log_interval", 1, 10**9),
-            launcher=text("launcher"),
-            checkpoint_minutes=number("checkpoint_minutes", 0, 1e6, "(]"),
-            checkpoint_dir=folder("checkpoint_dir"),
-        )
+def interval(field: dict[str, Any]) -> str:
+    """The range of a number, such as [0, 1), from the JSON schema of its field."""
+    low = f"[{field['minimum']}" if "minimum" in field else f"({field['exclusiveMinimum']}"
+    if "maximum" in field:
+        return f"{low}, {field['maximum']}]"
+    return f"{low}, {field.get('exclusiveMaximum', 'inf')})"

@@ -10,12 +10,21 @@ decision.
 
 import os
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
+
+from storyflower.common.errors import InputError
 
 # Of the main repository, which holds the cache and the experiments' folders; and of this one.
 MAIN = (".dvc/cache", ".dvc/tmp", ".storyflower")
 HERE = ("data/interim",)
+
+
+class NotKept(InputError):
+    """The result of this command would be lost."""
+
+    exit_code = 2
 
 
 def close_folders() -> None:
@@ -34,12 +43,39 @@ def main_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or os.getcwd()).resolve()
 
 
+def check_clone() -> None:
+    """Say what of this clone would lose a result, before a training starts.
+
+    Raises NotKept in an experiment that DVC would drop without a word: DVC cannot push what ran in
+    --temp or in the queue into a shallow clone.
+    """
+    root = main_root()
+    if git("rev-parse", "--is-shallow-repository", folder=root)[0] == "true":
+        said = (
+            "a shallow clone (git clone --depth), in which DVC loses what --temp and the queue "
+            "have done; make it whole: git fetch --unshallow"
+        )
+        if Path.cwd().resolve() != root:
+            raise NotKept(f"{root}: {said}")
+        print(f"warning: {said}", file=sys.stderr)
+    commit, error = git("rev-parse", "HEAD", folder=root)
+    if not commit and "dubious ownership" in error:
+        print(
+            "warning: this clone is another user's, so git does not say its commit, and the run in "
+            f"MLflow has none; trust it: git config --global --add safe.directory {root}",
+            file=sys.stderr,
+        )
+
+
 def git_commit() -> str | None:
     """The checked-out commit; None outside a git repository."""
+    return git("rev-parse", "HEAD", folder=Path.cwd())[0] or None
+
+
+def git(*words: str, folder: Path) -> tuple[str, str]:
+    """What git answers in a folder, and what it complains of; both "" where there is no git."""
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
+    except OSError:
+        return "", ""
+    return (done.stdout.strip() if done.returncode == 0 else ""), done.stderr

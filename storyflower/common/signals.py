@@ -1,13 +1,15 @@
 """How a command ends on a signal: without a traceback, and its work at hand whole."""
 
+from __future__ import annotations  # as in errors.py: an old Python reads it, too
+
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # SIGINT is Ctrl-C
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # Ctrl-C is SIGINT; a closed terminal HUP
 
 
 def stop(number: int, _: object) -> NoReturn:
@@ -26,7 +28,7 @@ class PendingStop:
         self.number = 0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> PendingStop:
         if threading.current_thread() is threading.main_thread():  # others get no signals
             self._before = catch(self._note)
         return self

@@ -8,54 +8,130 @@ write, comments included.
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_yaml, write_json
-from storyflower.tokenizer.sentencepiece import PRETOKENIZE
+from storyflower.common.params import Optimizer, Rate
 
 VOCABULARY = {"sentencepiece": "spiece.model", "wordpiece": "vocab.txt"}  # tokenizer → its file
-OPTIMIZERS = ("adamw", "notebook")  # notebook: transformers 3's AdamW, eps before bias correction
-SHAPE = ("vocab_size", "layers", "hidden_size", "heads", "intermediate_size")
 NAME = r"\w[\w.-]*"  # a file's or a card's
-HUB_ID = r"\w[\w.-]*(/\w[\w.-]*)?"
+HUB_ID = rf"{NAME}(/{NAME})?"
 
 ALWAYS = {"kind", "license"}
+SHAPE = {"vocab_size", "layers", "hidden_size", "heads", "intermediate_size"}
 FETCHED = {"tokenizer", "pretokenize", "vocabulary", "pad_id", "learning_rate", "optimizer"}
 # kind → the keys it needs, and those it may have
 KEYS = {
-    "scratch": (ALWAYS | {"tokenizer", "pretokenize", "learning_rate", *SHAPE}, {"optimizer"}),
-    "hub": (ALWAYS | {"source"}, FETCHED | {"revision", "golden"}),
-    "url": (ALWAYS | {"source", "files", "tokenizer", "vocabulary"}, FETCHED | {"golden"}),
+    "scratch": (ALWAYS | SHAPE | {"tokenizer", "pretokenize", "learning_rate"}, {"optimizer"}),
+    "hub": (ALWAYS | {"source"}, FETCHED | {"golden", "revision", "files"}),
     "path": (ALWAYS | {"source"}, FETCHED | {"golden"}),
 }
 
 
-@dataclass(frozen=True)
-class Card:
+Pretokenize = Literal["bert", "none"]
+Count = Annotated[int, Field(ge=1)]
+Id = Annotated[int, Field(ge=0)]
+# The kobert package publishes the first ten digits of one md5.
+Checksum = Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{10,32}|sha256:[0-9a-f]{64})\Z")]
+Checksums = Annotated[
+    dict[Annotated[str, Field(pattern=rf"^{NAME}(/{NAME})*\Z")], Checksum], Field(min_length=1)
+]
+
+
+class Strict(BaseModel):
+    """Nothing is converted, guessed or left over: 1 is not true, '10' not 10."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, regex_engine="python-re"
+    )
+
+
+class Golden(Strict):
+    """A text whose ids are known, [CLS] and [SEP] included."""
+
+    text: str
+    ids: list[Id]
+    pretokenize: Pretokenize | None = None  # None: as the card says
+
+
+def key(must: str, meaning: str, *, default: Any = None, **limits: Any) -> Any:
+    """A key of a card: what its value must be, as an error says it, and what it means."""
+    return Field(default, title=must, description=meaning, **limits)
+
+
+class Card(Strict):
     """What a card says. Keys that it leaves out, or that its kind does not know, are None."""
 
-    kind: str  # scratch, hub, url or path
-    license: str  # SPDX name, or "unknown"
-    source: str | None = None  # hub: an id; url: the files' base; path: a folder
-    revision: str | None = None  # hub: a commit, tag or branch; None: the default branch
-    files: dict[str, str] | None = None  # url: name → md5:… or sha256:…
-    tokenizer: str | None = None  # sentencepiece or wordpiece; None: by the file that is there
-    pretokenize: str | None = None  # sentencepiece: bert (the notebook's way) or none (the default)
-    vocabulary: str | None = None  # the vocabulary's file; None: spiece.model or vocab.txt
-    pad_id: int | None = None  # id of [PAD]; None: what the vocabulary says
-    learning_rate: float = 5e-5  # the peak rate that learning_rate: auto means
-    optimizer: str = "adamw"  # one of OPTIMIZERS
-    golden: dict[str, Any] | None = None  # a text, its ids, and their pretokenize
+    kind: Literal["scratch", "hub", "path"] = key("", "where the encoder comes from")
+    license: str = key("text", 'SPDX name, or "unknown"', pattern=r"^.+\Z")
+    source: str | None = key("text", "hub: an id; path: a folder beside the card")
+    revision: str | None = key(
+        "a commit, tag or branch, in quotes if all digits",
+        "hub: what to take; else the newest of the default branch",
+        pattern=rf"^{NAME}(/{NAME})*\Z",
+    )
+    files: Checksums | None = key(
+        "names with md5:… or sha256:… behind each",
+        "hub: take these alone, and what is in the zips among them; else by the usual names",
+    )
+    tokenizer: Literal["sentencepiece", "wordpiece"] | None = key(
+        "", "which of the two; else by the vocabulary that is there"
+    )
+    pretokenize: Pretokenize | None = key(
+        "", "of sentencepiece: bert is the notebook's way, none (the default) plain"
+    )
+    vocabulary: str | None = key(
+        "a file name", "else spiece.model or vocab.txt", pattern=rf"^{NAME}\Z"
+    )
+    pad_id: Id | None = key("a whole number from 0", "id of [PAD]; else what the vocabulary says")
+    learning_rate: Rate = key(
+        "a number in (0, 1]", "the peak rate that learning_rate: auto means", default=5e-5
+    )
+    optimizer: Optimizer = key("", "what optimizer: auto means", default="adamw")
+    golden: Golden | None = key(
+        "a text, its ids, and pretokenize or nothing", "what the tokenizer is tried on"
+    )
     # Kind scratch: the shape
-    vocab_size: int | None = None  # pieces, at most
-    layers: int | None = None
-    hidden_size: int | None = None
-    heads: int | None = None
-    intermediate_size: int | None = None
+    vocab_size: int | None = key("a whole number from 16", "pieces, at most", ge=16)
+    layers: Count | None = key("a whole number above 0", "one on the other")
+    hidden_size: Count | None = key("a whole number above 0", "of a token")
+    heads: Count | None = key("a divisor of hidden_size", "of the attention in a layer")
+    intermediate_size: Count | None = key("a whole number above 0", "within a layer")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def is_given(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("given, or its line left out")
+        return value
+
+    @field_validator("source", "tokenizer", "pretokenize", "heads")
+    @classmethod
+    def fits_the_keys_above(cls, value: Any, info: ValidationInfo) -> Any:
+        kind, above = info.data.get("kind"), info.data
+        match info.field_name:
+            case "source" if kind == "hub" and not re.fullmatch(HUB_ID, value):
+                raise ValueError("a hub id such as klue/bert-base")
+            case "source" if kind == "path" and not is_inside(value):
+                raise ValueError("a folder beside the card (copy it there)")
+            case "tokenizer" if kind == "scratch" and value != "sentencepiece":
+                raise ValueError("sentencepiece for kind scratch")
+            case "pretokenize" if above.get("tokenizer") == "wordpiece":
+                raise ValueError("left out with wordpiece")
+            case "heads" if above.get("hidden_size", value) % value:
+                raise ValueError("a divisor of hidden_size")
+        return value
 
     @classmethod
     def load(cls, file: Path) -> "Card":
@@ -65,106 +141,39 @@ class Card:
             file,
             f"there are cards for {names}; 'python -m storyflower card NAME SOURCE' writes another",
         )
-        if not isinstance(raw.get("kind"), str) or raw["kind"] not in KEYS:
-            raise InputError(
-                f"{file}: kind must be one of {', '.join(KEYS)}, got {raw.get('kind')!r}"
-            )
-        needed, allowed = KEYS[raw["kind"]]
+        kind = raw.get("kind")
+        if not isinstance(kind, str) or kind not in KEYS:
+            raise InputError(f"{file}: kind must be one of {', '.join(KEYS)}, got {kind!r}")
+        needed, allowed = KEYS[kind]
         if missing := sorted(needed - raw.keys()):
             raise InputError(f"{file}: key {missing[0]!r} is missing")
-        if unknown := sorted(str(key) for key in raw.keys() - needed - allowed):
-            known = ", ".join(field.name for field in fields(cls) if field.name in needed | allowed)
+        if unknown := sorted(map(str, raw.keys() - needed - allowed)):
+            known = ", ".join(name for name in cls.model_fields if name in needed | allowed)
             raise InputError(f"{file}: unknown key {unknown[0]!r}; this kind knows {known}")
-        return cls(**check_values(raw, str(file)))
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+        name = first["loc"][0]
+        must = cls.model_fields[name].title
+        if first["type"] in ("value_error", "literal_error") and len(first["loc"]) == 1:
+            must = first["ctx"].get("expected") or first["ctx"]["error"]
+        raise InputError(f"{file}: {name} must be {must}, got {raw[name]!r}")
 
 
-def check_values(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A card's keys with checked values; raises InputError naming the key and the value."""
-    raw = dict(raw)
-
-    def need(key: str, good: bool, rule: str) -> None:
-        if key in raw and not good:
-            raise InputError(f"{where}: {key} must be {rule}, got {raw[key]!r}")
-
-    def one_of(key: str, values: tuple[str, ...]) -> None:
-        good = isinstance(raw.get(key), str) and raw[key] in values
-        need(key, good, "one of " + ", ".join(values))
-
-    def text(key: str, pattern: str, rule: str) -> None:
-        need(key, isinstance(raw.get(key), str) and bool(re.fullmatch(pattern, raw[key])), rule)
-
-    one_of("tokenizer", tuple(VOCABULARY))
-    one_of("pretokenize", PRETOKENIZE)
-    one_of("optimizer", OPTIMIZERS)
-    text("license", ".+", "text")
-    text("revision", r"\w[\w.-]*(/\w[\w.-]*)*", "a commit, tag or branch, in quotes if all digits")
-    text("vocabulary", NAME, "a file name")
-    need("pad_id", is_count(raw.get("pad_id"), 0), "a whole number from 0")
-    try:
-        # YAML 1.1 reads 5e-5 as text.
-        rate = float(raw.get("learning_rate", 1))
-    except (TypeError, ValueError):
-        rate = 0.0
-    rate = 0.0 if isinstance(raw.get("learning_rate"), bool) else rate
-    need("learning_rate", 0 < rate <= 1, "a number in (0, 1]")
-    if "learning_rate" in raw:
-        raw["learning_rate"] = rate
-    if raw["kind"] == "scratch":
-        need("tokenizer", raw["tokenizer"] == "sentencepiece", "sentencepiece for kind scratch")
-        for key in SHAPE:
-            need(key, is_count(raw[key], 1), "a whole number above 0")
-        need("hidden_size", raw["hidden_size"] % raw["heads"] == 0, "a multiple of heads")
-        need("vocab_size", raw["vocab_size"] >= 16, "at least 16")
-    elif raw["kind"] == "hub":
-        text("source", HUB_ID, "a hub id such as klue/bert-base")
-    elif raw["kind"] == "url":
-        text("source", r"https?://\S+", "an http or https address")
-        need("files", are_checksums(raw["files"]), "names with md5:… or sha256:… behind each")
-    else:
-        inside = isinstance(raw["source"], str) and not Path(raw["source"]).is_absolute()
-        # DVC watches that folder, so a change reruns the stage; it does not see through links.
-        inside = inside and ".." not in Path(raw["source"]).parts
-        need("source", inside, "a folder beside the card (copy it there)")
-    need("golden", is_golden(raw.get("golden")), "a text, its ids, and pretokenize or nothing")
-    if raw.get("tokenizer") == "wordpiece":
-        need("pretokenize", False, "left out with wordpiece")
-    return raw
+def is_inside(source: str) -> bool:
+    """Whether a source lies below its card, where DVC sees a change; it follows no links."""
+    place = Path(source)
+    return source.isprintable() and not place.is_absolute() and ".." not in place.parts
 
 
-def is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def are_checksums(value: Any) -> bool:
-    """Whether a card's `files` is right: the kobert package publishes 10 digits of one md5."""
-    rule = r"md5:[0-9a-f]{10,32}|sha256:[0-9a-f]{64}"
-    return (
-        isinstance(value, dict)
-        and len(value) > 0
-        and all(isinstance(name, str) and re.fullmatch(NAME, name) for name in value)
-        and all(isinstance(sum_, str) and re.fullmatch(rule, sum_) for sum_ in value.values())
-    )
-
-
-def is_golden(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and {"text", "ids"} <= value.keys() <= {"text", "ids", "pretokenize"}
-        and isinstance(value["text"], str)
-        and isinstance(value["ids"], list)
-        and all(is_count(row, 0) for row in value["ids"])
-        and value.get("pretokenize", "none") in PRETOKENIZE
-    )
-
-
-@dataclass(frozen=True)
-class Lock:
+class Lock(Strict):
     """What a card's source held when it was locked."""
 
     source: str
     revision: str | None  # of a hub source: the full commit
-    files: dict[str, str]  # name → sha256:…
-    golden: dict[str, Any]  # as on a card
+    files: Checksums
+    golden: Golden
 
     @staticmethod
     def beside(card_file: Path) -> Path:
@@ -176,13 +185,11 @@ class Lock:
         file = cls.beside(card_file)
         again = f"lock it again: python -m storyflower lock {card_file.stem}"
         try:
-            lock = cls(**json.loads(file.read_text(encoding="utf-8")))
+            lock = cls.model_validate_json(file.read_bytes())
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
+        except ValidationError:
             raise InputError(f"{file}: damaged; {again}") from None
-        if not are_checksums(lock.files) or not is_golden(lock.golden):
-            raise InputError(f"{file}: damaged; {again}")
         if lock.source != card.source:
             raise InputError(f"{file}: of {lock.source}, but the card says {card.source}; {again}")
         commit = re.fullmatch("[0-9a-f]{40}", card.revision or "")
@@ -190,11 +197,13 @@ class Lock:
             raise InputError(
                 f"{file}: of revision {lock.revision}, but the card says {card.revision}; {again}"
             )
+        if card.files and card.files.keys() != lock.files.keys():
+            raise InputError(f"{file}: of other files than the card names; {again}")
         return lock
 
     def save(self, card_file: Path) -> None:
         """Write the lock beside its card; a reader sees the old or the new one, never half."""
-        write_json(asdict(self), self.beside(card_file))
+        write_json(self.model_dump(), self.beside(card_file))
 
 
 def write_card(name: str, source: str, folder: Path) -> Path:

@@ -1,12 +1,14 @@
-"""Pin what a card's source holds today, with checksums."""
+"""Pin what a card's source holds today, with checksums.
+
+In: a card of kind hub or path.
+Out: encoders/<name>.lock.json.
+"""
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from storyflower.common.errors import InputError
-from storyflower.encoder.card import Card, Lock
+from storyflower.encoder.card import Card, Golden, Lock
 from storyflower.encoder.prepare import take_over
 from storyflower.encoder.verify import GOLDEN_LENGTH, GOLDEN_TEXT, verify
 from storyflower.tokenizer.load import load_tokenizer
@@ -24,11 +26,10 @@ def lock(card_file: Path) -> Lock:
         folder = Path(work)
         taken, pinned = take_over(card_file, card, None, folder)
         verify(folder, taken)
-        golden: dict[str, Any] = {"text": card.golden["text"] if card.golden else GOLDEN_TEXT}
-        if taken.pretokenize:
-            golden["pretokenize"] = taken.pretokenize
-        tokenizer = load_tokenizer(folder, asdict(taken))
-        golden["ids"] = tokenizer.encode([golden["text"]], GOLDEN_LENGTH).ids.tolist()
-    written = Lock(str(card.source), pinned["revision"], pinned["files"], golden)
+        text = card.golden.text if card.golden else GOLDEN_TEXT
+        tokenizer = load_tokenizer(folder, taken.model_dump())
+        ids = tokenizer.encode([text], GOLDEN_LENGTH).ids.tolist()
+    golden = Golden(text=text, ids=ids, pretokenize=taken.pretokenize)
+    written = Lock(source=card.source, golden=golden, **pinned)
     written.save(card_file)
     return written

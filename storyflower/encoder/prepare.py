@@ -1,16 +1,15 @@
 """A card → a verified encoder folder with its tokenizer.
 
 In: a card, encoders/<name>.yaml, its lock beside it if it has one, and the table of dialogues.
-Out: a folder in the from_pretrained format with the tokenizer's files and card.json. Four kinds
+Out: a folder in the from_pretrained format with the tokenizer's files and card.json. Three kinds
 of card: `scratch` makes a SentencePiece vocabulary from the Training texts and a small BERT with
-random weights; `hub` names a repository of the Hugging Face hub, `url` files with their
-checksums, `path` a folder.
+random weights; `hub` names a repository of the Hugging Face hub, `path` a folder.
+Not supported: an encoder in any other format, such as ONNX or TensorFlow.
 """
 
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,11 @@ from storyflower.common.files import json_text, read_json, replacing
 from storyflower.encoder.card import VOCABULARY, Card, Lock
 from storyflower.encoder.pretrained import load_body, read_weights
 from storyflower.encoder.scratch import draw_weights, train_vocabulary
-from storyflower.encoder.sources import (
-    HubFolder,
-    LocalFolder,
-    Source,
-    UrlFolder,
-    digest,
-    matches,
-)
+from storyflower.encoder.sources import CheckedSource
 from storyflower.encoder.verify import check_golden, max_length, verify
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
+SETTINGS = "tokenizer_config.json"  # whether a vocab.txt lower-cases, among others
 
 
 def prepare(card_file: Path, table: Path, output: Path, *, seed: int) -> Card:
@@ -53,7 +46,7 @@ def prepare(card_file: Path, table: Path, output: Path, *, seed: int) -> Card:
             if pin is None and card.kind != "path":
                 report_unlocked(card_file, card, pinned)
         card = verify(folder, card)
-        document = {"name": card_file.stem, **asdict(card), **pinned}
+        document = {"name": card_file.stem, **card.model_dump(), **pinned}
         document["max_length"] = max_length(folder)
         (folder / "card.json").write_text(json_text(document), encoding="utf-8")
     return card
@@ -65,16 +58,13 @@ def take_over(
     """Fetch what a card names; write its vocabulary and, as float32 safetensors, its weights.
 
     Returns the card with its tokenizer's kind, and what was taken: the revision and the sha256 of
-    each file. Nothing is read before it has passed the lock.
+    each file. Nothing is read before it has passed the lock. Raises InputError.
     """
+    source = CheckedSource(card_file, card, lock)
+    find = source.find
     unpacked = folder / "unpacked"
-    source = open_source(card_file, card, lock, unpacked)
-
-    def find(name: str) -> Path | None:
-        # A lock names all that was there; nothing else is looked for, so nothing asks the network.
-        if lock is not None and card.kind != "url" and name not in lock.files:
-            return None
-        return source.find(name)
+    if card.files:
+        find = source.find_all(card.files, unpacked).get
 
     def first(*names: str) -> Path:
         for name in names:
@@ -83,49 +73,33 @@ def take_over(
         raise InputError(f"{card.source}: has no {' or '.join(names)}")
 
     config = first("config.json")
-    if card.tokenizer is None:
-        vocabulary = first(card.vocabulary) if card.vocabulary else first(*VOCABULARY.values())
-        kind = "wordpiece" if vocabulary.suffix == ".txt" else "sentencepiece"
-        card = replace(card, tokenizer=kind)
-    else:
-        vocabulary = first(card.vocabulary or VOCABULARY[card.tokenizer])
-    settings = None
-    if card.tokenizer == "wordpiece":
-        settings = find("tokenizer_config.json")  # whether it lower-cases, among others
-    elif card.pretokenize is None:
-        card = replace(card, pretokenize="none")
+    card, vocabulary = choose_vocabulary(card, first)
     weights = first(*WEIGHTS)
-
-    check_lock(card_file, lock, source)
     shutil.copyfile(vocabulary, folder / VOCABULARY[card.tokenizer])
-    if settings:
-        shutil.copyfile(settings, folder / "tokenizer_config.json")
+    if card.tokenizer == "wordpiece" and (settings := find(SETTINGS)):
+        shutil.copyfile(settings, folder / SETTINGS)
     body = load_body(card, read_json(config), read_weights(card, weights), folder)
     body.save_pretrained(folder)
     if lock is not None:
         check_golden(folder, card, lock.golden)
-    files = {name: digest(path, "sha256") for name, path in sorted(source.files.items())}
-    shutil.rmtree(unpacked, ignore_errors=True)  # nothing was, or it is an archive's content
-    return card, {"revision": source.revision, "files": files}
+    shutil.rmtree(unpacked, ignore_errors=True)
+    return card, {"revision": source.revision, "files": dict(sorted(source.taken.items()))}
 
 
-def open_source(card_file: Path, card: Card, lock: Lock | None, unpacked: Path) -> Source:
-    if card.kind == "hub":
-        return HubFolder(card.source, lock.revision if lock else card.revision)
-    if card.kind == "url":
-        return UrlFolder(card.source, card.files, unpacked)
-    return LocalFolder(card_file.parent / card.source)
+def choose_vocabulary(card: Card, first: Callable[..., Path]) -> tuple[Card, Path]:
+    """The card with its tokenizer's kind, and the vocabulary, which decides where it is silent.
 
-
-def check_lock(card_file: Path, lock: Lock | None, source: Source) -> None:
-    """Raise InputError unless each file is the one that was locked."""
-    for name, path in source.files.items() if lock else ():
-        if name not in lock.files or not matches(path, lock.files[name]):
-            raise InputError(
-                f"{path.resolve()}: {digest(path, 'sha256')}, but {Lock.beside(card_file)} says "
-                f"{lock.files.get(name)}; if it is damaged, delete it and run again; if the source "
-                f"has changed: python -m storyflower lock {card_file.stem}"
-            )
+    `first` finds the first of some names that is there. Raises InputError.
+    """
+    names = VOCABULARY.values() if card.tokenizer is None else [VOCABULARY[card.tokenizer]]
+    vocabulary = first(card.vocabulary) if card.vocabulary else first(*names)
+    by_name = "wordpiece" if vocabulary.suffix == ".txt" else "sentencepiece"
+    tokenizer, pretokenize = card.tokenizer or by_name, card.pretokenize
+    if tokenizer == "wordpiece" and pretokenize:
+        raise InputError(f"{card.source}: has {vocabulary.name}: leave pretokenize out of the card")
+    if tokenizer == "sentencepiece":
+        pretokenize = pretokenize or "none"
+    return card.model_copy(update={"tokenizer": tokenizer, "pretokenize": pretokenize}), vocabulary
 
 
 def report_unlocked(card_file: Path, card: Card, pinned: Mapping[str, Any]) -> None:

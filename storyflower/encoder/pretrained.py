@@ -8,13 +8,11 @@ families other than FAMILIES.
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, one_line
 from storyflower.encoder.card import Card
-from storyflower.encoder.sources import first_line
 from storyflower.model.folder import misfit
 from storyflower.tokenizer.load import load_tokenizer
 
@@ -40,7 +38,7 @@ def read_weights(card: Card, path: Path) -> "dict[str, torch.Tensor]":
             f"{where}: refused: damaged, or holds objects that could run code"
         ) from None
     except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"{where}: damaged ({first_line(error)})") from None
+        raise InputError(f"{where}: damaged ({one_line(error)})") from None
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
         raise InputError(f"{where}: holds more than named tensors")
     return weights
@@ -77,7 +75,7 @@ def load_body(
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises many kinds for a config that makes no sense
-        raise InputError(f"{card.source}: config.json: {first_line(error)}") from None
+        raise InputError(f"{card.source}: config.json: {one_line(error)}") from None
     missing = report["missing_keys"]
     if missing and all(name.startswith("pooler.") for name in missing):
         body.pooler, missing = None, ()
@@ -107,7 +105,7 @@ def pad_token(card: Card, settings: Mapping[str, Any], family: str, folder: Path
     A config.json of old says 0, or nothing, for a vocabulary whose [PAD] is 1 (SKTBrain/KoBERT
     #36): there the card decides. RoBERTa counts positions from it, so there it must be right.
     """
-    pad_id = load_tokenizer(folder, asdict(card)).pad_id
+    pad_id = load_tokenizer(folder, card.model_dump()).pad_id
     if card.pad_id not in (None, pad_id):
         raise InputError(
             f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {card.pad_id} on the card"

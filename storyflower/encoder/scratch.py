@@ -2,10 +2,9 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, one_line
 from storyflower.encoder.card import Card
 from storyflower.interim import dialogues
 from storyflower.tokenizer.basic import basic_tokenize
@@ -43,9 +42,8 @@ def train_vocabulary(card: Card, table: Path, output: Path, *, seed: int) -> Non
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise InputError(
-            f"{table}: too little text for a vocabulary ({' '.join(str(error).split())[-120:]})"
-        ) from None
+        said = one_line(error)
+        raise InputError(f"{table}: too little text for a vocabulary ({said})") from None
     output.write_bytes(vocabulary.getvalue())
 
 
@@ -67,7 +65,7 @@ def draw_weights(card: Card, output: Path, *, seed: int) -> None:
 
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=load_tokenizer(output, asdict(card)).vocab_size,
+        vocab_size=load_tokenizer(output, card.model_dump()).vocab_size,
         num_hidden_layers=card.layers,
         hidden_size=card.hidden_size,
         num_attention_heads=card.heads,

@@ -1,45 +1,35 @@
-"""A source on the network, or a folder → files on this disk, each found by its name.
+"""A hub repository or a folder → files on this disk, each found by its name and checked.
 
-In: a hub id, a base URL with checksums, or a folder.
-Out: paths of whole files. Hub files live in huggingface_hub's own cache (HF_HOME, HF_ENDPOINT,
-HF_HUB_OFFLINE, HF_TOKEN and the proxy variables mean what they mean there), others in
-STORYFLOWER_CACHE or ~/.cache/storyflower. A file that is there is not asked for again, so a
-second run needs no network.
+In: a card that names a hub id or a folder, and its lock if it has one.
+Out: paths of whole files. Those of the hub live in huggingface_hub's own cache (HF_HOME,
+HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and the proxy variables mean what they mean there). A file
+that is there is not asked for again, so a second run needs no network.
 Not supported: files that nobody reads; above all code, which is neither fetched nor run.
 """
 
 import errno
 import hashlib
-import http.client
-import os
 import shutil
 import stat
 import sys
-import time
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Protocol
-from urllib.parse import quote
 
-from storyflower.common.errors import InputError, disk_fault, path_of
+from storyflower.common.errors import InputError, disk_fault, one_line, path_of
+from storyflower.encoder.card import Card, Lock
 
-ATTEMPTS = 5  # failures in a row, none of which brought a byte, before a download is given up
-FIRST_WAIT = 1.0  # seconds before the second attempt; doubled after each failure
-TIMEOUT = 30  # seconds without a byte
-CHUNK = 1 << 20  # bytes
 # An archive may unpack to this many times its size. Weights hardly shrink; a zip bomb is all zeros.
 MAX_UNPACKING, SMALL = 20, 100 << 20
+CHUNK = 1 << 20  # bytes
 
 
 class Source(Protocol):
     """Where an encoder's files come from."""
 
     revision: str | None  # of a hub source: the full commit, known after the first file
-    files: dict[str, Path]  # what was taken from the source so far, to be checksummed
 
     def find(self, name: str) -> Path | None:
         """The file of that name, on this disk; None where the source has none."""
@@ -55,14 +45,10 @@ class LocalFolder:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such encoder folder")
         self.folder = folder
-        self.files: dict[str, Path] = {}
 
     def find(self, name: str) -> Path | None:
         path = self.folder / name
-        if not path.is_file():
-            return None
-        self.files[name] = path
-        return path
+        return path if path.is_file() else None
 
 
 class HubFolder:
@@ -76,15 +62,15 @@ class HubFolder:
     def __init__(self, repo: str, revision: str | None):
         self.repo = repo
         self.revision = revision
-        self.files: dict[str, Path] = {}
         self._settled = False
 
     def find(self, name: str) -> Path | None:
         """Raises InputError when the hub refuses, is out of reach, or has no such repository."""
         from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
-        from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+        from huggingface_hub.utils import disable_progress_bars, logging
 
+        logging.set_verbosity_error()  # it would report each attempt; the last one is ours to tell
         if not sys.stderr.isatty():
             disable_progress_bars()
         found = None
@@ -97,8 +83,6 @@ class HubFolder:
                 found = hf_hub_download(self.repo, name, revision=self.revision)
             except RemoteEntryNotFoundError:
                 return None
-            except LocalEntryNotFoundError as error:
-                raise InputError(out_of_reach(self.repo, name, error)) from None
             # What its HTTP client raises shares no base class with its own errors.
             except Exception as error:
                 raise InputError(refusal(self.repo, self.revision, name, error)) from None
@@ -107,27 +91,24 @@ class HubFolder:
             # …/snapshots/<commit>/<name>
             self.revision = path.parents[name.count("/")].name
             self._settled = True
-        self.files[name] = path
         return path
 
 
-def out_of_reach(repo: str, name: str, error: Exception) -> str:
-    """Why a file that is not in the cache cannot be had now, in one line."""
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
-        return f"{repo}: {name} is not in the hub cache, and HF_HUB_OFFLINE forbids to fetch it"
-    cause = error.__cause__ or error
-    return (
-        f"{repo}: {name} is not in the hub cache, and {constants.ENDPOINT} cannot be reached "
-        f"({first_line(cause)}); check the network, HF_ENDPOINT and the proxy settings"
-    )
-
-
-def refusal(repo: str, revision: str | None, name: str, error: Exception) -> str:
-    """What went wrong with a file of the hub, and what to do, in one line."""
+def refusal(repo: str, revision: str | None, name: str, error: BaseException) -> str:
+    """Why a file of the hub cannot be had, and what to do, in one line."""
     from huggingface_hub import constants, errors
 
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        missing = f"{repo}: {name} is not in the hub cache"
+        if constants.is_offline_mode():
+            return f"{missing}, and HF_HUB_OFFLINE forbids to fetch it"
+        cause = error.__cause__ or error  # why it was not fetched either
+        if isinstance(cause, errors.HfHubHTTPError):
+            return refusal(repo, revision, name, cause)
+        return (
+            f"{missing}, and {constants.ENDPOINT} cannot be reached ({one_line(cause)}); "
+            "check the network, HF_ENDPOINT and the proxy settings"
+        )
     login = "log in with 'hf auth login' or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
         page = f"{constants.ENDPOINT}/{repo}"
@@ -137,144 +118,79 @@ def refusal(repo: str, revision: str | None, name: str, error: Exception) -> str
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"{repo}: no such repository on the hub; check the spelling, or {login} if private"
     if isinstance(error, errors.HFValidationError):
-        return f"{repo}: not a hub id ({first_line(error)})"
+        return f"{repo}: not a hub id ({one_line(error)})"
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):
             return f"{repo}: the hub refuses {name} ({status}); {login}"
         return f"{repo}: the hub answers {status} for {name}; try again later"
     if getattr(error, "errno", None) == errno.ENOSPC:
-        return disk_full(Path(constants.HF_HUB_CACHE), "HF_HOME")
+        place = constants.HF_HUB_CACHE
+        return f"{place}: the disk is full; make room, or set HF_HOME to a folder on another disk"
     if reason := disk_fault(error):
         return f"{path_of(error) or constants.HF_HUB_CACHE}: {reason}"
-    return f"{repo}: {name} could not be downloaded ({first_line(error)}); run it again"
+    return f"{repo}: {name} could not be downloaded ({one_line(error)}); run it again"
 
 
-class UrlFolder:
-    """Files under a base URL, each with its checksum; zip archives among them are unpacked."""
+class CheckedSource:
+    """A card's source, each file compared with the lock before anybody reads it."""
 
-    revision = None
+    def __init__(self, card_file: Path, card: Card, lock: Lock | None):
+        self.source: Source
+        if card.kind == "hub":
+            self.source = HubFolder(card.source, lock.revision if lock else card.revision)
+        else:
+            self.source = LocalFolder(card_file.parent / card.source)
+        self.taken: dict[str, str] = {}  # name → sha256 of what was found so far
+        self._card_file, self._lock = card_file, lock
 
-    def __init__(self, base: str, checksums: Mapping[str, str], unpacked: Path):
-        """`unpacked` is a folder for the archives' content, which is not kept between runs."""
-        self.files = {
-            name: download(f"{base.rstrip('/')}/{quote(name)}", name, checksum)
-            for name, checksum in checksums.items()
-        }
-        self._found = dict(self.files)
-        for name, path in self.files.items():
-            if name.endswith(".zip"):
-                unzip(path, unpacked)
-        for path in sorted(unpacked.rglob("*")):
-            if path.is_file():
-                if path.name in self._found:
-                    raise InputError(f"{base}: more than one {path.name} in its files")
-                self._found[path.name] = path
+    @property
+    def revision(self) -> str | None:
+        return self.source.revision
 
     def find(self, name: str) -> Path | None:
-        return self._found.get(name)
+        """The file of that name; None where there is none. Raises InputError."""
+        # A lock names all that was there; nothing else is looked for, so nothing asks the network.
+        if self._lock is not None and name not in self._lock.files:
+            return None
+        path = self.source.find(name)
+        if path is not None:
+            self.taken[name] = digest(path, "sha256")
+            if self._lock is not None:
+                again = f"python -m storyflower lock {self._card_file.stem}"
+                self._compare(path, self._lock.files[name], Lock.beside(self._card_file), again)
+        return path
 
+    def find_all(self, checksums: Mapping[str, str], unpacked: Path) -> dict[str, Path]:
+        """The files that a card names, and what is in those that are zips, by their last names.
 
-def cache_folder() -> Path:
-    """STORYFLOWER_CACHE, or ~/.cache/storyflower."""
-    return Path(os.environ.get("STORYFLOWER_CACHE") or Path.home() / ".cache" / "storyflower")
+        `unpacked` is a folder for the zips' content. Raises InputError for a file that is not
+        there or has another checksum, a zip that is not plain, and two files of one name.
+        """
+        paths = []
+        for name, checksum in checksums.items():
+            path = self.find(name)
+            if path is None:
+                raise InputError(f"{self._card_file}: its source has no {name}")
+            self._compare(path, checksum, self._card_file, "change the card")
+            paths.append(path)
+            if path.suffix == ".zip":
+                unzip(path, unpacked)
+        paths += filter(Path.is_file, sorted(unpacked.rglob("*")))
+        found: dict[str, Path] = {}
+        for path in paths:
+            if path.name in found:
+                raise InputError(f"{self._card_file}: more than one {path.name} in its files")
+            found[path.name] = path
+        return found
 
-
-def download(url: str, name: str, checksum: str) -> Path:
-    """Fetch a file into the cache under a name, or find it there; its checksum is taken each time.
-
-    `checksum` is "md5:…" or "sha256:…", or the beginning of one. Resumes what an earlier run left,
-    and tries again with growing waits. Raises InputError when it cannot be had or is another file.
-    """
-    import filelock
-    from huggingface_hub import constants
-
-    folder = cache_folder() / checksum.replace(":", "-")
-    target, part = folder / name, folder / f"{name}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / f"{name}.lock"):
-            if target.is_file() and matches(target, checksum):
-                return target
-            if constants.is_offline_mode():
-                raise InputError(f"{url}: not in {folder}, and HF_HUB_OFFLINE forbids to fetch it")
-            resumed = part.exists()
-            transfer(url, part)
-            if resumed and not matches(part, checksum):
-                # The part may be of another version of the file.
-                part.unlink()
-                transfer(url, part)
-            if not matches(part, checksum):
-                got = digest(part, checksum.split(":")[0])
-                part.unlink()
-                raise InputError(f"{url}: checksum {got}, but the card says {checksum}")
-            os.replace(part, target)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise InputError(disk_full(folder, "STORYFLOWER_CACHE")) from None
-        raise InputError(f"{folder}: cannot be written ({first_line(error)})") from None
-    return target
-
-
-def transfer(url: str, part: Path) -> None:
-    """Bring `part` to the length of the file at `url`; raises InputError when that fails.
-
-    A full disk is an OSError of its own.
-    """
-    failures = 0
-    while True:
-        before = part.stat().st_size if part.exists() else 0
-        try:
-            return transfer_once(url, part, before)
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # nothing after what is there; the checksum will judge it
-                return None
-            if error.code in (401, 403):
-                raise InputError(f"{url}: the server refuses it ({error.code})") from None
-            if error.code not in (408, 429) and error.code < 500:
-                raise InputError(f"{url}: not there ({error.code})") from None
-            reason = f"the server answers {error.code}"
-        except (OSError, http.client.HTTPException) as error:
-            if disk_fault(error):
-                raise
-            reason = first_line(error)
-        grown = part.exists() and part.stat().st_size > before
-        failures = 1 if grown else failures + 1
-        if failures == ATTEMPTS:
-            raise InputError(f"{url}: could not be downloaded ({reason}); run it again to resume")
-        time.sleep(FIRST_WAIT * 2 ** (failures - 1))
-
-
-def transfer_once(url: str, part: Path, start: int) -> None:
-    """One request for what is missing from byte `start` on; raises OSError when it ends early."""
-    from tqdm import tqdm
-
-    headers = {"User-Agent": "storyflower", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(
-            f"bytes {start}-"
-        ):
-            start = 0  # the server sends the whole file
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        free = shutil.disk_usage(part.parent).free
-        if total is not None and total - start > free:
-            raise OSError(errno.ENOSPC, "disk full")
-        quiet = not sys.stderr.isatty()
-        with (
-            part.open("r+b" if start else "wb") as file,
-            tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=quiet) as bar,
-        ):
-            file.seek(start)
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-            got = file.tell()
-    if total is not None and got != total:
-        raise ConnectionError(f"the connection ended after {got} of {total} bytes")
+    def _compare(self, path: Path, checksum: str, says: Path, remedy: str) -> None:
+        if not matches(path, checksum):
+            raise InputError(
+                f"{path.resolve()}: {digest(path, checksum.split(':')[0])}, but {says} says "
+                f"{checksum}; if it is damaged, delete it and run again; if the source has "
+                f"changed: {remedy}"
+            )
 
 
 def unzip(archive: Path, folder: Path) -> None:
@@ -296,11 +212,10 @@ def unzip(archive: Path, folder: Path) -> None:
                         shutil.copyfileobj(source, sink, CHUNK)
     # An encrypted member is a RuntimeError, an unknown compression a NotImplementedError.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise InputError(f"{archive}: not a usable zip ({first_line(error)})") from None
+        raise InputError(f"{archive}: not a usable zip ({one_line(error)})") from None
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise InputError(disk_full(folder, "")) from None
-        raise InputError(f"{archive}: cannot be unpacked ({first_line(error)})") from None
+        reason = disk_fault(error) or one_line(error)
+        raise InputError(f"{archive}: cannot be unpacked: {reason}") from None
 
 
 def check_member(archive: Path, member: zipfile.ZipInfo) -> None:
@@ -322,12 +237,3 @@ def digest(path: Path, algorithm: str) -> str:
 def matches(path: Path, checksum: str) -> bool:
     """Whether the file has this checksum, or one that begins with it."""
     return digest(path, checksum.split(":")[0]).startswith(checksum)
-
-
-def disk_full(folder: Path, variable: str) -> str:
-    hint = f", or set {variable} to a folder on another disk" if variable else ""
-    return f"{folder}: the disk is full; make room{hint}"
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

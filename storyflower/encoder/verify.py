@@ -1,13 +1,15 @@
-"""Do the vocabulary, the weights and the card of an encoder folder belong together?"""
+"""Do the vocabulary, the weights and the card of an encoder folder belong together?
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+In: an encoder folder and its card.
+Out: the card, completed, or an InputError.
+Not supported: judging the weights; `model.folder` sees that they fit config.json.
+"""
+
 from pathlib import Path
-from typing import Any
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_json
-from storyflower.encoder.card import Card
+from storyflower.encoder.card import Card, Golden
 from storyflower.tokenizer.load import load_tokenizer
 
 SPARE_ROWS = 128  # some embeddings are padded to a multiple of this; more is another vocabulary
@@ -21,7 +23,7 @@ def verify(folder: Path, card: Card) -> Card:
     Raises InputError. Else a wrong vocabulary shows only in the accuracy (SKTBrain/KoBERT #104).
     """
     config = read_json(folder / "config.json")
-    tokenizer = load_tokenizer(folder, asdict(card))
+    tokenizer = load_tokenizer(folder, card.model_dump())
     pieces, rows = tokenizer.vocab_size, config["vocab_size"]
     source = card.source or folder
     if pieces > rows or rows - pieces >= SPARE_ROWS:
@@ -30,18 +32,18 @@ def verify(folder: Path, card: Card) -> Card:
         )
     if card.golden:
         check_golden(folder, card, card.golden)
-    return replace(card, pad_id=tokenizer.pad_id)
+    return card.model_copy(update={"pad_id": tokenizer.pad_id})
 
 
-def check_golden(folder: Path, card: Card, golden: Mapping[str, Any]) -> None:
+def check_golden(folder: Path, card: Card, golden: Golden) -> None:
     """Raise InputError unless the golden text gets its ids, [CLS] and [SEP] included."""
-    way = golden.get("pretokenize", card.pretokenize)
+    way = golden.pretokenize or card.pretokenize
     tokenizer = load_tokenizer(folder, {"tokenizer": card.tokenizer, "pretokenize": way})
-    ids = tokenizer.encode([golden["text"]], GOLDEN_LENGTH).ids.tolist()
-    if ids != golden["ids"]:
+    ids = tokenizer.encode([golden.text], GOLDEN_LENGTH).ids.tolist()
+    if ids != golden.ids:
         raise InputError(
-            f"{card.source}: another vocabulary or tokenizer: {golden['text']!r} becomes {ids}, "
-            f"but it should become {golden['ids']}"
+            f"{card.source}: another vocabulary or tokenizer: {golden.text!r} becomes {ids}, "
+            f"but it should become {golden.ids}"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sklearn.metrics import confusion_matrix
 
 from storyflower.common import repository
 from storyflower.common.errors import InputError
@@ -27,6 +28,12 @@ from storyflower.model.device import choose
 from storyflower.model.folder import load_classifier
 from storyflower.tracking.record import Record
 from storyflower.tracking.run import Run
+
+OTHER_NAMES = {
+    "majority": "always answering the most frequent class",
+    "tfidf_logistic_regression": "TF-IDF + logistic regression",
+}
+FEWEST_APART = 10  # rows on which only one of two is right, for a verdict on who is better
 
 
 def evaluate(
@@ -74,8 +81,15 @@ def evaluate(
         }
         ours = metrics.summary(probability["classifier"], actual, names, seed)
         baselines = [
-            against(name, probability, actual, names, seed)
-            for name in ("majority", "tfidf_logistic_regression")
+            compare(
+                name,
+                baseline=probability[name],
+                classifier=probability["classifier"],
+                actual=actual,
+                names=names,
+                seed=seed,
+            )
+            for name in OTHER_NAMES
         ]
         result = {
             **ours,
@@ -85,7 +99,7 @@ def evaluate(
             "baselines": baselines,
         }
         predicted = probability["classifier"].argmax(axis=1)
-        counts = metrics.confusion(actual, predicted, len(names))
+        counts = confusion_matrix(actual, predicted, labels=range(len(names)))
         numbers, pairs, matrix, curves = (
             reports / name
             for name in ("metrics.json", "confusion.csv", "confusion.png", "learning_curves.png")
@@ -123,46 +137,59 @@ def same_classes(dialogues: Path, actual: np.ndarray, names: tuple[str, ...], ta
     return start == len(actual)
 
 
-def against(
+def compare(
     name: str,
-    probability: dict[str, np.ndarray],
+    *,
+    baseline: np.ndarray,
+    classifier: np.ndarray,
     actual: np.ndarray,
     names: tuple[str, ...],
     seed: int,
 ) -> dict[str, Any]:
     """A baseline's scores, and the classifier's accuracy minus its own on the same rows.
 
+    `baseline` and `classifier` are probabilities (rows, classes), `actual` class numbers (rows,).
     `low` and `high` bound the difference: the paired-bootstrap 95% interval.
     """
-    theirs = metrics.summary(probability[name], actual, names, seed)
-    hits = (probability["classifier"].argmax(axis=1) == actual).astype(np.int64)
-    hits -= probability[name].argmax(axis=1) == actual
-    low, high = metrics.bootstrap_mean(hits, seed)
-    difference = hits.sum() / len(actual)
-    return {
+    scores = metrics.summary(baseline, actual, names, seed)
+    # 1 where only the classifier is right, -1 where only the baseline is
+    gains = (classifier.argmax(axis=1) == actual).astype(np.int64)
+    gains -= baseline.argmax(axis=1) == actual
+    low, high = metrics.bootstrap_mean(gains, seed)
+    result = {
         "name": name,
-        **{key: theirs[key] for key in ("correct", "accuracy", "macro_f1", "loss")},
-        "difference": difference,
+        **{key: scores[key] for key in ("correct", "accuracy", "macro_f1", "loss")},
+        "difference": gains.sum() / len(actual),
         "low": low,
         "high": high,
-        "verdict": verdict(name, difference, low, high, len(actual)),
     }
+    absent = [row["name"] for row in scores["classes"] if not row["count"]]
+    return {**result, "verdict": verdict(result, gains, absent)}
 
 
-def verdict(name: str, difference: float, low: float, high: float, rows: int) -> str:
-    """One plain sentence on who is better."""
-    other = {"majority": "always answering the most frequent class"}.get(
-        name, "TF-IDF + logistic regression"
-    )
+def verdict(result: dict[str, Any], gains: np.ndarray, absent: list[str]) -> str:
+    """One plain sentence on who is better, and one on the classes that Validation lacks."""
+    other = OTHER_NAMES[result["name"]]
     numbers = (
-        f"{100 * difference:+.1f} points of accuracy on {rows} rows, "
-        f"95% interval {100 * low:+.1f} to {100 * high:+.1f}"
+        f"{100 * result['difference']:+.1f} points of accuracy on {len(gains)} rows, "
+        f"95% interval {100 * result['low']:+.1f} to {100 * result['high']:+.1f}"
     )
-    if low > 0:
-        return f"The classifier is better than {other}: {numbers}."
-    if high < 0:
-        return f"The classifier is worse than {other}: {numbers}."
-    return f"These rows cannot tell the classifier from {other}: {numbers}."
+    apart = int(np.count_nonzero(gains))
+    if apart < FEWEST_APART and result["low"] * result["high"] > 0:
+        # A bootstrap of a handful of rows knows nothing of the rows that were not drawn.
+        sentence = (
+            f"No verdict against {other}: only one of the two is right on {apart} of "
+            f"{len(gains)} rows, and {FEWEST_APART} are needed."
+        )
+    elif result["low"] > 0:
+        sentence = f"The classifier is better than {other}: {numbers}."
+    elif result["high"] < 0:
+        sentence = f"The classifier is worse than {other}: {numbers}."
+    else:
+        sentence = f"These rows cannot tell the classifier from {other}: {numbers}."
+    if absent:
+        sentence += f" Validation has no dialogue of {', '.join(absent)}: nothing is said of them."
+    return sentence
 
 
 def write_pairs(

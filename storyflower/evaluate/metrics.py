@@ -15,33 +15,6 @@ RESAMPLES = 10_000
 CALIBRATION_BINS = 15
 
 
-def confusion(actual: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts (classes, classes): row is the actual class, column the predicted one."""
-    flat = np.bincount(actual * classes + predicted, minlength=classes * classes)
-    return flat.reshape(classes, classes)
-
-
-def per_class(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """precision, recall, f1 and count of each class, (classes,), from a confusion matrix.
-
-    0 where a class was never predicted (precision) or never occurs (recall), as scikit-learn does.
-    """
-    hits = np.diag(counts).astype(np.float64)
-    actual, predicted = counts.sum(axis=1), counts.sum(axis=0)
-    return {
-        "precision": hits / np.maximum(predicted, 1),
-        "recall": hits / np.maximum(actual, 1),
-        "f1": 2 * hits / np.maximum(actual + predicted, 1),
-        "count": actual,
-    }
-
-
-def macro_f1(counts: np.ndarray) -> float:
-    """Mean F1 over the classes that occur or were predicted, as scikit-learn averages."""
-    present = (counts.sum(axis=0) + counts.sum(axis=1)) > 0
-    return float(per_class(counts)["f1"][present].mean())
-
-
 def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
     """95% bootstrap interval of the mean of small whole numbers (hits, or differences of hits).
 
@@ -72,23 +45,37 @@ def calibration_error(probabilities: np.ndarray, actual: np.ndarray) -> float:
 def summary(
     probabilities: np.ndarray, actual: np.ndarray, names: tuple[str, ...], seed: int
 ) -> dict[str, Any]:
-    """All scores of probabilities (rows, classes) against class numbers (rows,)."""
+    """All scores of probabilities (rows, classes) against class numbers (rows,).
+
+    Precision is 0 for a class that was never predicted, recall for one that never occurs. macro_f1
+    is the mean over the classes that occur or were predicted.
+    """
+    # Not at the top: only this stage needs scikit-learn, which takes a second to import.
+    from sklearn.metrics import f1_score, precision_recall_fscore_support
+
     predicted = probabilities.argmax(axis=1)
-    counts = confusion(actual, predicted, len(names))
     hits = (predicted == actual).astype(np.int64)
     low, high = bootstrap_mean(hits, seed)
-    scores = per_class(counts)
+    scores = precision_recall_fscore_support(
+        actual, predicted, labels=range(len(names)), zero_division=0
+    )
     return {
         "rows": len(actual),
         "correct": int(hits.sum()),
         "accuracy": hits.sum() / len(actual),
         "accuracy_low": low,
         "accuracy_high": high,
-        "macro_f1": macro_f1(counts),
+        "macro_f1": float(f1_score(actual, predicted, average="macro", zero_division=0)),
         "loss": cross_entropy(probabilities, actual),
         "calibration_error": calibration_error(probabilities, actual),
         "classes": [
-            {"name": name, **{key: values[i].item() for key, values in scores.items()}}
-            for i, name in enumerate(names)
+            {
+                "name": name,
+                "precision": float(precision),
+                "recall": float(recall),
+                "f1": float(f1),
+                "count": int(count),
+            }
+            for name, precision, recall, f1, count in zip(names, *scores, strict=True)
         ],
     }

@@ -1,7 +1,6 @@
 """The columns, labels and codes of AI Hub's 감성대화말뭉치."""
 
-import functools
-import unicodedata
+from storyflower.sheets.sheet import folded
 
 MAJOR, FINE = "감정_대분류", "감정_소분류"
 TURN = "사람문장{}"
@@ -33,11 +32,10 @@ EMOTIONS = {
 }
 
 
-@functools.lru_cache(maxsize=1024)
 def label_name(label: str) -> str:
-    """A label in NFC, without the "(당황한)" by which the code list tells E51 from E43.
+    """A label, folded, without the "(당황한)" by which the code list tells E51 from E43.
 
     Raises UnicodeEncodeError for half of a surrogate pair.
     """
     label.encode()
-    return unicodedata.normalize("NFC", label).removesuffix("(당황한)").rstrip()
+    return folded(label).removesuffix("(당황한)").rstrip()

@@ -1,9 +1,9 @@
 """Workbooks (xlsx, csv, json) → one table of dialogues.
 
 In: a folder with one Training and one Validation file of AI Hub's 감성대화말뭉치, in any of its
-releases' layouts.
+releases' layouts; the files may lie in folders below it, as AI Hub packs them.
 Out: a Parquet table with the columns split, row, text, label, fine, and a report of what was read
-and what was dropped, per reason.
+and what was dropped, per reason. Texts are in NFC and otherwise as they were.
 Not supported: the system's turns, and who was speaking.
 
 A value that cannot be right (a number in a text cell, a formula) is an error that names file,
@@ -11,11 +11,14 @@ sheet and row. A row that lacks its text or its label is dropped and counted, up
 share.
 """
 
+import functools
 import hashlib
 import os
 import unicodedata
 from array import array
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,57 +31,96 @@ from storyflower.common.files import json_text, replacing
 from storyflower.ingest.aihub import FINE, MAJOR, TURN, label_name
 from storyflower.ingest.read_json import open_json
 from storyflower.interim.dialogues import SCHEMA, SPLITS
+from storyflower.interim.labels import MAX_CLASSES
 from storyflower.sheets.read import check_readable, open_sheet
-from storyflower.sheets.sheet import Table, cell_text, column_of, is_visible
+from storyflower.sheets.sheet import (
+    AI_HUB,
+    MAX_NAMED,
+    NOTHING,
+    NoTextCells,
+    NoTextError,
+    Sheet,
+    cell_string,
+    cell_text,
+    column_of,
+    folded,
+    note,
+    says_nothing,
+)
 
 SUFFIXES = (".xlsx", ".csv", ".json", ".jsonl")
-MAX_CLASSES = 100  # distinct labels; more, and the column holds something else
 # Held in memory at a time: this many rows, and about this many characters
 ROW_GROUP, GROUP_TEXT = 65536, 2**24
 
 
 def find_files(folder: Path) -> dict[str, Path]:
-    """Find the one Training and the one Validation file of a corpus folder.
+    """Find the one Training and the one Validation file in and below a corpus folder.
 
-    Names are compared in NFC and without case, since a macOS unzip writes NFD. Raises InputError
-    when a split has no file or several.
+    A file is of the split that its name has in it, or else the nearest of the folders between it
+    and `folder`. Names are compared in NFC and without case, since a macOS unzip writes NFD. Raises
+    InputError when a split has no file or several.
     """
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; put the Training and the Validation file there, "
             "or set corpus in params.yaml"
         )
-    present = [
-        path
-        for path in sorted(folder.iterdir())
-        # "~$" is Excel's lock file beside an open workbook; "._" is a macOS side file.
-        if path.is_file() and not path.name.startswith(("~$", "."))
-    ]
+    present = sorted(path.relative_to(folder) for path in files_below(folder))
     for path in present:
-        if "\ufffd" in os.fsencode(path.name).decode("utf-8", "replace"):
+        if "\ufffd" in os.fsencode(path).decode("utf-8", "replace"):
             # A cp949 name out of a Windows zip, which neither the report nor the table can hold.
-            raise InputError(f"{folder}: the file name {path.name!a} is not utf-8; rename the file")
-    tables = [path for path in present if path.suffix.lower() in SUFFIXES]
+            raise InputError(f"{folder}: the file name {str(path)!a} is not utf-8; rename the file")
+    tables = {path: splits_named(path) for path in present if path.suffix.lower() in SUFFIXES}
     found = {}
     for split in SPLITS:
-        candidates = [
-            path
-            for path in tables
-            if split.lower() in unicodedata.normalize("NFC", path.name).lower()
-        ]
+        candidates = [path for path, named in tables.items() if split in named]
         if not candidates:
-            names = ", ".join(path.name for path in present[:10]) or "nothing"
+            names = ", ".join(map(str, present[:10])) or "nothing"
             raise InputError(
-                f"{folder}: no {split} file ({', '.join(SUFFIXES)} with {split!r} in its name); "
-                f"found {names}"
+                f"{folder}: no {split} file ({', '.join(SUFFIXES)} with {split!r} in its name or "
+                f"its folder's); found {names}"
             )
         if len(candidates) > 1:
-            names = ", ".join(path.name for path in candidates)
+            names = ", ".join(map(str, candidates[:10]))
             raise InputError(f"{folder}: {len(candidates)} {split} files ({names}); keep one")
-        found[split] = candidates[0]
+        found[split] = folder / candidates[0]
     if found["Training"] == found["Validation"]:
         raise InputError(f"{found['Training']}: names both splits; give each its own file")
     return found
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and the folders below it, without those that no person put there.
+
+    A link is followed, and no folder is entered twice, so that a link to a folder above ends.
+    Raises InputError for a folder that the system refuses to open.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    entered = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        # "__MACOSX" and "._" come of zips made on macOS, "~$" is Excel's lock of an open workbook.
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(("~$", ".")) and path.is_file():
+                yield path
+
+
+def splits_named(path: Path) -> list[str]:
+    """The splits in the last part of a path that has one in it."""
+    for part in reversed(path.parts):
+        name = unicodedata.normalize("NFC", part).lower()
+        if named := [split for split in SPLITS if split.lower() in name]:
+            return named
+    return []
 
 
 def ingest(
@@ -87,20 +129,28 @@ def ingest(
     """Read a corpus folder into one Parquet table and one JSON report; return the report.
 
     `turns` human turns make a text, joined by one space, empty ones left out. `target` "fine" also
-    drops rows without 감정_소분류. Raises InputError for bad input; no output is written then.
+    drops rows without 감정_소분류. Raises InputError for bad input; no output is written then. What
+    is odd but can be read is said on stderr.
     """
     summary: dict[str, Any] = {"corpus": folder.name, "turns": turns, "splits": {}}
     hashes: dict[str, np.ndarray] = {}
-    tables = {split: open_table(path) for split, path in find_files(folder).items()}
-    schema = SCHEMA.with_metadata({split: table.where for split, table in tables.items()})
+    wanted = {MAJOR, *(TURN.format(turn) for turn in range(1, turns + 1))}
+    wanted |= {FINE} if target == "fine" else set()
+    sheets = {split: open_file(path, wanted) for split, path in find_files(folder).items()}
+    schema = SCHEMA.with_metadata({split: sheet.where for split, sheet in sheets.items()})
     with replacing() as beside:
         part = beside(output)
         part.touch(mode=0o600)
         with pq.ParquetWriter(part, schema, compression="zstd") as writer:
-            for split, table in tables.items():
-                summary["splits"][split], hashes[split] = ingest_split(
-                    split, table, writer, turns=turns, target=target, max_dropped=max_dropped
-                )
+            for split, sheet in sheets.items():
+                tally = Tally(sheet, target)
+                columns = Columns.find(sheet, turns, target)
+                write_split(split, dialogues(sheet, columns, tally), writer)
+                tally.check(max_dropped)
+                if split == "Training":
+                    tally.note_classes_of_one_row()
+                summary["splits"][split] = tally.report()
+                hashes[split] = np.frombuffer(tally.hashes, dtype=np.uint64)
         places = np.searchsorted(hashes["Training"], hashes["Validation"])
         seen = int((hashes["Training"].take(places, mode="clip") == hashes["Validation"]).sum())
         summary["validation_texts_also_in_training"] = seen
@@ -108,104 +158,207 @@ def ingest(
     return summary
 
 
-def ingest_split(
-    split: str,
-    table: Table,
-    writer: pq.ParquetWriter,
-    *,
-    turns: int,
-    target: str,
-    max_dropped: float,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Write one file's dialogues; return its part of the report and its texts' hashes, sorted."""
-    texts_at = [column_of(table, TURN.format(turn)) for turn in range(1, turns + 1)]
-    label_at = column_of(table, MAJOR)
-    fine_at = column_of(table, FINE) if target == "fine" or FINE in table.columns else None
-    dropped: Counter[str] = Counter()
-    first_dropped: dict[str, int] = {}
-    labels: Counter[str] = Counter()
-    hashes = array("Q")
-    pending: dict[str, list] = {name: [] for name in SCHEMA.names}
-    read = size = 0
-
-    def drop(reason: str, number: int) -> None:
-        dropped[reason] += 1
-        first_dropped.setdefault(reason, number)
-
-    def flush() -> None:
-        pending["split"] = [split] * len(pending["row"])
-        writer.write_table(pa.table(pending, schema=writer.schema))
-        for values in pending.values():
-            values.clear()
-
-    for number, cells in table.rows:
-        if not any(cell not in ("", None) for cell in cells):
-            continue  # a blank line is no dialogue
-        read += 1
-        parts = [cell_text(table, number, column, cells) for column in texts_at]
-        label = cell_text(table, number, label_at, cells)
-        fine = "" if fine_at is None else cell_text(table, number, fine_at, cells)
-        text = " ".join(part for part in parts if part)
-        if not is_visible(text):
-            drop("no text", number)
-        elif not label:
-            drop(f"no {MAJOR}", number)
-        elif target == "fine" and not fine:
-            drop(f"no {FINE}", number)
-        else:
-            try:
-                hashes.append(text_hash(text))
-                label, fine = label_name(label), label_name(fine)
-            except UnicodeEncodeError:
-                raise InputError(
-                    f"{table.where}, {table.row_word} {number}: half of a surrogate pair, which "
-                    "is no character; repair the text"
-                ) from None
-            labels[label] += 1
-            if len(labels) > MAX_CLASSES:
-                raise InputError(
-                    f"{table.where}, {table.row_word} {number}: the {len(labels)}th label; "
-                    f"{MAX_CLASSES} can be learned; does {MAJOR} hold something else?"
-                )
-            size += len(text)
-            pending["row"].append(number)
-            pending["text"].append(text)
-            pending["label"].append(label)
-            pending["fine"].append(fine or None)
-            if len(pending["row"]) == ROW_GROUP or size > GROUP_TEXT:
-                flush()
-                size = 0
-    if not read:
-        raise InputError(f"{table.where}: holds no dialogue, only the header at most")
-    total = dropped.total()
-    if total > max_dropped * read:
-        reason, number = next(iter(first_dropped.items()))
-        counts = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
-        raise InputError(
-            f"{table.where}: {total} of {read} rows unusable ({counts}; first {table.row_word} "
-            f"{number}: {reason}), above max_dropped {max_dropped:g}; complete them or raise it"
-        )
-    if total == read:
-        raise InputError(f"{table.where}: no usable row")
-    flush()
-    ordered = np.frombuffer(hashes, dtype=np.uint64)
-    ordered.sort()  # in place: 160 MB for 20 million texts, which np.unique would copy
-    return {
-        "source": table.where,
-        "read": read,
-        "kept": read - total,
-        "dropped": dict(dropped),
-        "repeated_texts": int((ordered[1:] == ordered[:-1]).sum()),
-        "labels": dict(labels.most_common()),
-    }, ordered
-
-
-def open_table(path: Path) -> Table:
+def open_file(path: Path, wanted: set[str]) -> Sheet:
     """Open one file by its suffix; raise InputError when it is not what the suffix says."""
     if path.suffix.lower() in (".json", ".jsonl"):
         check_readable(path)
         return open_json(path)
-    return open_sheet(path)
+    return open_sheet(path, wanted)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a sheet has what a dialogue is made of."""
+
+    turns: list[int]
+    label: int
+    fine: int | None
+
+    @classmethod
+    def find(cls, sheet: Sheet, turns: int, target: str) -> "Columns":
+        """Raises InputError for a column that is missing or there twice."""
+        places = []
+        for turn in range(1, turns + 1):
+            try:
+                places.append(column_of(sheet, TURN.format(turn)))
+            except InputError as error:
+                later = {TURN.format(number) for number in range(turn, turns + 1)}
+                if turn == 1 or later.intersection(sheet.columns):
+                    raise
+                raise InputError(
+                    f"{error}; write turns: {turn - 1} into params.yaml to do without"
+                ) from None
+        return cls(
+            turns=places,
+            label=column_of(sheet, MAJOR),
+            fine=column_of(sheet, FINE) if target == "fine" or FINE in sheet.columns else None,
+        )
+
+
+@dataclass
+class Tally:
+    """What was read of a sheet, and what was dropped."""
+
+    sheet: Sheet
+    target: str
+    read: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    first_dropped: tuple[str, int] | None = None  # reason, row
+    labels: Counter[str] = field(default_factory=Counter)
+    classes: dict[str, list[int]] = field(default_factory=dict)  # → rows, the first one's number
+    no_text: NoTextCells = field(default_factory=NoTextCells)
+    hashes: array = field(default_factory=lambda: array("Q"))  # of the texts
+
+    def drop(self, reason: str, number: int) -> None:
+        self.dropped[reason] += 1
+        self.first_dropped = self.first_dropped or (reason, number)
+
+    def keep(self, number: int, text: str, label: str, fine: str) -> None:
+        """Count a usable row. Raises InputError when it has one class too many."""
+        self.hashes.append(text_hash(folded(text)))
+        self.labels[label] += 1
+        name = f"{label}/{fine}" if self.target == "fine" else label
+        if name in self.classes:
+            self.classes[name][0] += 1
+            return
+        self.classes[name] = [1, number]
+        where = f"{self.sheet.where}, {self.sheet.row_word} {number}"
+        if AI_HUB.fullmatch(label):
+            raise InputError(f"{where}: a second header; were two files put together? Remove it")
+        if len(self.classes) > MAX_CLASSES:
+            column = FINE if self.target == "fine" else MAJOR
+            raise InputError(
+                f"{where}: the {len(self.classes)}th label; {MAX_CLASSES} can be learned; does "
+                f"{column} hold something else?"
+            )
+
+    def check(self, max_dropped: float) -> None:
+        """Raise InputError when what was read is not what was to be read."""
+        where, total = self.sheet.where, self.dropped.total()
+        self.no_text.raise_any()
+        if not self.read:
+            raise InputError(f"{where}: holds no dialogue, only the header at most")
+        if total > max_dropped * self.read:
+            reason, number = self.first_dropped
+            counts = ", ".join(f"{count} with {why}" for why, count in self.dropped.items())
+            raise InputError(
+                f"{where}: {total} of {self.read} rows unusable ({counts}; first "
+                f"{self.sheet.row_word} {number}: {reason}), above max_dropped {max_dropped:g}; "
+                "complete them or raise it"
+            )
+        if total == self.read:
+            raise InputError(f"{where}: no usable row")
+
+    def note_classes_of_one_row(self) -> None:
+        rows = [number for count, number in self.classes.values() if count == 1]
+        if rows:
+            # Not the label: in a column that was mixed up it is somebody's words.
+            listed = ", ".join(map(str, rows[:MAX_NAMED])) + ", …" * (len(rows) > MAX_NAMED)
+            note(
+                f"{self.sheet.where}: {len(rows)} of {len(self.classes)} classes have one row only "
+                f"({self.sheet.row_word}{'s' * (len(rows) > 1)} {listed}); is the label misspelled?"
+            )
+
+    def report(self) -> dict[str, Any]:
+        """Its part of the report; sorts `hashes`."""
+        ordered = np.frombuffer(self.hashes, dtype=np.uint64)
+        ordered.sort()  # in place: 160 MB for 20 million texts, which np.unique would copy
+        return {
+            "source": self.sheet.where,
+            "read": self.read,
+            "kept": self.read - self.dropped.total(),
+            "dropped": dict(self.dropped),
+            "repeated_texts": int((ordered[1:] == ordered[:-1]).sum()),
+            "labels": dict(self.labels.most_common()),
+        }
+
+
+def dialogues(
+    sheet: Sheet, columns: Columns, tally: Tally
+) -> Iterator[tuple[int, str, str, str | None]]:
+    """The usable rows of a sheet as (row, text, label, fine); the others are told to the tally.
+
+    Raises InputError for what no row may hold, save cells that are no text: those are counted, and
+    Tally.check raises it for all of them.
+    """
+    for number, cells in sheet.rows:
+        try:
+            parts = [cell_text(sheet, number, column, cells) for column in columns.turns]
+            label = cell_string(sheet, number, columns.label, cells)
+            fine = "" if columns.fine is None else cell_string(sheet, number, columns.fine, cells)
+        except NoTextError:
+            add_no_text(sheet, number, cells, columns, tally.no_text)
+            continue
+        text = unicodedata.normalize("NFC", " ".join(part for part in parts if part))
+        if not text and not any(cell not in ("", None) for cell in cells):
+            continue  # a blank line is no dialogue
+        tally.read += 1
+        try:
+            label, fine, fault = class_of(label, fine, tally.target)
+            if fault or not text:
+                tally.drop("no text" if not text else fault, number)
+                continue
+            tally.keep(number, text, label, fine)
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{sheet.where}, {sheet.row_word} {number}: half of a surrogate pair, which "
+                "is no character; repair the text"
+            ) from None
+        yield number, text, label, fine or None
+
+
+@functools.lru_cache(maxsize=1024)
+def class_of(label: str, fine: str, target: str) -> tuple[str, str, str]:
+    """감정_대분류 and 감정_소분류 of two cells, and why no class can be had of them, or "".
+
+    Raises UnicodeEncodeError for half of a surrogate pair.
+    """
+    label, fine = label_name(label), label_name(fine)
+    fault = ""
+    if says_nothing(label):
+        fault = f"label {label!r}" if label.lower() in NOTHING else f"no {MAJOR}"
+    elif says_nothing(fine):
+        if target == "fine":
+            fault = f"fine label {fine!r}" if fine.lower() in NOTHING else f"no {FINE}"
+        fine = ""
+    return label, fine, fault
+
+
+def add_no_text(
+    sheet: Sheet, number: int, cells: list, columns: Columns, no_text: NoTextCells
+) -> None:
+    """Count every cell of a row that had to hold text and does not."""
+    for column in (*columns.turns, columns.label, columns.fine):
+        try:
+            if column is not None:
+                cell_string(sheet, number, column, cells)
+        except NoTextError as error:
+            no_text.add(error)
+
+
+def write_split(
+    split: str, rows: Iterator[tuple[int, str, str, str | None]], writer: pq.ParquetWriter
+) -> None:
+    """Append (row, text, label, fine) of one split to the table, a group of rows at a time."""
+    group: list[tuple] = []
+    size = 0
+
+    def flush() -> None:
+        columns = zip(*group, strict=True) if group else [()] * 4
+        names = ("row", "text", "label", "fine")
+        values = dict(zip(names, map(list, columns), strict=True))
+        writer.write_table(
+            pa.table({"split": [split] * len(group), **values}, schema=writer.schema)
+        )
+        group.clear()
+
+    for row in rows:
+        group.append(row)
+        size += len(row[1])
+        if len(group) == ROW_GROUP or size > GROUP_TEXT:
+            flush()
+            size = 0
+    flush()
 
 
 def text_hash(text: str) -> int:

@@ -1,7 +1,7 @@
 """AI Hub's .json and .jsonl files → a sheet with the columns of its workbooks.
 
-In: one JSON list of dialogues, or one dialogue a line; of either no more than a piece is held in
-memory.
+In: one JSON list of dialogues, or one dialogue a line, whatever the file's suffix; of either no
+more than a piece is held in memory.
 Out: rows of 감정_대분류, 감정_소분류 and 사람문장1 to 4, numbered as items.
 """
 
@@ -13,27 +13,34 @@ from typing import Any, TextIO
 
 from storyflower.common.errors import InputError
 from storyflower.ingest.aihub import EMOTIONS, FINE, MAJOR, TURN
-from storyflower.sheets.read_csv import MAX_RECORD, bounded_lines
-from storyflower.sheets.sheet import Table
+from storyflower.sheets.read_csv import MAX_RECORD, bounded_lines, first_bad_byte
+from storyflower.sheets.sheet import NOTHING, Sheet, folded
 
 
-def open_json(path: Path) -> Table:
+def open_json(path: Path) -> Sheet:
+    """Open a file by what it holds: a list if it begins with "[", else one dialogue a line.
+
+    `rows` raises InputError for what is not AI Hub's JSON.
+    """
     columns = [MAJOR, FINE] + [TURN.format(turn) for turn in range(1, 5)]
-    lines = path.suffix.lower() == ".jsonl"
 
     def items() -> Iterator[tuple[int, Any]]:
         number = 0
         try:
             with path.open(encoding="utf-8-sig") as file:
-                for number, item in enumerate((json_lines if lines else json_list)(file), start=1):
+                values = json_list if first_character(file) == "[" else json_lines
+                for number, item in enumerate(values(file), start=1):
                     if item is not BLANK:
                         yield number, item
         except UnicodeDecodeError:
-            raise InputError(f"{path}: not utf-8; AI Hub's JSON is") from None
+            bad = first_bad_byte(path, "utf-8")
+            where = f"{path}, line {bad.line}" if bad else f"{path}"
+            raise InputError(f"{where}: not utf-8; AI Hub's JSON is") from None
         except (ValueError, RecursionError) as error:  # ValueError: a number of 4,301 digits
             reason = getattr(error, "msg", error)
             raise InputError(
-                f"{path}, item {number + 1}: not valid JSON ({reason}); was it cut off?"
+                f"{path}, item {number + 1}: not valid JSON ({reason}); expected a list of "
+                "dialogues, or one a line; was it cut off?"
             ) from None
 
     def cells(number: int, item: Any) -> list:
@@ -48,14 +55,25 @@ def open_json(path: Path) -> Table:
             ) from None
         if not isinstance(code, str):
             raise InputError(f"{where}: profile.emotion.type is no text, expected E10-E69")
-        if code.strip() and code.strip() not in EMOTIONS:
-            raise InputError(f"{where}: unknown emotion code in profile.emotion.type, not E10-E69")
-        return [*EMOTIONS.get(code.strip(), ("", "")), *turns]
+        code = folded(code)
+        if code in EMOTIONS:
+            return [*EMOTIONS[code], *turns]
+        if not code or code.lower() in NOTHING:  # a row to drop, and count by that name
+            return [code, code, *turns]
+        raise InputError(f"{where}: unknown emotion code in profile.emotion.type, not E10-E69")
 
-    return Table(str(path), "item", columns, ((n, cells(n, item)) for n, item in items()))
+    return Sheet(str(path), "item", columns, ((n, cells(n, item)) for n, item in items()))
 
 
 BLANK = object()  # an empty line of a jsonl file
+
+
+def first_character(file: TextIO) -> str:
+    """The first one that is no white space, "" where there is none; the file is rewound."""
+    while (character := file.read(1)).isspace():
+        pass
+    file.seek(0)
+    return character
 
 
 def json_lines(file: TextIO) -> Iterator[Any]:

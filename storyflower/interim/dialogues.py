@@ -35,11 +35,6 @@ def batches(path: Path, columns: list[str]) -> Iterator[tuple[str, pa.RecordBatc
                 yield split, batch.slice(start, stop - start)
 
 
-def read_split(path: Path, split: str, columns: list[str]) -> pa.Table:
-    """One split as a whole, in the table's order."""
-    return pq.read_table(path, columns=columns, filters=[("split", "==", split)])
-
-
 def texts(path: Path, split: str, every: int = 1) -> Iterator[str]:
     """Texts 0, every, 2 every, … of a split, in the table's order, in bounded memory."""
     seen = 0

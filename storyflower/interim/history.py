@@ -19,6 +19,13 @@ class Epoch:
     seconds: float  # wall time of the training steps, evaluation not included
     tokens: int  # real tokens trained on, [CLS] and [SEP] included, padding not
 
+    def __str__(self) -> str:
+        return (
+            f"loss {self.loss:.4f}, train accuracy {self.train_accuracy:.4f}, "
+            f"test loss {self.test_loss:.4f}, test accuracy {self.test_accuracy:.4f}, "
+            f"{self.seconds:.1f} s"
+        )
+
 
 def write_history(history: list[Epoch], path: Path) -> None:
     """history.csv: one row an epoch, the columns of Epoch; the old file or the new, never half."""

@@ -35,23 +35,12 @@ class LabelIndex:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LabelIndex) and self.names == other.names
-
-    def __hash__(self) -> int:
-        return hash(self.names)
-
     def encode(self, names: Sequence[str]) -> np.ndarray:
         """Names → class numbers, int64 (n,); raises InputError for an unknown name."""
         try:
             return np.array([self._index[name] for name in names], dtype=np.int64)
         except KeyError:
             raise InputError("a label is not in the index; run 'dvc repro' once more") from None
-
-    def decode(self, numbers: Iterable[int]) -> list[str]:
-        """Class numbers → names; raises KeyError outside 0..len-1."""
-        names = dict(enumerate(self.names))  # a tuple would take -1 for its last
-        return [names[number] for number in numbers]
 
     def save(self, path: Path) -> None:
         write_json({"labels": list(self.names)}, path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +40,9 @@ class TokenArrays:
             try:
                 arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise InputError(f"{file}: {reason}; make it again with 'dvc repro'") from None
+                raise InputError(
+                    f"{file}: {one_line(error)}; make it again with 'dvc repro'"
+                ) from None
         return cls(**arrays)
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, one_line
 from storyflower.common.files import json_text, replacing
 from storyflower.interim.labels import LabelIndex
 from storyflower.model.classifier import EmotionClassifier
@@ -96,8 +96,7 @@ def need(folder: Path, names: Iterable[str], remedy: str) -> None:
 
 def damaged(place: Path, reason: object) -> InputError:
     """The error for a file or folder that cannot be used; an exception as the reason will do."""
-    said = " ".join(str(reason).split())[:200]
-    return InputError(f"{place}: damaged ({said}); restore it with 'dvc checkout'")
+    return InputError(f"{place}: damaged ({one_line(reason)}); restore it with 'dvc checkout'")
 
 
 def save_classifier(

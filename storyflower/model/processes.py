@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, one_line
 
 # The first process may wait for another run's lock, or save to a slow disk, while the others wait.
 TIMEOUT = timedelta(hours=1)
@@ -111,11 +111,10 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         distributed.init_process_group(backend, timeout=TIMEOUT)
         yield ranks
     except (distributed.DistError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        if not isinstance(error, distributed.DistError) and "gloo" not in said:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
         raise InputError(
-            f"process {ranks.rank + 1} of {count} lost the others ({said[:200]}); "
+            f"process {ranks.rank + 1} of {count} lost the others ({one_line(error)}); "
             "the message of the one that ended first says why"
         ) from None
     finally:

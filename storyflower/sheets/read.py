@@ -1,17 +1,21 @@
 """A .xlsx or .csv file → a sheet."""
 
+from collections.abc import Set
 from pathlib import Path
 
 from storyflower.common.errors import InputError
 from storyflower.sheets.read_csv import open_csv
 from storyflower.sheets.read_xlsx import open_xlsx
-from storyflower.sheets.sheet import Table
+from storyflower.sheets.sheet import Sheet
 
 
-def open_sheet(path: Path) -> Table:
-    """Open one file by its suffix; raise InputError when it is not what the suffix says."""
+def open_sheet(path: Path, wanted: Set[str]) -> Sheet:
+    """Open one file by its suffix; its header is the row that names the `wanted` columns.
+
+    Raises InputError when the file is not what its suffix says.
+    """
     check_readable(path)
-    return open_xlsx(path) if path.suffix.lower() == ".xlsx" else open_csv(path)
+    return open_xlsx(path, wanted) if path.suffix.lower() == ".xlsx" else open_csv(path, wanted)
 
 
 def check_readable(path: Path) -> None:

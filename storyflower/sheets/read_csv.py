@@ -1,49 +1,173 @@
 """A .csv file → a sheet.
 
-In: utf-8 (with or without a byte order mark) or cp949.
-Out: its rows, numbered as records.
+In: utf-8 (with or without a byte order mark), cp949, or UTF-16 with one; separated by comma,
+semicolon, tab or bar, as the header shows or a first line sep=; says.
+Out: its rows, numbered as records, each with as many fields as the header.
 """
 
 import codecs
 import csv
-from collections.abc import Iterator
+import io
+import itertools
+import re
+from collections.abc import Iterator, Set
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from storyflower.common.errors import InputError
-from storyflower.sheets.sheet import Table, header
+from storyflower.sheets.sheet import HEADER_ROWS, Sheet, find_header, header, note
 
 MAX_RECORD = 2**22  # characters in a line of csv or jsonl, or in an item of json
+HEAD = 2**20  # characters in which the header is looked for
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+QUOTES = "\"'"
+SEP = re.compile('"?sep=([^\\s"\']|\t)"? *[\r\n]', re.IGNORECASE)  # a first line for Excel
 
 
-def open_csv(path: Path) -> Table:
+@dataclass(frozen=True)
+class Dialect:
+    """How a file's fields are told apart; the arguments of csv.reader."""
+
+    delimiter: str = ","
+    quotechar: str = '"'
+
+    def reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
+        # A blank before a quote is common, and not meant: without skipinitialspace the quote would
+        # be a part of the text and the commas behind it would end the field.
+        return csv.reader(
+            lines,
+            delimiter=self.delimiter,
+            quotechar=self.quotechar,
+            skipinitialspace=True,
+            strict=True,
+        )
+
+    def __str__(self) -> str:
+        return DELIMITERS.get(self.delimiter, repr(self.delimiter))
+
+
+@dataclass(frozen=True)
+class Header:
+    """A header's place (its record, from 1), its names, and the records that stand above it."""
+
+    row: int
+    names: list[str]
+    above: list[tuple[int, list[str]]]
+
+
+@dataclass(frozen=True)
+class BadByte:
+    """Where a file stops being text in some encoding."""
+
+    offset: int  # bytes before it
+    line: int  # from 1
+    after_hangul: bool  # whether what stands before it holds Hangul
+
+
+def open_csv(path: Path, wanted: Set[str]) -> Sheet:
+    """Open a file whose header is expected to name the `wanted` columns.
+
+    Raises InputError for a file that is no text or has dialogues above its header; `rows` raises it
+    for broken quoting and for a row with more or fewer fields than the header.
+    """
     csv.field_size_limit(MAX_RECORD)  # characters in a cell; the module's own limit is 131,072
-    encoding = text_encoding(path)
+    encoding, bad = text_encoding(path)
+    if bad:
+        raise bad_byte(path, encoding, bad, wanted)
+    dialect, found = find_dialect(path, encoding, wanted)
+    filled = sum(map(bool, found.names))
+    for number, cells in found.above:
+        if sum(map(bool, cells)) >= filled:
+            raise InputError(
+                f"{path}, row {number}: as full as the header, which is row {found.row}; were two "
+                "files put together? Move the header to the top"
+            )
+    if found.above:
+        note(f"{path}: the header is row {found.row}; what stands above it is not read")
+    return Sheet(str(path), "row", found.names, rows_below(path, encoding, dialect, found))
 
-    def records() -> Iterator[tuple[int, list]]:
-        with path.open(encoding=encoding, newline="") as file:
-            number = size = 0
 
-            def lines() -> Iterator[str]:
-                nonlocal size
-                for line in bounded_lines(file):
-                    size += len(line)
-                    if size > MAX_RECORD:
-                        raise csv.Error(f"over {MAX_RECORD:,} characters; does a quote not end?")
-                    yield line
+def rows_below(
+    path: Path, encoding: str, dialect: Dialect, found: Header
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows below the header. Raises InputError where one has not as many fields."""
+    fields = len(found.names)
+    named = max((place for place, name in enumerate(found.names, start=1) if name), default=0)
+    for number, cells in itertools.islice(records(path, encoding, dialect), found.row, None):
+        if len(cells) != fields:
+            while cells and not cells[-1].strip() and (len(cells) > fields or len(cells) == 1):
+                cells.pop()  # separators at the end of a line, which hold nothing
+            if not cells:
+                continue
+            if not named <= len(cells) <= fields:
+                raise InputError(
+                    f"{path}, row {number}: it has {len(cells)} fields and the header (row "
+                    f"{found.row}) {fields}; a text with a {dialect} or a line break in it needs "
+                    "quotes around it"
+                )
+        yield number, cells
 
-            try:
-                for number, cells in enumerate(csv.reader(lines(), strict=True), start=1):
-                    yield number, cells
-                    size = 0
-            except csv.Error as error:
-                raise InputError(f"{path}, row {number + 1}: broken csv ({error})") from None
 
-    rows = records()
-    for _, cells in rows:
-        if any(cells):
-            return Table(str(path), "row", header(cells), rows)
+def find_dialect(path: Path, encoding: str, wanted: Set[str]) -> tuple[Dialect, Header]:
+    """Read the head of a file in each dialect; in the right one the header has the wanted names.
+
+    Raises InputError for a file that holds nothing.
+    """
+    with path.open(encoding=encoding, errors="replace", newline="") as file:
+        head = file.read(HEAD)
+    sep = SEP.match(head)
+    delimiters = sep[1] if sep else "".join(DELIMITERS)
+    best, most = None, 0
+    for dialect in itertools.starmap(Dialect, itertools.product(delimiters, QUOTES)):
+        rows = first_rows(head, dialect)[bool(sep) :]
+        if found := find_header([cells for _, cells in rows], wanted):
+            index, names = found
+            if (named := len(wanted.intersection(names))) > most:
+                best, most = (dialect, Header(rows[index][0], names, rows[:index])), named
+    if best:
+        return best
+    dialect = Dialect(delimiters[0])
+    for number, cells in records(path, encoding, dialect, errors="replace"):
+        if any(cells) and number > bool(sep):
+            return dialect, Header(number, header(cells), [])
     raise InputError(f"{path}: the file is empty")
+
+
+def first_rows(head: str, dialect: Dialect) -> list[tuple[int, list[str]]]:
+    """The first records that are not blank, as numbered; those before a broken one."""
+    rows = []
+    with suppress(csv.Error):  # which reading the rows will meet again, and name
+        for number, cells in enumerate(dialect.reader(io.StringIO(head, newline="")), start=1):
+            if any(cells):
+                rows.append((number, cells))
+            if len(rows) == HEADER_ROWS:
+                break
+    return rows
+
+
+def records(
+    path: Path, encoding: str, dialect: Dialect, errors: str = "strict"
+) -> Iterator[tuple[int, list[str]]]:
+    """All records of a file, numbered from 1; raises InputError for broken quoting."""
+    with path.open(encoding=encoding, errors=errors, newline="") as file:
+        number = size = 0
+
+        def lines() -> Iterator[str]:
+            nonlocal size
+            for line in bounded_lines(file):
+                size += len(line)
+                if size > MAX_RECORD:
+                    raise csv.Error(f"over {MAX_RECORD:,} characters; does a quote not end?")
+                yield line
+
+        try:
+            for number, cells in enumerate(dialect.reader(lines()), start=1):
+                yield number, cells
+                size = 0
+        except csv.Error as error:
+            raise InputError(f"{path}, row {number + 1}: broken csv ({error})") from None
 
 
 def bounded_lines(file: TextIO) -> Iterator[str]:
@@ -52,16 +176,58 @@ def bounded_lines(file: TextIO) -> Iterator[str]:
         yield line
 
 
-def text_encoding(path: Path) -> str:
-    """Tell utf-8 (with or without BOM) from cp949 by decoding the whole file, a piece at a time."""
-    for encoding in ("utf-8-sig", "cp949"):
-        decoder = codecs.getincrementaldecoder(encoding)()
-        try:
-            with path.open("rb") as file:
-                while piece := file.read(1 << 20):
-                    decoder.decode(piece)
-                decoder.decode(b"", final=True)
-            return encoding
-        except UnicodeDecodeError:
-            continue
-    raise InputError(f"{path}: neither utf-8 nor cp949; save it as utf-8")
+def text_encoding(path: Path) -> tuple[str, BadByte | None]:
+    """The encoding of a whole file, or the one that it was meant to have and where it breaks."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and start[2:] != b"\0\0":
+        return "utf-16", first_bad_byte(path, "utf-16")
+    in_utf8 = first_bad_byte(path, "utf-8")
+    if in_utf8 is None:
+        return "utf-8-sig", None
+    in_cp949 = first_bad_byte(path, "cp949")
+    # Bytes of utf-8 can be cp949 by chance, of other characters; Hangul in utf-8 is no chance.
+    if in_utf8.after_hangul or (in_cp949 and in_cp949.offset <= in_utf8.offset):
+        return "utf-8-sig", in_utf8
+    return "cp949", in_cp949
+
+
+def first_bad_byte(path: Path, encoding: str) -> BadByte | None:
+    """Decode a whole file, a piece at a time."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    size = line = 0
+    after_hangul = False
+    with path.open("rb") as file:
+        while True:
+            piece = file.read(1 << 20)
+            size += len(piece)
+            try:
+                after_hangul |= not decoder.decode(piece, final=not piece).isascii()
+            except UnicodeDecodeError as error:
+                before = bytes(error.object[: error.start])
+                return BadByte(
+                    offset=size - len(error.object) + error.start,
+                    line=line + before.count(b"\n") + 1,
+                    after_hangul=after_hangul
+                    or re.search("[가-힣]", before.decode(encoding, "ignore")) is not None,
+                )
+            line += piece.count(b"\n")
+            if not piece:
+                return None
+
+
+def bad_byte(path: Path, encoding: str, bad: BadByte, wanted: Set[str]) -> InputError:
+    """What to say about a file with a byte that is no text; names its row where one can be told."""
+    row = ""
+    if encoding != "utf-16":
+        with suppress(InputError):
+            dialect, _ = find_dialect(path, encoding, wanted)
+            for number, cells in records(path, encoding, dialect, errors="surrogateescape"):
+                if re.search("[\udc80-\udcff]", "".join(cells)):
+                    row = f", row {number}"
+                    break
+    said = "broken UTF-16" if encoding == "utf-16" else "neither utf-8 nor cp949"
+    return InputError(
+        f"{path}{row}: {said} (byte {bad.offset + 1:,} of the file); "
+        "type that cell again and save the file as utf-8"
+    )

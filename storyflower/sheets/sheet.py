@@ -2,19 +2,31 @@
 
 In: rows of cells from xlsx, csv or json.
 Out: the text of a cell, found by the name of its column and never by its position; a number, date
-or formula is an error that names file, sheet and row.
+or formula is an error that names file, sheet, row and column.
 """
 
+import itertools
 import re
+import sys
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass, field
 
 from storyflower.common.errors import InputError
 
 AI_HUB = re.compile(  # the column names of its releases
     "번호|연령|성별|상황키워드|신체질환|전체선톡|감정_[대소]분류|(사람|시스템)(문장|응답)[1-4]|value"
 )
+HEADER_ROWS = 20  # how far down a header is looked for
+# How programs and people spell a cell that says nothing, in small letters. Not "--" or "ㅡㅡ",
+# which are faces.
+NOTHING = frozenset(
+    ["none", "null", "(null)", "\\n", "nan", "-nan", "nat", "na", "n/a", "#n/a", "<na>"]
+    + ["-", "–", "—", "－"]
+)
+# Letters and symbols that show nothing: fillers of Hangul, the empty pattern of Braille
+BLANK = re.compile("[\u115f\u1160\u3164\uffa0\u2800]")
+MAX_NAMED = 10  # cells or rows that one message lists
 
 
 @dataclass(frozen=True)
@@ -24,8 +36,16 @@ class NoText:
     complaint: str
 
 
+class NoTextError(InputError):
+    """A cell that had to hold text and does not; `cell` is its row and column."""
+
+    def __init__(self, where: str, cell: str, complaint: str):
+        super().__init__(f"{where}, {cell} {complaint}")
+        self.where, self.cell, self.complaint = where, cell, complaint
+
+
 @dataclass(frozen=True)
-class Table:
+class Sheet:
     """One file: where it is, its column names, its rows as (row number, cells)."""
 
     where: str  # "file" or "file, sheet 'name'", for messages
@@ -44,48 +64,139 @@ def column_letters(column: int) -> str:
     return letters
 
 
+def folded(text: str) -> str:
+    """A text as the eye tells it from others: NFC, nothing invisible, each white space one blank.
+
+    For names and for comparing; half of a surrogate pair stays.
+    """
+    text = unicodedata.normalize("NFC", text)
+    if text.isprintable() and "  " not in text and not BLANK.search(text):
+        return text.strip()  # most are folded, which is soon seen
+    text = "".join(
+        character
+        for character in BLANK.sub(" ", text)
+        if unicodedata.category(character) not in ("Cf", "Cc") or character.isspace()
+    )
+    return " ".join(text.split())
+
+
 def header(cells: list) -> list[str]:
-    """Column names, NFC and on one line; an unnamed column is ""."""
-    names = ["" if isinstance(cell, NoText) else cell for cell in cells]
-    return [" ".join(unicodedata.normalize("NFC", name).split()) for name in names]
+    """Column names, folded; AI Hub's without any white space; an unnamed column is ""."""
+    names = [folded(cell) if isinstance(cell, str) else "" for cell in cells]
+    bare = ["".join(name.split()) for name in names]
+    return [
+        short if AI_HUB.fullmatch(short) else name for name, short in zip(names, bare, strict=True)
+    ]
 
 
-def column_of(table: Table, name: str) -> int:
+def find_header(rows: Iterable[list], wanted: Set[str]) -> tuple[int, list[str]] | None:
+    """Of the first 20 rows, the one that names most of the wanted columns: (its index, its names).
+
+    The upper one of two that name as many; None where no row names any.
+    """
+    best, most = None, 0
+    for index, cells in enumerate(itertools.islice(rows, HEADER_ROWS)):
+        names = header(cells)
+        if (named := len(wanted.intersection(names))) > most:
+            best, most = (index, names), named
+    return best
+
+
+def column_of(sheet: Sheet, name: str) -> int:
     """Position of a column; raises InputError saying what is there instead.
 
     Only names that AI Hub uses are repeated: a file without a header begins with somebody's words.
     """
-    places = [place for place, column in enumerate(table.columns) if column == name]
+    places = [place for place, column in enumerate(sheet.columns) if column == name]
     if not places:
-        known = [column for column in table.columns if AI_HUB.fullmatch(column)]
+        known = [column for column in sheet.columns if AI_HUB.fullmatch(column)]
         other = [
             column_letters(place)
-            for place, column in enumerate(table.columns)
+            for place, column in enumerate(sheet.columns)
             if column and column not in known
         ]
         found = known + ([f"other names in columns {', '.join(other[:30])}"] if other else [])
-        raise InputError(f"{table.where}: no column {name}; found {', '.join(found)}")
+        raise InputError(f"{sheet.where}: no column {name}; found {', '.join(found)}")
     if len(places) > 1:
-        raise InputError(f"{table.where}: {len(places)} columns named {name}; keep one")
+        raise InputError(f"{sheet.where}: {len(places)} columns named {name}; keep one")
     return places[0]
 
 
-def cell_text(table: Table, number: int, column: int, cells: list) -> str:
-    """A cell as stripped text, "" when empty; raises InputError for a number, date or bool."""
+def cell_text(sheet: Sheet, number: int, column: int, cells: list) -> str:
+    """A cell as stripped text, "" where it says nothing; raises InputError like cell_string."""
+    text = cell_string(sheet, number, column, cells)
+    return "" if says_nothing(text) else text
+
+
+def cell_string(sheet: Sheet, number: int, column: int, cells: list) -> str:
+    """A cell as stripped text, "" when empty.
+
+    Raises NoTextError for a number, date or truth value, and InputError for a second header.
+    """
     cell = cells[column] if column < len(cells) else ""
     if isinstance(cell, str):
         text = cell.strip()
-        return "" if text in ("nan", "NaN") else text  # str() of an empty cell, from an export
+        if text == sheet.columns[column] and text:
+            raise InputError(
+                f"{sheet.where}, {sheet.row_word} {number}: a second header; were two files put "
+                "together? Remove the row"
+            )
+        return text
     if cell is None or cell != cell:  # null or NaN in JSON
         return ""
     if not isinstance(cell, NoText):
         kind = "a list or object" if isinstance(cell, list | dict) else "a number or truth value"
         cell = NoText(f"holds {kind}; write it as text")
     # The kind, not the value: what stands there may be somebody's words or number.
-    where = f"{table.where}, {table.row_word} {number}"
-    raise InputError(f"{where}: {table.columns[column]} {cell.complaint}")
+    raise NoTextError(
+        sheet.where, f"{sheet.row_word} {number}: {sheet.columns[column]}", cell.complaint
+    )
+
+
+@dataclass
+class NoTextCells:
+    """Counts the cells of a sheet that had to hold text, to tell of all of them at once."""
+
+    count: int = 0
+    first: list[NoTextError] = field(default_factory=list)
+
+    def add(self, error: NoTextError) -> None:
+        self.count += 1
+        if len(self.first) < MAX_NAMED:
+            self.first.append(error)
+
+    def raise_any(self) -> None:
+        """Raise NoTextError where there was one, InputError where there were several."""
+        if self.count == 1:
+            raise self.first[0]
+        if self.count:
+            cells = "; ".join(error.cell.replace(":", "") for error in self.first)
+            more = f"; and {self.count - len(self.first)} more" * (self.count > len(self.first))
+            raise InputError(
+                f"{self.first[0].where}: {self.count} cells are no text ({cells}{more}); "
+                f"the first {self.first[0].complaint}"
+            )
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a text is empty, invisible, or one of the ways to spell an empty cell."""
+    if not text:
+        return True
+    if "가" <= text[0] <= "힣":  # as most begin, and none of the spellings does
+        return False
+    return (len(text) < 12 and folded(text).lower() in NOTHING) or not is_visible(text)
 
 
 def is_visible(text: str) -> bool:
-    """Whether a text has a character that is neither space, control nor format."""
-    return any(unicodedata.category(character)[0] not in "CZ" for character in text)
+    """Whether a text has a character that is no space, control, format or lone combining mark."""
+    return any(
+        unicodedata.category(character) != "Mn"
+        and unicodedata.category(character)[0] not in "CZ"
+        and not BLANK.match(character)
+        for character in text
+    )
+
+
+def note(line: str) -> None:
+    """Say on standard error what was understood, and could have been meant otherwise."""
+    print(f"note: {line}", file=sys.stderr)

@@ -2,69 +2,34 @@
 
 In: a path, a header and rows of text and numbers.
 Out: the file, whole or not at all. A text that a spreadsheet would take for a formula (it begins
-with =, +, -, @, tab or carriage return) stays text: in .xlsx every text is a cell of type text,
-in .csv an apostrophe is put before it.
-Not supported: cell formats; and openpyxl, whose streaming writer keeps the rows in a temporary
-file until the end, and prints a traceback when a later row is refused.
+with =, +, -, @, tab or carriage return) stays text: in .xlsx every text is a cell of type text, in
+.csv an apostrophe is put before it.
+Not supported: cell formats.
 """
 
 import csv
-import re
-import zipfile
+import datetime
+import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import replacing
-from storyflower.sheets.read_xlsx import MAX_ROWS
 from storyflower.sheets.sheet import column_letters
 
 SUFFIXES = (".xlsx", ".csv")
-MAX_CHARACTERS = 32_767  # in a cell, says Excel; it calls a workbook with more damaged
+MAX_ROWS = 2**20  # of a sheet, says Excel
+MAX_CHARACTERS = 32_767  # in a cell, in UTF-16 units: Excel calls a workbook with more damaged
 FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")
-# What XML cannot hold, or would change; and what would be read back as an escape.
-UNSPEAKABLE = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff]|_(?=x[0-9A-Fa-f]{4}_)")
-
-MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
-RELATIONS = "http://schemas.openxmlformats.org/package/2006/relationships"
-OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
-TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml"
-# All that a workbook of one sheet needs. Style 1: text, as if typed behind an apostrophe.
-PARTS = {
-    "[Content_Types].xml": (
-        '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
-        '<Default Extension="rels" ContentType='
-        '"application/vnd.openxmlformats-package.relationships+xml"/>'
-        f'<Override PartName="/xl/workbook.xml" ContentType="{TYPE}.sheet.main+xml"/>'
-        f'<Override PartName="/xl/styles.xml" ContentType="{TYPE}.styles+xml"/>'
-        f'<Override PartName="/xl/sheet.xml" ContentType="{TYPE}.worksheet+xml"/></Types>'
-    ),
-    "_rels/.rels": (
-        f'<Relationships xmlns="{RELATIONS}"><Relationship Id="rId1" '
-        f'Type="{OFFICE}/officeDocument" Target="xl/workbook.xml"/></Relationships>'
-    ),
-    "xl/workbook.xml": (
-        f'<workbook xmlns="{MAIN}" xmlns:r="{OFFICE}"><sheets>'
-        '<sheet name="Sheet1" sheetId="1" r:id="rId1"/></sheets></workbook>'
-    ),
-    "xl/_rels/workbook.xml.rels": (
-        f'<Relationships xmlns="{RELATIONS}">'
-        f'<Relationship Id="rId1" Type="{OFFICE}/worksheet" Target="sheet.xml"/>'
-        f'<Relationship Id="rId2" Type="{OFFICE}/styles" Target="styles.xml"/></Relationships>'
-    ),
-    "xl/styles.xml": (
-        f'<styleSheet xmlns="{MAIN}">'
-        '<fonts count="1"><font><sz val="11"/><name val="Calibri"/></font></fonts>'
-        '<fills count="2"><fill><patternFill patternType="none"/></fill>'
-        '<fill><patternFill patternType="gray125"/></fill></fills>'
-        '<borders count="1"><border><left/><right/><top/><bottom/><diagonal/></border></borders>'
-        '<cellStyleXfs count="1"><xf/></cellStyleXfs><cellXfs count="2"><xf/>'
-        '<xf numFmtId="49" quotePrefix="1" applyNumberFormat="1"/></cellXfs><cellStyles count="1">'
-        '<cellStyle name="Normal" xfId="0" builtinId="0"/></cellStyles></styleSheet>'
-    ),
+# Text stays text: none of xlsxwriter's guesses. One row is held in memory.
+OPTIONS = {
+    "constant_memory": True,
+    "strings_to_formulas": False,
+    "strings_to_urls": False,
+    "strings_to_numbers": False,
 }
+NO_CHARACTERS = str.maketrans("\ufffe\uffff", "\ufffd\ufffd")  # which XML cannot hold
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> None:
@@ -86,40 +51,46 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | 
                 writer.writerow([harmless(cell) for cell in header])
                 writer.writerows([harmless(cell) for cell in row] for row in rows)
             return
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in PARTS.items():
-                archive.writestr(name, content)
-            with archive.open("xl/sheet.xml", "w", force_zip64=True) as sheet:
-                sheet.write(f'<worksheet xmlns="{MAIN}"><sheetData>'.encode())
-                for number, row in enumerate(chain([header], rows), start=1):
-                    if number > MAX_ROWS:
-                        raise InputError(f"{path}: a sheet ends at row {MAX_ROWS:,}; write a .csv")
-                    sheet.write(row_xml(path, number, row).encode())
-                sheet.write(b"</sheetData></worksheet>")
+        write_workbook(path, part, chain([header], rows))
+
+
+def write_workbook(path: Path, part: Path, rows: Iterable[Sequence[str | float]]) -> None:
+    """Write a workbook of one sheet to `part`; messages name `path`."""
+    import xlsxwriter
+    from xlsxwriter.exceptions import FileCreateError
+
+    # The rows lie here until the workbook is closed, for its owner alone.
+    with tempfile.TemporaryDirectory() as folder:
+        book = xlsxwriter.Workbook(part, {**OPTIONS, "tmpdir": folder})
+        # No clock: equal rows make equal bytes.
+        book.set_properties({"created": datetime.datetime(2000, 1, 1)})
+        sheet = book.add_worksheet("Sheet1")
+        text = book.add_format({"num_format": "@", "quote_prefix": True})
+        for number, row in enumerate(rows):
+            if number == MAX_ROWS:
+                raise InputError(f"{path}: a sheet ends at row {MAX_ROWS:,}; write a .csv")
+            for column, cell in enumerate(row):
+                if not isinstance(cell, str):
+                    sheet.write_number(number, column, cell)
+                elif cell:
+                    check_length(path, number, column, cell)
+                    sheet.write_string(number, column, cell.translate(NO_CHARACTERS), text)
+        try:
+            book.close()
+        except FileCreateError as error:
+            raise error.args[0] from None  # the system's own
+
+
+def check_length(path: Path, row: int, column: int, cell: str) -> None:
+    units = len(cell.encode("utf-16-le", "surrogatepass")) // 2 if len(cell) > 16_000 else 0
+    if units > MAX_CHARACTERS:
+        raise InputError(
+            f"{path}: cell {column_letters(column)}{row + 1} would have {units:,} characters (an "
+            f"emoji counts as two), of which Excel reads {MAX_CHARACTERS:,}; write a .csv"
+        )
 
 
 def harmless(cell: str | float) -> str | float:
     """The cell as csv holds it: an apostrophe before what a spreadsheet would run."""
     dangerous = isinstance(cell, str) and cell.startswith(FORMULA_STARTS)
     return f"'{cell}" if dangerous else cell
-
-
-def row_xml(path: Path, number: int, row: Sequence[str | float]) -> str:
-    cells = []
-    for column, cell in enumerate(row):
-        address = f"{column_letters(column)}{number}"
-        if not isinstance(cell, str):
-            cells.append(f'<c r="{address}"><v>{cell}</v></c>')
-            continue
-        if not cell:
-            continue
-        if len(cell) > MAX_CHARACTERS:
-            raise InputError(
-                f"{path}: cell {address} would have {len(cell):,} characters, of which Excel reads "
-                f"{MAX_CHARACTERS:,}; write a .csv"
-            )
-        text = escape(UNSPEAKABLE.sub(lambda found: f"_x{ord(found[0]):04X}_", cell))
-        cells.append(
-            f'<c r="{address}" s="1" t="inlineStr"><is><t xml:space="preserve">{text}</t></is></c>'
-        )
-    return f'<row r="{number}">{"".join(cells)}</row>'

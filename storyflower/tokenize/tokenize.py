@@ -1,8 +1,8 @@
 """The table of dialogues → the token cache.
 
 In: the table, the label index, the encoder's tokenizer.
-Out: the cache of tensors.py, and a report with the share of unknown tokens and of dialogues cut
-to max_len, per split.
+Out: the token arrays (interim/tokens.py), and a report with the share of unknown tokens and of
+dialogues cut to max_len, per split.
 """
 
 import sys

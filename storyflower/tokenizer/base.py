@@ -69,10 +69,6 @@ class Tokenizer:
             np.concatenate([empty.astype(bool), *cut]),
         )
 
-    def pieces(self, text: str) -> list[str]:
-        """The text's pieces, uncut, without [CLS] and [SEP]."""
-        raise NotImplementedError
-
     def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of n texts end to end, (total,), and how many each has, (n,); none cut or added."""
         raise NotImplementedError

@@ -6,14 +6,13 @@ segmentations the other way: about one text in 1,600, mostly long runs of one le
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from storyflower.common.errors import InputError
 from storyflower.tokenizer.base import Tokenizer, check_utf8, ends, find_special
-from storyflower.tokenizer.basic import basic_clean, basic_tokenize, rough_words, split_lines
+from storyflower.tokenizer.basic import basic_clean, rough_words, split_lines
 
 PRETOKENIZE = ("bert", "none")
 
@@ -56,11 +55,6 @@ class SentencePieceTokenizer(Tokenizer):
         )
         if self.unk_id != self._model.unk_id():
             raise InputError(f"{model}: {unk_token} is not the model's unknown piece")
-
-    def pieces(self, text: str) -> list[str]:
-        """The text's pieces, uncut, without [CLS] and [SEP]; the unknown stands as itself."""
-        words = basic_tokenize(text) if self.pretokenize == "bert" else [text]
-        return list(chain.from_iterable(self._model.encode(words, out_type=str)))
 
     def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.pretokenize == "none":

@@ -54,10 +54,6 @@ class WordPieceTokenizer(Tokenizer):
         )
         self.vocab_size = self._backend.get_vocab_size()
 
-    def pieces(self, text: str) -> list[str]:
-        """The text's pieces, uncut, without [CLS] and [SEP]; an unknown word stands as [UNK]."""
-        return self._backend.encode(text, add_special_tokens=False).tokens
-
     def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         texts = list(texts)
         try:

@@ -91,6 +91,11 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
         check_database(uri)
         client = MlflowClient(uri)
         known = client.get_experiment_by_name(experiment)
+        if known is not None and known.lifecycle_stage == "deleted":
+            raise OSError(
+                f"its experiment {experiment!r} was deleted; restore it: MLFLOW_TRACKING_URI={uri} "
+                f"mlflow experiments restore --experiment-id {known.experiment_id}"
+            )
         if known is not None:
             return client, known.experiment_id
         # MLflow's default is relative to a working folder that DVC may delete.
@@ -107,9 +112,16 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
 def check_database(uri: str) -> None:
     """Raise sqlite3.Error at once where MLflow would wait 20 s or more: locked, damaged, read-only.
 
-    Does nothing for other stores and for a database that MLflow has yet to make.
+    OSError for a path that MLflow would take for another: ? begins an address's settings, and its
+    migrations take % for one of theirs. Does nothing for other stores and for a database that
+    MLflow has yet to make.
     """
     scheme, _, path = uri.partition(":///")
+    if scheme.startswith("sqlite") and (odd := set("?%") & set(path)):
+        raise OSError(
+            f"MLflow cannot use a path with {' or '.join(sorted(odd))} in it: rename the folder, "
+            "or set MLFLOW_TRACKING_URI"
+        )
     if scheme.startswith("sqlite") and Path(path).exists():
         with closing(sqlite3.connect(path, timeout=LOCKED_SECONDS)) as database:
             database.execute("BEGIN IMMEDIATE")
@@ -137,7 +149,11 @@ def is_local(uri: str) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """The error in at most 200 characters, without user and password of an address."""
+    """The error on one line, without user and password of an address.
+
+    It is cut, unless MLflow says what to do: of a database of another version it does, at its end.
+    """
     text = re.sub(r"//[^/\s]*@", "//", str(error))
     text = text[max(text.find("Caused by "), 0) :]  # before it, the HTTP client quotes itself
-    return errors.one_line(text or type(error).__name__)
+    limit = 2000 if "mlflow db upgrade" in text or isinstance(error, OSError) else 200
+    return errors.one_line(text or type(error).__name__, limit)

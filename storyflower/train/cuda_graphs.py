@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from storyflower.common.errors import one_line
 from storyflower.model.batch import Batch
 
 Compute = Callable[[Batch, torch.Tensor], torch.Tensor]
@@ -41,7 +42,7 @@ class Replayed:
                 self.graphs[shape] = self.record(batch, weight)
             except RuntimeError as error:
                 self.usable = False
-                said = " ".join(str(error).split())[:200]
+                said = one_line(error)
                 print(f"note: no CUDA graph ({said}); training goes on without", file=sys.stderr)
         if shape not in self.graphs:
             return self.compute(batch, weight)

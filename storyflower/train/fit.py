@@ -35,12 +35,10 @@ from storyflower.train.state import State
 
 def fit(
     model: EmotionClassifier,
+    *,
     train: TokenArrays,
     test: TokenArrays,
     params: Params,
-    *,
-    learning_rate: float,
-    optimizer_name: str,
     placement: Placement,
     on_epoch: Callable[[list[Epoch]], None],
     checkpoints: Checkpoints | None = None,
@@ -48,89 +46,119 @@ def fit(
 ) -> list[Epoch]:
     """Train the model in place and return the history.
 
-    `learning_rate` (the peak) and `optimizer_name` (adamw or notebook) are what the params or the
-    encoder's card say; the params' own values may be "auto" and are not looked at.
+    `params` are resolved (train/run.py): their learning_rate and optimizer are no longer "auto".
     `on_epoch` gets the history so far after each epoch. With `checkpoints` it goes on from the
     newest one and saves more. Each of several `ranks` trains on its share of every batch, and all
     return the same. Raises InputError when the loss is no longer finite.
     """
-    device = placement.device
-    model.to(device)
-    steps = math.ceil(len(train) / params.batch_size)  # an epoch
-    total, warmup = steps * params.num_epochs, int(steps * params.num_epochs * params.warmup_ratio)
-    optimizer = make_optimizer(model, learning_rate, params.weight_decay, device)
-    # Does nothing unless the precision is fp16, whose small gradients would vanish unscaled.
-    scaler = torch.amp.GradScaler(device.type, enabled=placement.precision == "fp16")
-    # Sums live on the device: reading one waits for it, so they are read when shown.
-    loss_sum = torch.zeros((), device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    state = State(model, optimizer, scaler, loss_sum, correct)
+    state = new_state(model, params, placement)
     if checkpoints:
         checkpoints.restore(state)
     if not ranks.agree([state.epoch, state.step]):
         raise InputError("the processes found different checkpoints; let checkpoint_dir be shared")
-    backward = make_backward(ranks.wrap(model), scaler, placement, ranks)
+    train_step = make_step(state, train=train, params=params, placement=placement, ranks=ranks)
     for epoch in range(state.epoch, params.num_epochs):
         order = epoch_order(len(train), epoch, params)
-        progress = Progress(state, params, steps, silent=not ranks.first)
+        progress = Progress(state, params, steps_of(train, params), silent=not ranks.first)
         started = time.perf_counter() - state.seconds
         model.train()
-        for step in range(state.step, steps):
-            seed_step(params.seed, epoch, step, ranks.rank, device)
-            rows = order[step * params.batch_size : (step + 1) * params.batch_size]
-            mine = ranks.share(rows, train.offsets[rows + 1] - train.offsets[rows])
-            batch = make_batch(train, mine if len(mine) else rows[:1], device)
-            # A process without a dialogue of its own computes one for nothing.
-            weight = torch.full((), (len(mine) > 0) / len(rows), device=device)
-            sums = ranks.sum(backward(batch, weight).clone())
-
-            rate = learning_rate * schedule(epoch * steps + step, warmup, total)
-            prepare_update(optimizer, rate, optimizer_name, epoch * steps + step, scaler)
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), params.max_grad_norm)
-            scaler.step(optimizer)
-            scaler.update()
-
-            loss_sum += sums[0] * len(rows)
-            correct += sums[1].long()
-            state.seen += len(rows)
-            state.step = step + 1
+        for start in range(state.step * params.batch_size, len(order), params.batch_size):
+            train_step(order[start : start + params.batch_size])
             state.seconds = time.perf_counter() - started
             progress.step()
             if checkpoints:
                 checkpoints.after_step(state)
         placement.synchronize()
-        seconds = time.perf_counter() - started
+        state.seconds = time.perf_counter() - started
         progress.close()
-        mean_loss = loss_sum.item() / state.seen
-        if not math.isfinite(mean_loss):
-            raise InputError(
-                f"epoch {epoch + 1}: loss {mean_loss}; lower learning_rate ({learning_rate:g})"
-            )
-        probability = scoring.probabilities(model, test, placement, ranks)
-        right = int((probability.argmax(axis=1) == test.labels).sum())
-        row = Epoch(
-            epoch=epoch + 1,
-            loss=mean_loss,
-            train_accuracy=correct.item() / state.seen,
-            test_loss=scoring.cross_entropy(probability, test.labels),
-            test_accuracy=right / len(test),
-            seconds=seconds,
-            tokens=int(train.offsets[-1]),
-        )
+        row = score_epoch(state, train=train, test=test, placement=placement, ranks=ranks)
         if ranks.first:
-            print(
-                f"epoch {row.epoch}/{params.num_epochs}: loss {row.loss:.4f}, "
-                f"train accuracy {row.train_accuracy:.4f}, test loss {row.test_loss:.4f}, "
-                f"test accuracy {row.test_accuracy:.4f}, {row.seconds:.1f} s",
-                flush=True,
-            )
+            print(f"epoch {row.epoch}/{params.num_epochs}: {row}", flush=True)
         state.history.append(row)
         on_epoch(state.history)
         state.next_epoch()
         if checkpoints:
             checkpoints.after_epoch(state)
     return state.history
+
+
+def new_state(model: EmotionClassifier, params: Params, placement: Placement) -> State:
+    """The state before the first step, on the device."""
+    device = placement.device
+    model.to(device)
+    return State(
+        model=model,
+        optimizer=make_optimizer(model, params.learning_rate, params.weight_decay, device),
+        # Does nothing unless the precision is fp16, whose small gradients would vanish unscaled.
+        scaler=torch.amp.GradScaler(device.type, enabled=placement.precision == "fp16"),
+        # Sums live on the device: reading one waits for it, so they are read when shown.
+        loss_sum=torch.zeros((), device=device),
+        correct=torch.zeros((), dtype=torch.int64, device=device),
+    )
+
+
+def steps_of(train: TokenArrays, params: Params) -> int:
+    """Optimizer steps in an epoch."""
+    return math.ceil(len(train) / params.batch_size)
+
+
+def make_step(
+    state: State, *, train: TokenArrays, params: Params, placement: Placement, ranks: Ranks
+) -> Callable[[np.ndarray], None]:
+    """A function that trains on rows of `train`, (dialogues,): one update, counted in the state."""
+    device = placement.device
+    steps = steps_of(train, params)
+    total = steps * params.num_epochs
+    warmup = int(total * params.warmup_ratio)
+    backward = make_backward(ranks.wrap(state.model), state.scaler, placement, ranks)
+
+    def train_step(rows: np.ndarray) -> None:
+        seed_step(params.seed, state.epoch, state.step, ranks.rank, device)
+        mine = ranks.share(rows, train.offsets[rows + 1] - train.offsets[rows])
+        batch = make_batch(train, mine if len(mine) else rows[:1], device)
+        # A process without a dialogue of its own computes one for nothing.
+        weight = torch.full((), (len(mine) > 0) / len(rows), device=device)
+        sums = ranks.sum(backward(batch, weight).clone())  # (2,): mean loss, right predictions
+
+        done = state.epoch * steps + state.step
+        rate = params.learning_rate * schedule(done, warmup, total)
+        prepare_update(
+            state.optimizer, rate=rate, name=params.optimizer, done=done, scaler=state.scaler
+        )
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), params.max_grad_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+
+        state.loss_sum += sums[0] * len(rows)
+        state.correct += sums[1].long()
+        state.seen += len(rows)
+        state.step += 1
+
+    return train_step
+
+
+def score_epoch(
+    state: State, *, train: TokenArrays, test: TokenArrays, placement: Placement, ranks: Ranks
+) -> Epoch:
+    """The row of history of an epoch whose steps are done; raises InputError for a lost loss."""
+    mean_loss = state.loss_sum.item() / state.seen
+    if not math.isfinite(mean_loss):
+        rate = state.optimizer.defaults["lr"]
+        raise InputError(
+            f"epoch {state.epoch + 1}: loss {mean_loss}; lower learning_rate ({rate:g})"
+        )
+    probability = scoring.probabilities(state.model, test, placement, ranks)  # (rows, classes)
+    right = int((probability.argmax(axis=1) == test.labels).sum())
+    return Epoch(
+        epoch=state.epoch + 1,
+        loss=mean_loss,
+        train_accuracy=state.correct.item() / state.seen,
+        test_loss=scoring.cross_entropy(probability, test.labels),
+        test_accuracy=right / len(test),
+        seconds=state.seconds,
+        tokens=int(train.offsets[-1]),
+    )
 
 
 def epoch_order(rows: int, epoch: int, params: Params) -> np.ndarray:

@@ -18,6 +18,7 @@ def schedule(step: int, warmup: int, total: int) -> float:
 
 def prepare_update(
     optimizer: torch.optim.Optimizer,
+    *,
     rate: float,
     name: str,
     done: int,

@@ -53,13 +53,13 @@ def train(
     placement = choose(params.device, params.precision)
     with ExitStack() as open_things, joined(placement.device) as ranks:
         if ranks.first:
+            repository.check_clone()
             open_things.enter_context(locks.acquire(lock, "still trains here"))
             print(placement, flush=True)
         ranks.wait()
         card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
-        rate = card["learning_rate"] if params.learning_rate is None else params.learning_rate
-        optimizer = card["optimizer"] if params.optimizer == "auto" else params.optimizer
-        used = {**params.decisive(), "learning_rate": rate, "optimizer": optimizer}
+        params = params.resolved(learning_rate=card["learning_rate"], optimizer=card["optimizer"])
+        used = params.decisive()
         index = LabelIndex.load(labels)
         computer = {**machine(placement), "processes": ranks.count}
         fingerprint = checkpoint.fingerprint(
@@ -76,11 +76,9 @@ def train(
                 with checkpoints.stop:
                     return fit(
                         network,
-                        TokenArrays.load(tokens, "Training"),
-                        TokenArrays.load(tokens, "Validation"),
-                        params,
-                        learning_rate=rate,
-                        optimizer_name=optimizer,
+                        train=TokenArrays.load(tokens, "Training"),
+                        test=TokenArrays.load(tokens, "Validation"),
+                        params=params,
                         placement=placement,
                         on_epoch=on_epoch,
                         checkpoints=checkpoints,

@@ -1,17 +1,20 @@
 """params.yaml: what is accepted, and how anything else is refused."""
 
-from dataclasses import FrozenInstanceError, fields
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from docs import params_table
 from storyflower.common.errors import InputError
 from storyflower.common.params import Params
 from tests.support import ROOT
 
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-KEYS = [field.name for field in fields(Params)]
+KEYS = list(Params.model_fields)
 
 
 def load(path: Path, **changes: str) -> Params:
@@ -48,8 +51,32 @@ def test_shipped_params_are_the_notebook_s() -> None:
     assert (params.dr_rate, params.weight_decay) == (0.5, 0.01)
     assert (params.turns, params.log_interval) == (2, 200)
     assert (params.checkpoint_minutes, params.checkpoint_dir) == (5, "auto")
-    assert params.learning_rate is None
-    assert list(SHIPPED) == KEYS  # in the order of the dataclass, too
+    assert params.learning_rate == params.optimizer == "auto"
+
+
+def test_shipped_values_are_the_model_s() -> None:
+    schema = Params.model_json_schema()["properties"]
+    assert {key: field["shipped"] for key, field in schema.items()} == SHIPPED
+    assert list(SHIPPED) == KEYS  # in its order, too
+    assert Params.check(SHIPPED).model_dump() == SHIPPED  # each shipped value is in its range
+
+
+@pytest.mark.parametrize(
+    ("name", "renewed"),
+    [("README.md", params_table.renew_readme), ("params.yaml", params_table.renew_params)],
+)
+def test_what_is_made_from_the_model(name: str, renewed: Callable[[str], str]) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    # DVC may have written params.yaml anew, with other blanks before the comments.
+    old, new = (re.sub(r"  +#", "  #", each) for each in (text, renewed(text)))
+    assert old == new, f"{name} says something else than the fields of Params; run: make readme"
+
+
+def test_the_korean_table() -> None:
+    text = (ROOT / "README.ko.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`) \| (.*?) \| (.*?) \| .+ \|$", text, re.MULTILINE)
+    shown = [row for row in rows if row[0].strip("`") in KEYS]
+    assert shown == [cells for cells, _ in params_table.table()], "mend README.ko.md by hand"
 
 
 def test_default_path_is_the_working_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +86,15 @@ def test_default_path_is_the_working_folder(path: Path, monkeypatch: pytest.Monk
 
 
 def test_frozen() -> None:
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(ValidationError, match="frozen"):
         Params.check(SHIPPED).num_epochs = 1
+
+
+def test_the_model_itself_fills_nothing_in() -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        Params(**SHIPPED, unknown=1)
+    with pytest.raises(ValidationError, match="Field required"):
+        Params(seed=1)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -88,7 +122,9 @@ REAL += ("checkpoint_minutes",)
 
 
 @pytest.mark.parametrize("key", WHOLE)
-@pytest.mark.parametrize("value", ["true", "2.0", "2.5", "'3'", "1e2", "auto", ".nan", ".inf"])
+@pytest.mark.parametrize(
+    "value", ["true", "2.0", "2.5", "'3'", "1e2", "auto", ".nan", ".inf", "'1_0'", "１０"]
+)
 def test_not_a_whole_number(path: Path, key: str, value: str) -> None:
     message = refusal(path, **{key: value})
     assert message.startswith(f"{key} must be a whole number in [")
@@ -97,7 +133,9 @@ def test_not_a_whole_number(path: Path, key: str, value: str) -> None:
 
 @pytest.mark.parametrize("key", REAL)
 @pytest.mark.parametrize(
-    "value", ["true", "fast", ".nan", "nan", ".inf", "inf", "-.inf", "-1", "1e999", "9" * 400]
+    "value",
+    ["true", "fast", ".nan", "nan", ".inf", "inf", "-.inf", "-1", "1e999", "9" * 400]
+    + ["'0.1_0'", "０.５", "' 0.5'", "'0.5\\n'", "'0x1'", "'.'", "'e5'", "'٠.٥'"],
 )
 def test_not_a_number_in_range(path: Path, key: str, value: str) -> None:
     message = refusal(path, **{key: value})
@@ -140,17 +178,20 @@ def test_message_shows_rule_and_value(path: Path) -> None:
         "learning_rate must be auto or a number in (0, 1], got 'automatic'"
     )
     assert refusal(path, target="minor") == "target must be one of major, fine, got 'minor'"
+    assert refusal(path, batch_size="'10'") == (
+        "batch_size must be a whole number in [1, 65536], got '10'"
+    )
     assert refusal(path, shuffle="1") == "shuffle must be true or false, got 1"
 
 
-@pytest.mark.parametrize("value", ["5e-5", "5.0e-5", "0.00005", "'5e-5'"])
+@pytest.mark.parametrize("value", ["5e-5", "5.0e-5", "5E-05", "0.00005", "'5e-5'", "+.5e-4"])
 def test_learning_rate_of_dvc_exp_run(path: Path, value: str) -> None:
     """YAML 1.1 reads 5e-5, without a dot, as text."""
     assert load(path, learning_rate=value).learning_rate == 5e-5
 
 
 def test_auto_learning_rate(path: Path) -> None:
-    assert load(path, learning_rate="auto").learning_rate is None
+    assert load(path, learning_rate="auto").learning_rate == "auto"
     for value in ("Auto", "~", "''"):
         assert refusal(path, learning_rate=value).startswith("learning_rate must be auto or ")
 
@@ -175,14 +216,26 @@ def test_choices(path: Path, key: str, values: list[str]) -> None:
 def test_names_stay_in_their_folder(path: Path, key: str) -> None:
     for name in ("sample", "klue-bert_1.0", "내말뭉치"):
         assert getattr(load(path, **{key: name}), key) == name
-    for name in ("..", "../aihub", "/etc", "a/b", r"a\b", "'a b'", ".hidden", "''", '"a\\n"', "2"):
+    for name in (
+        "..",
+        "../aihub",
+        "/etc",
+        "a/b",
+        r"a\b",
+        "'a b'",
+        '"a\\0"',
+        ".hidden",
+        "''",
+        '"a\\n"',
+        "2",
+    ):
         assert refusal(path, **{key: name}).startswith(f"{key} must be a plain name ")
 
 
 def test_a_folder_for_checkpoints(path: Path) -> None:
     for value in ("auto", "/content/drive/MyDrive/내 드라이브", "../x"):
         assert load(path, checkpoint_dir=value).checkpoint_dir == value
-    for value in ("5", "true", '" "', '"a\\nb"', '"\\0"'):
+    for value in ("5", "true", '" "', '"a\\nb"', '"a\\0b"'):
         assert refusal(path, checkpoint_dir=value).startswith("checkpoint_dir must be auto or a f")
 
 
@@ -204,10 +257,20 @@ def test_what_no_result_depends_on() -> None:
         "2024-13-01",
         "'",
         "\x00",
+        "[" * 10_000,
     ],
 )
 def test_not_plain_yaml(path: Path, value: str) -> None:
     assert refusal(path, seed=value).startswith("not readable as YAML: ")
+
+
+def test_a_value_that_is_no_one_s_to_print(path: Path) -> None:
+    """Python refuses to write out whole numbers of over 4,300 digits."""
+    assert refusal(path, seed="0x1" + "0" * 5000).endswith(", got a number of thousands of digits")
+
+
+def test_a_key_that_is_there_twice(path: Path) -> None:
+    assert refusal(path, seed="1\nseed: 2") == "key 'seed' is there 2 times; keep one"
 
 
 @pytest.mark.parametrize("content", [b"", b"5", b"- seed", b"seed", b"# nothing"])

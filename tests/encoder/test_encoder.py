@@ -9,13 +9,10 @@ import pickle
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
-from urllib.parse import unquote
 
 import huggingface_hub
 import numpy as np
@@ -41,7 +38,8 @@ from storyflower.model.batch import make_batch
 from storyflower.model.folder import build_classifier
 from storyflower.tokenize import tokenize
 from storyflower.tokenizer.load import load_tokenizer
-from tests.support import ROOT, TINY_PARAMS, WORDS, set_params
+from tests.encoder.hub import Hub, ask, running_hub
+from tests.support import ROOT, TINY_CARD, TINY_PARAMS, WORDS, set_params
 
 NO_TABLE = Path("there-is-no-table")  # only kind scratch reads it
 TEXTS = [
@@ -172,116 +170,10 @@ def family(name: str, pieces: bytes) -> tuple[dict[str, bytes], object, dict]:
 # ---------------------------------------------------------------- the hub on this machine
 
 
-class Hub:
-    """Repositories and plain files over HTTP, as the hub and a file server answer."""
-
-    def __init__(self):
-        self.repos: dict[str, list[dict[str, bytes]]] = {}  # id → its commits, newest last
-        self.gated: set[str] = set()
-        self.plain: dict[str, bytes] = {}  # path → content
-        self.die_after: list[int] = []  # bytes after which the next answers break off
-        self.status: list[int] = []  # of the next answers for plain files
-        self.log: list[tuple[str, str, str | None]] = []  # method, path, Range
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self):
-                hub.answer(self)
-
-            def do_GET(self):
-                hub.answer(self)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def publish(self, repo: str, files: dict[str, bytes]) -> str:
-        """Add a commit; return its name."""
-        self.repos.setdefault(repo, []).append(files)
-        return self.commit(repo, len(self.repos[repo]) - 1)
-
-    @staticmethod
-    def commit(repo: str, number: int) -> str:
-        return hashlib.sha1(f"{repo} {number}".encode()).hexdigest()
-
-    def answer(self, request) -> None:
-        path = unquote(request.path).lstrip("/")
-        self.log.append((request.command, path, request.headers.get("Range")))
-        if path in self.plain:
-            return self.send(request, self.plain[path], {})
-        repo, _, rest = path.partition("/resolve/")
-        revision, _, name = rest.partition("/")
-        if repo in self.gated:
-            return self.refuse(request, 403, "GatedRepo")
-        if repo not in self.repos:
-            # What the hub says to someone who is not logged in.
-            return self.refuse(request, 401 if rest else 404, "RepoNotFound" if rest else "")
-        commits = [self.commit(repo, number) for number in range(len(self.repos[repo]))]
-        if revision == "main":
-            revision = commits[-1]
-        if revision not in commits:
-            return self.refuse(request, 404, "RevisionNotFound")
-        head = {"X-Repo-Commit": revision}
-        files = self.repos[repo][commits.index(revision)]
-        if name not in files:
-            return self.refuse(request, 404, "EntryNotFound", head)
-        head["ETag"] = f'"{hashlib.sha256(files[name]).hexdigest()}"'
-        return self.send(request, files[name], head)
-
-    def refuse(self, request, status: int, code: str, head=()) -> None:
-        request.send_response(status)
-        for key, value in {"X-Error-Code": code, "Content-Length": "0", **dict(head)}.items():
-            request.send_header(key, value)
-        request.end_headers()
-
-    def send(self, request, content: bytes, head: dict[str, str]) -> None:
-        if self.status and not head:
-            return self.refuse(request, self.status.pop(0), "")
-        start, status = 0, 200
-        if wanted := request.headers.get("Range"):
-            start, status = int(wanted.removeprefix("bytes=").split("-")[0]), 206
-            head["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            if start >= len(content):
-                return self.refuse(request, 416, "")
-        content = content[start:]
-        request.send_response(status)
-        for key, value in {**head, "Content-Length": str(len(content))}.items():
-            request.send_header(key, value)
-        request.end_headers()
-        if request.command == "GET":
-            if self.die_after:
-                content = content[: self.die_after.pop(0)]
-                request.close_connection = True
-            request.wfile.write(content)
-        return None
-
-    def paths(self) -> list[str]:
-        return [path for _, path, _ in self.log]
-
-
 @pytest.fixture(autouse=True)
 def hub(monkeypatch, tmp_path):
-    """A hub of its own for each test, with empty caches and no waiting between attempts."""
-    server = Hub()
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("STORYFLOWER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "FIRST_WAIT", 0)
-    huggingface_hub.close_session()
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
-    huggingface_hub.close_session()
+    with running_hub(monkeypatch, tmp_path / "hub-cache") as hub:
+        yield hub
 
 
 @pytest.fixture
@@ -538,6 +430,22 @@ def test_stage_ends_in_one_line_when_offline(hub, tmp_path):
     assert hub.log == []
 
 
+@pytest.mark.slow  # the hub's client waits a second between its attempts
+@pytest.mark.parametrize("case", ["status", "cut off"])
+def test_stage_ends_in_one_line_when_the_hub_breaks_off(case, pieces, hub, tmp_path):
+    hub.publish("skt/kobert-base-v1", kobert(pieces)[0])
+    if case == "status":
+        hub.status = {"GET": [503] * 20}
+        expected = "the hub answers 503 for config.json; try again later\n"
+    else:
+        hub.die_after = [0] * 20
+        expected = "config.json could not be downloaded ("
+    done = run_stage(tmp_path, hub)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: skt/kobert-base-v1: {expected}")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_stage_fetches_from_the_mirror_of_the_environment(pieces, hub, tmp_path):
     hub.publish("skt/kobert-base-v1", kobert(pieces)[0])
@@ -576,10 +484,7 @@ def test_hub_that_does_not_deliver(case, expected, pieces, hub, cards, monkeypat
     if case == "offline":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     if case == "network":
-        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-        template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("time.sleep", lambda _: None)
+        ask(monkeypatch, "http://127.0.0.1:9")
     keys = {"revision": "v9"} if case == "revision" else {}
     assert expected in refused(write(cards, **keys))
 
@@ -598,7 +503,7 @@ def test_file_that_differs_from_its_lock_is_not_read(pieces, hub, cards, monkeyp
     monkeypatch.undo()
 
 
-# ---------------------------------------------------------------- plain files: kobert-legacy
+# ---------------------------------------------------------------- a zip on the hub: kobert-legacy
 
 
 def archive(members: dict[str, bytes]) -> bytes:
@@ -610,105 +515,130 @@ def archive(members: dict[str, bytes]) -> bytes:
 
 
 def legacy(hub: Hub, cards: Path, pieces: bytes, packed: bytes | None = None, **keys) -> Path:
-    """A card such as kobert-legacy's, and its files on the server."""
+    """A card such as kobert-legacy's, and its files on the hub."""
     files, _ = kobert(pieces)
     inside = {f"kobert_from_pretrained/{k}": v for k, v in files.items() if k != "spiece.model"}
     packed = packed or archive(inside)
-    hub.plain = {"old/kobert_v1.zip": packed, "old/ko.spiece": pieces}
+    # Beside them, as on the hub, the files that another card takes.
+    hub.publish("skt/old", {"legacy/kobert_v1.zip": packed, "legacy/ko.spiece": pieces, **files})
     checksums = {
-        "kobert_v1.zip": f"md5:{hashlib.md5(packed).hexdigest()}",
-        "ko.spiece": f"md5:{hashlib.md5(pieces).hexdigest()[:10]}",
+        "legacy/kobert_v1.zip": f"md5:{hashlib.md5(packed).hexdigest()}",
+        "legacy/ko.spiece": f"md5:{hashlib.md5(pieces).hexdigest()[:10]}",
     }
     more = {"vocabulary": "ko.spiece", "tokenizer": "sentencepiece", "pretokenize": "bert"}
-    source = f"{hub.url}/old"
-    return write(cards, **{"kind": "url", "source": source, "files": checksums, **more, **keys})
+    return write(cards, **{"source": "skt/old", "files": checksums, **more, **keys})
 
 
 def test_legacy_files_become_the_same_encoder_as_the_hubs(pieces, hub, cards, capsys):
     card = legacy(hub, cards, pieces)
     output = prepare(card)
+    taken = json.loads((output / "card.json").read_text(encoding="utf-8"))
+    assert set(taken["files"]) == {"legacy/kobert_v1.zip", "legacy/ko.spiece"}
+    assert taken["revision"] == hub.commit("skt/old", 0)
+    assert not any(path.endswith((".bin", "config.json")) for path in hub.paths())
+    assert "is not locked" in capsys.readouterr().err
     hub.publish("lab/tiny", kobert(pieces)[0])
     theirs = prepare(write(cards, "hub"), output.with_name("other"))
     for name in ("model.safetensors", "config.json", "spiece.model"):
         assert (output / name).read_bytes() == (theirs / name).read_bytes()
-    hub.log.clear()
     lock_module.lock(card)
+    hub.log.clear()
     capsys.readouterr()
     prepare(card)
     assert hub.log == []
     assert capsys.readouterr().err == ""
 
 
-def test_download_resumes_where_the_server_died(pieces, hub, cards):
+def test_locked_zip_that_changed_is_not_unpacked(pieces, hub, cards, monkeypatch):
     card = legacy(hub, cards, pieces)
-    size = len(hub.plain["old/kobert_v1.zip"])
+    lock_module.lock(card)
+    file = cards / "tiny.lock.json"
+    lock = json.loads(file.read_text(encoding="utf-8"))
+    lock["files"]["legacy/kobert_v1.zip"] = "sha256:" + "0" * 64
+    file.write_text(json.dumps(lock), encoding="utf-8")
+    monkeypatch.setattr(sources, "unzip", None)
+    assert f"but {file} says sha256:0000" in refused(card)
+    del lock["files"]["legacy/kobert_v1.zip"]
+    file.write_text(json.dumps(lock), encoding="utf-8")
+    assert "tiny.lock.json: of other files than the card names; lock it again" in refused(card)
+
+
+def test_download_resumes_where_the_server_died(pieces, hub, cards, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)  # what is lost of a broken answer
+    card = legacy(hub, cards, pieces)
     hub.die_after = [1000, 500]
-    hub.status = [503]
     prepare(card)
-    ranges = [span for _, path, span in hub.log if path == "old/kobert_v1.zip"]
-    assert ranges == [None, None, "bytes=1000-", "bytes=1500-"]
-    assert size > 1500
+    stored = f"store/{hashlib.sha256(hub.repos['skt/old'][0]['legacy/kobert_v1.zip']).hexdigest()}"
+    ranges = [span for _, path, span in hub.log if path == stored]
+    assert ranges == [None, "bytes=1000-", "bytes=1500-"]
 
 
-def test_download_goes_on_in_the_next_run(pieces, hub, cards):
+def test_what_was_fetched_whole_is_not_fetched_again(pieces, hub, cards):
     card = legacy(hub, cards, pieces)
-    hub.die_after = [2000] + [0] * sources.ATTEMPTS
-    assert "run it again to resume" in refused(card)
-    assert not list(sources.cache_folder().rglob("kobert_v1.zip"))
-    hub.log.clear()
+    (packed,) = hub.repos["skt/old"]
+    hub.die_after = [len(packed["legacy/kobert_v1.zip"]), *[0] * 20]
+    said = refused(card)
+    assert "skt/old: legacy/ko.spiece could not be downloaded (" in said
+    assert said.endswith("run it again")
     hub.die_after = []
+    hub.log.clear()
     prepare(card)
-    assert hub.log[0][2] == "bytes=2000-"
+    stored = hashlib.sha256(packed["legacy/kobert_v1.zip"]).hexdigest()
+    assert f"store/{stored}" not in hub.paths()
 
 
-@pytest.mark.parametrize("left", ["junk", "whole", "too much"])
-def test_part_of_an_earlier_run_is_not_trusted(left, pieces, hub, cards):
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (401, "skt/old: the hub refuses legacy/kobert_v1.zip (401); log in with"),
+        (403, "skt/old: the hub refuses legacy/kobert_v1.zip (403); log in with"),
+        (500, "skt/old: the hub answers 500 for legacy/kobert_v1.zip; try again later"),
+        (503, "skt/old: the hub answers 503 for legacy/kobert_v1.zip; try again later"),
+    ],
+)
+def test_hub_that_answers_with_an_error(method, status, expected, pieces, hub, cards):
     card = legacy(hub, cards, pieces)
-    packed = hub.plain["old/kobert_v1.zip"]
-    folder = sources.cache_folder() / f"md5-{hashlib.md5(packed).hexdigest()}"
-    folder.mkdir(parents=True)
-    part = {"junk": b"junk" * 9, "whole": packed, "too much": packed + b"more"}[left]
-    (folder / "kobert_v1.zip.part").write_bytes(part)
-    prepare(card)
-    assert [path.name for path in folder.glob("*.zip*") if path.suffix != ".lock"] == [
-        "kobert_v1.zip"
-    ]
-    assert (folder / "kobert_v1.zip").read_bytes() == packed
-    # Nor is what lies in the cache, should it rot there.
-    (folder / "kobert_v1.zip").write_bytes(packed[:-1])
-    prepare(card)
-    assert (folder / "kobert_v1.zip").read_bytes() == packed
+    hub.status = {method: [status] * 20}
+    assert refused(card).startswith(expected)
 
 
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        ("checksum", "kobert_v1.zip: checksum md5:"),
-        (403, "kobert_v1.zip: the server refuses it (403)"),
-        (404, "kobert_v1.zip: not there (404)"),
-        (500, "kobert_v1.zip: could not be downloaded (the server answers 500); run it again"),
-        ("offline", "and HF_HUB_OFFLINE forbids to fetch it"),
-        ("network", "kobert_v1.zip: could not be downloaded (<urlopen error"),
-        ("disk", "the disk is full; make room, or set STORYFLOWER_CACHE"),
+        ("checksum", "tiny.yaml says md5:"),
+        ("absent", "tiny.yaml: its source has no legacy/kobert_v1.zip"),
+        ("offline", "legacy/kobert_v1.zip is not in the hub cache, and HF_HUB_OFFLINE forbids"),
+        ("network", "http://127.0.0.1:9 cannot be reached ("),
+        ("cut off", "legacy/kobert_v1.zip could not be downloaded ("),
     ],
 )
-def test_server_that_does_not_deliver(case, expected, pieces, hub, cards, monkeypatch):
-    keys = {"source": "http://127.0.0.1:9/old"} if case == "network" else {}
-    card = legacy(hub, cards, pieces, **keys)
+def test_zip_that_does_not_come(case, expected, pieces, hub, cards, monkeypatch):
+    card = legacy(hub, cards, pieces)
     if case == "checksum":
-        hub.plain["old/kobert_v1.zip"] = archive({"other": b"file"})
+        hub.repos["skt/old"][0]["legacy/kobert_v1.zip"] = archive({"other": b"file"})
+        monkeypatch.setattr(sources, "unzip", None)
+    elif case == "absent":
+        del hub.repos["skt/old"][0]["legacy/kobert_v1.zip"]
     elif case == "offline":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    elif case == "disk":
-        if not Path("/dev/full").exists():
-            pytest.skip("no /dev/full here")
-        folder = sources.cache_folder() / Card.load(card).files["kobert_v1.zip"].replace(":", "-")
-        folder.mkdir(parents=True)
-        (folder / "kobert_v1.zip.part").symlink_to("/dev/full")
-    elif isinstance(case, int):
-        hub.status = [case] * sources.ATTEMPTS
+    elif case == "network":
+        ask(monkeypatch, "http://127.0.0.1:9")
+    elif case == "cut off":
+        hub.die_after = [100, *[0] * 20]
     assert expected in refused(card)
-    assert not list(sources.cache_folder().rglob("kobert_v1.zip"))
+
+
+def test_file_that_rots_in_the_cache_is_noticed(pieces, hub, cards, monkeypatch):
+    card = legacy(hub, cards, pieces)
+    prepare(card)
+    [cached] = Path(constants.HF_HUB_CACHE).rglob("kobert_v1.zip")
+    cached.resolve().write_bytes(b"something else")
+    shutil.rmtree(cards.parent / "models")
+    said = refused(card)
+    assert said.startswith(f"{cached.resolve()}: md5:") and "delete it and run again" in said
+    cached.resolve().unlink()
+    prepare(card)
 
 
 def link(name: str) -> bytes:
@@ -836,6 +766,12 @@ def test_parts_that_do_not_belong_together(case, expected, pieces, hub, cards):
     assert expected in refused(write(cards, **keys))
 
 
+def test_pretokenize_is_no_word_to_a_word_piece_vocabulary(pieces, hub, cards):
+    hub.publish("lab/tiny", family("bert", pieces)[0])
+    said = refused(write(cards, pretokenize="bert"))
+    assert said == "lab/tiny: has vocab.txt: leave pretokenize out of the card"
+
+
 def test_card_mends_the_pad_id_of_an_old_config(pieces, hub, cards):
     hub.publish("lab/tiny", kobert(pieces, pad_token_id=0)[0])
     config = json.loads((prepare(write(cards, pad_id=1)) / "config.json").read_text())
@@ -887,24 +823,41 @@ def test_failure_leaves_the_old_encoder(pieces, hub, cards):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"kind": "zip"}, "kind must be one of scratch, hub, url, path, got 'zip'"),
-        ({"source": None}, "source must be a hub id"),
+        ({"kind": "zip"}, "kind must be one of scratch, hub, path, got 'zip'"),
+        ({"kind": ["hub"]}, "kind must be one of scratch, hub, path, got ['hub']"),
+        ({"source": None}, "source must be given, or its line left out, got None"),
+        ({"source": 5}, "source must be text, got 5"),
         ({"source": "a/b/c"}, "source must be a hub id such as klue/bert-base, got 'a/b/c'"),
         ({"source": "../secret"}, "source must be a hub id"),
         ({"pad": 1}, "unknown key 'pad'; this kind knows kind, license, source"),
         ({"path": "x"}, "unknown key 'path'"),
-        ({"tokenizer": "bpe"}, "tokenizer must be one of sentencepiece, wordpiece, got 'bpe'"),
-        ({"pretokenize": "yes"}, "pretokenize must be one of bert, none, got 'yes'"),
+        ({"tokenizer": "bpe"}, "tokenizer must be 'sentencepiece' or 'wordpiece', got 'bpe'"),
+        ({"pretokenize": "yes"}, "pretokenize must be 'bert' or 'none', got 'yes'"),
+        ({"pretokenize": None}, "pretokenize must be given, or its line left out, got None"),
         ({"tokenizer": "wordpiece", "pretokenize": "bert"}, "pretokenize must be left out with"),
         ({"pad_id": -1}, "pad_id must be a whole number from 0, got -1"),
+        ({"pad_id": True}, "pad_id must be a whole number from 0, got True"),
+        ({"pad_id": "1"}, "pad_id must be a whole number from 0, got '1'"),
+        ({"pad_id": 1.0}, "pad_id must be a whole number from 0, got 1.0"),
         ({"learning_rate": 2}, "learning_rate must be a number in (0, 1], got 2"),
-        ({"optimizer": "sgd"}, "optimizer must be one of adamw, notebook, got 'sgd'"),
+        ({"learning_rate": True}, "learning_rate must be a number in (0, 1], got True"),
+        ({"learning_rate": "５e-5"}, "learning_rate must be a number in (0, 1], got '５e-5'"),
+        ({"learning_rate": "1_0e-3"}, "learning_rate must be a number in (0, 1], got '1_0e-3'"),
+        ({"learning_rate": "nan"}, "learning_rate must be a number in (0, 1], got 'nan'"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number in (0, 1], got nan"),
+        ({"optimizer": "sgd"}, "optimizer must be 'adamw' or 'notebook', got 'sgd'"),
+        ({"optimizer": "auto"}, "optimizer must be 'adamw' or 'notebook', got 'auto'"),
         ({"revision": 1234567}, "revision must be a commit, tag or branch, in quotes"),
         ({"revision": "../main"}, "revision must be a commit"),
         ({"vocabulary": "../spiece.model"}, "vocabulary must be a file name"),
         ({"golden": {"text": "오늘"}}, "golden must be a text, its ids"),
+        ({"golden": {"text": "오늘", "ids": [2, "3"]}}, "golden must be a text, its ids"),
+        ({"golden": {"text": "오늘", "ids": [2], "x": 1}}, "golden must be a text, its ids"),
+        ({"golden": {"text": "오늘", "ids": [2], "pretokenize": "x"}}, "golden must be a text"),
         ({"license": 3}, "license must be text, got 3"),
-        ({"kind": "url"}, "key 'files' is missing"),
+        ({"license": "a\nb"}, "license must be text, got 'a\\nb'"),
+        ({"kind": "path", "files": {"a": "md5:0123456789"}}, "unknown key 'files'"),
+        ({"kind": "path", "source": "a\0b"}, "source must be a folder beside the card"),
         ({"kind": "scratch"}, "key 'heads' is missing"),
     ],
 )
@@ -915,16 +868,38 @@ def test_card_that_is_wrong(change, expected, cards):
 
 @pytest.mark.parametrize(
     "files",
-    [{}, {"a": "md5:123"}, {"../a": "md5:" + "0" * 32}, {"a": "0" * 32}, {"a": "crc:" + "0" * 32}],
+    [
+        *({}, [], {"a": 5}, {"a": "md5:123"}, {"a": "0" * 32}, {"a": "crc:" + "0" * 32}),
+        *({f"{name}": "md5:" + "0" * 32} for name in ("../a", "/a", "a/../b", "a//b", "a\0b")),
+    ],
 )
 def test_checksums_that_are_wrong(files, cards):
-    keys = {
-        "kind": "url",
-        "source": "http://x",
-        "tokenizer": "wordpiece",
-        "vocabulary": "vocab.txt",
-    }
-    assert "files must be names with md5" in refused(write(cards, files=files, **keys))
+    assert "files must be names with md5" in refused(write(cards, files=files))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"heads": 5}, "heads must be a divisor of hidden_size, got 5"),
+        ({"heads": 0}, "heads must be a divisor of hidden_size, got 0"),
+        ({"layers": "2"}, "layers must be a whole number above 0, got '2'"),
+        ({"vocab_size": 15}, "vocab_size must be a whole number from 16, got 15"),
+        ({"tokenizer": "wordpiece"}, "tokenizer must be sentencepiece for kind scratch, got"),
+        ({"golden": {}}, "unknown key 'golden'; this kind knows kind, license, tokenizer"),
+    ],
+)
+def test_scratch_card_that_is_wrong(change, expected, cards):
+    file = cards / "tiny.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(TINY_CARD), **change}), encoding="utf-8")
+    assert f"{file}: {expected}" in refused(file)
+
+
+@pytest.mark.parametrize("text", ["5e-5", "3e-05", "5.0e-5", "0.00005", "5E-5", "+.5e-4", "1"])
+def test_a_rate_may_be_what_yaml_reads_as_text(text, cards):
+    file = write(cards)
+    file.write_text(file.read_text() + f"learning_rate: {text}\n")
+    rate = Card.load(file).learning_rate
+    assert type(rate) is float and rate == float(text)
 
 
 def test_missing_key_and_missing_card(cards):
@@ -954,10 +929,26 @@ def test_new_card_of_a_hub_id_works_as_it_is(pieces, hub, cards, capsys):
     main(["card", "mine", "lab/tiny"])
     card = cards / "mine.yaml"
     assert card.read_text() == 'kind: hub\nsource: "lab/tiny"\nlicense: unknown\n'
-    assert load_tokenizer(prepare(card)).pieces("오늘 마음이") == ["오늘", "마음", "##이"]
+    ids = load_tokenizer(prepare(card)).encode(["오늘 마음이"], 64).ids[1:-1]
+    assert [word_pieces(BERT_ORDER)[row] for row in ids] == ["오늘", "마음", "##이"]
     with pytest.raises(InputError, match=r"mine.yaml: is there already; it is not overwritten"):
         main(["card", "mine", "lab/other"])
     assert "lab/tiny" in card.read_text()
+
+
+def test_writing_a_card_loads_no_model_library(cards):
+    code = (
+        "import sys; from storyflower.__main__ import main; main(['card', 'x', 'lab/tiny']);"
+        "print({'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-x y", "x\n"])
@@ -1031,9 +1022,10 @@ def test_cards_that_ship():
         assert (card.pretokenize, card.pad_id, card.optimizer) == ("bert", 1, "notebook")
         assert (card.learning_rate, card.license) == (5e-5, "Apache-2.0")
         golden = {"text": "한국어 모델을 공유합니다.", "pretokenize": "none", "ids": readme}
-        assert card.golden == golden
+        assert card.golden.model_dump() == golden
+    assert cards["kobert-legacy"].source == "skt/kobert-base-v1"
     assert cards["kobert-legacy"].files == {
-        "kobert_v1.zip": "md5:411b2429199bc04558576acdcac6d498",
-        "kobert_news_wiki_ko_cased-1087f8699e.spiece": "md5:ae5711deb3",
+        "legacy/kobert_v1.zip": "md5:411b2429199bc04558576acdcac6d498",
+        "legacy/kobert_news_wiki_ko_cased-1087f8699e.spiece": "md5:ae5711deb3",
     }
     assert all(card.optimizer == "adamw" for name, card in cards.items() if "kobert" not in name)

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from storyflower.common.errors import InputError
 from storyflower.evaluate import baseline, plots
 from storyflower.evaluate import evaluate as evaluate_module
-from storyflower.interim.dialogues import read_split
 from storyflower.interim.labels import LabelIndex
 from storyflower.tracking import record
 from tests.support import WORDS
@@ -112,7 +111,7 @@ def test_the_interval_of_the_difference_is_paired(scored: tuple[Path, dict], int
     rows = pq.read_table(root / "predictions.parquet").to_pylist()
     ours = np.array([row["right"] for row in rows]).astype(int)
     names = LabelIndex.load(interim / "labels.json")
-    train = read_split(interim / "dialogues.parquet", "Training", ["text", "label"])
+    train = pq.read_table(interim / "dialogues.parquet", filters=[("split", "==", "Training")])
     train_labels = names.encode(train["label"].to_pylist())
     actual = names.encode([row["actual"] for row in rows])
     probability = {
@@ -137,35 +136,60 @@ def test_the_difference_of_two_that_err_on_the_same_rows_is_certain() -> None:
     guess = np.where(rng.random(100) < 0.6, actual, (actual + 1) % 3)
     better = guess.copy()
     better[np.flatnonzero(guess != actual)[0]] = actual[np.flatnonzero(guess != actual)[0]]
-    probability = {"classifier": np.eye(3)[better], "majority": np.eye(3)[guess]}
-    row = evaluate_module.against("majority", probability, actual, tuple(WORDS), SEED)
+    row = compare(better, guess, actual)
     assert row["difference"] == pytest.approx(0.01)
     assert row["low"] == 0 and row["high"] <= 0.04
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "start"),
-    [
-        (0.01, 0.07, "The classifier is better than {}: +4.0 points"),
-        (-0.07, -0.01, "The classifier is worse than {}: -4.0 points"),
-        (-0.01, 0.09, "These rows cannot tell the classifier from {}: +4.0 points"),
-        (0.0, 0.08, "These rows cannot tell the classifier from {}: +4.0 points"),
-        (-0.08, 0.0, "These rows cannot tell the classifier from {}: -4.0 points"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("name", "other"),
-    [
-        ("majority", "always answering the most frequent class"),
-        ("tfidf_logistic_regression", "TF-IDF + logistic regression"),
-    ],
-)
-def test_verdict(low: float, high: float, start: str, name: str, other: str) -> None:
-    said = evaluate_module.verdict(name, (low + high) / 2, low, high, 1234)
-    assert said == (
-        f"{start.format(other)} of accuracy on 1234 rows, "
-        f"95% interval {100 * low:+.1f} to {100 * high:+.1f}."
+def compare(
+    ours: np.ndarray, theirs: np.ndarray, actual: np.ndarray, name: str = "majority"
+) -> dict:
+    """What evaluate says of two that answer with these class numbers."""
+    return evaluate_module.compare(
+        name,
+        baseline=np.eye(3)[theirs],
+        classifier=np.eye(3)[ours],
+        actual=actual,
+        names=tuple(WORDS),
+        seed=SEED,
     )
+
+
+NAMES = {
+    "majority": "always answering the most frequent class",
+    "tfidf_logistic_regression": "TF-IDF + logistic regression",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("only_ours", "only_theirs", "start"),
+    [
+        (40, 10, "The classifier is better than {}: +10.0 points of accuracy on 300 rows, 95%"),
+        (10, 40, "The classifier is worse than {}: -10.0 points of accuracy on 300 rows, 95%"),
+        (16, 13, "These rows cannot tell the classifier from {}: +1.0 points"),
+        (10, 0, "The classifier is better than {}: +3.3 points"),
+        # The bootstrap's interval excludes 0 here, and these few rows still say nothing.
+        (9, 0, "No verdict against {}: only one of the two is right on 9 of 300 rows, and 10 are"),
+        (0, 6, "No verdict against {}: only one of the two is right on 6 of 300 rows"),
+        (2, 1, "These rows cannot tell the classifier from {}: +0.3 points"),
+        (0, 0, "These rows cannot tell the classifier from {}: +0.0 points"),
+    ],
+)
+def test_verdict(only_ours: int, only_theirs: int, start: str, name: str) -> None:
+    actual = np.arange(300) % 3
+    ours, theirs = actual.copy(), actual.copy()
+    theirs[:only_ours] = (actual[:only_ours] + 1) % 3
+    ours[only_ours : only_ours + only_theirs] += 1
+    assert compare(ours % 3, theirs, actual, name)["verdict"].startswith(start.format(NAMES[name]))
+
+
+def test_verdict_names_the_classes_that_validation_lacks() -> None:
+    """Two rows of one class, both answered right where the majority is wrong."""
+    actual = np.zeros(2, np.int64)
+    verdict = compare(actual, actual + 1, actual)["verdict"]
+    assert verdict.startswith("No verdict against always answering the most frequent class")
+    assert verdict.endswith("Validation has no dialogue of 분노, 불안: nothing is said of them.")
 
 
 def test_confusion_csv_and_predictions_tell_the_same(scored: tuple[Path, dict]) -> None:
@@ -265,11 +289,12 @@ def test_learning_curves(epochs: int, scale: float, tmp_path: Path) -> None:
         history[0][name] -= 0.5 * scale
 
 
-def test_the_numbers_that_are_printed_are_those_of_metrics(scored: tuple[Path, dict]) -> None:
+def test_the_numbers_that_are_printed_are_those_of_metrics() -> None:
     """A verdict's figures are the ones beside it."""
-    _, result = scored
-    for row in result["baselines"]:
-        points, low, high = (float(value) for value in re.findall(r"[+-]\d+\.\d", row["verdict"]))
-        assert (points, low, high) == pytest.approx(
-            tuple(100 * row[key] for key in ("difference", "low", "high")), abs=0.051
-        )
+    rng = np.random.default_rng(0)
+    actual, ours, theirs = rng.integers(0, 3, (3, 300))
+    row = compare(np.where(rng.random(300) < 0.5, actual, ours), theirs, actual)
+    points, low, high = (float(value) for value in re.findall(r"[+-]\d+\.\d", row["verdict"]))
+    assert (points, low, high) == pytest.approx(
+        tuple(100 * row[key] for key in ("difference", "low", "high")), abs=0.051
+    )

@@ -87,7 +87,7 @@ class Training:
     def output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def until(self, condition: Callable[[], object]) -> bool:
+    def until(self, condition: Callable[[], object], pause: float = 0.0005) -> bool:
         """Wait for the condition; False when dvc ended before it came."""
         deadline = time.monotonic() + 300
         while not condition():
@@ -95,7 +95,7 @@ class Training:
                 return False
             if time.monotonic() > deadline:
                 raise Lost(f"it hangs: {self.output[-1000:]}")
-            time.sleep(0.0005)
+            time.sleep(pause)
         return True
 
     def places(self) -> list[Path]:
@@ -120,11 +120,14 @@ class Training:
         folder = self.root / ".storyflower/checkpoints"
         if any(folder.glob("*/.tmp*")) or any(folder.glob("*/*.part")):
             return CHECKPOINT
-        if any((place / "models/classifier.part").exists() for place in self.places()):
+        if self.writes_model():
             return MODEL
         if any((place / "reports/run.json").exists() for place in self.places()):
             return AFTER
         return "between checkpoints" if self.newest() else "before the first checkpoint"
+
+    def writes_model(self) -> bool:
+        return any((place / "models/classifier.part").exists() for place in self.places())
 
     def strike(self, when: str, who: str, rng: random.Random) -> str | None:
         """Kill at that moment; return the phase that was hit, None where the moment never came."""
@@ -136,6 +139,9 @@ class Training:
             time.sleep(rng.uniform(0, 1))
         elif when == AFTER:
             self.until(lambda: self.stage() is None)
+        elif when == MODEL:
+            if not self.until(self.writes_model, pause=0):  # it takes a few milliseconds
+                return None
         elif not self.until(lambda: self.phase() == when):
             return None
         if self.dvc.poll() is not None or (when == RANDOM and not self.stage()):

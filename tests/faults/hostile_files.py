@@ -4,12 +4,15 @@ Each is (kind, suffix, content); the kinds are the ones that the tests promise. 
 holds CANARY, which no message may repeat.
 """
 
+import datetime
 import json
 import random
 import zipfile
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from itertools import chain, product, repeat
+
+import xlsxwriter
 
 CANARY = "비밀일기"
 HEADER = ("감정_대분류", "감정_소분류", "사람문장1", "사람문장2")
@@ -80,6 +83,10 @@ def parts_of(sheets: Iterable[tuple[str, str]] = (("Sheet1", "visible"),)) -> di
     links += f'<Relationship Id="rId99" Type="{OFFICE}/sharedStrings" Target="sharedStrings.xml"/>'
     return {
         "[Content_Types].xml": f"{XML}<Types/>",
+        "_rels/.rels": (
+            f'{XML}<Relationships xmlns="{PACKAGE}"><Relationship Id="rId1" '
+            f'Type="{OFFICE}/officeDocument" Target="{BOOK}"/></Relationships>'
+        ),
         BOOK: f'{XML}<workbook {MAIN} xmlns:r="{OFFICE}"><sheets>{listed}</sheets></workbook>',
         LINKS: f'{XML}<Relationships xmlns="{PACKAGE}">{links}</Relationships>',
         SHEET: sheet(shared_rows()),
@@ -100,6 +107,17 @@ def workbook(changes: dict[str, Content | None] | None = None, **more: object) -
             with archive.open(member, "w", force_zip64=True) as file:
                 for piece in flat(content):
                     file.write(piece)
+    return buffer.getvalue()
+
+
+def written_by_a_library() -> bytes:
+    """A workbook with all that a spreadsheet program puts into one, its texts shared strings."""
+    buffer = BytesIO()
+    with xlsxwriter.Workbook(buffer, {"in_memory": True}) as book:
+        book.set_properties({"created": datetime.datetime(2000, 1, 1)})
+        page = book.add_worksheet()
+        for number, texts in enumerate([HEADER, *ROWS]):
+            page.write_row(number, 0, texts)
     return buffer.getvalue()
 
 
@@ -160,11 +178,17 @@ def flipped(content: bytes, rng: random.Random) -> bytes:
 def generic(seed: int = 20) -> Iterator[File]:
     """Bit flips and truncation of each format, and of the XML inside a whole zip."""
     rng = random.Random(seed)
-    bases = {".xlsx": workbook(), ".json": json_text(), ".jsonl": jsonl_text(), ".csv": csv_text()}
-    for suffix, content in bases.items():
-        for _ in range(50 if suffix == ".xlsx" else 20):
+    bases = (
+        (".xlsx", workbook(), 25, 8),
+        (".xlsx", written_by_a_library(), 25, 8),
+        (".json", json_text(), 20, 8),
+        (".jsonl", jsonl_text(), 20, 8),
+        (".csv", csv_text(), 20, 8),
+    )
+    for suffix, content, flips, cuts in bases:
+        for _ in range(flips):
             yield "bit flips", suffix, flipped(content, rng)
-        for _ in range(16 if suffix == ".xlsx" else 8):
+        for _ in range(cuts):
             yield "truncation", suffix, content[: rng.randrange(len(content))]
     parts = parts_of()
     for name, times in ((SHEET, 30), (STRINGS, 15), (BOOK, 15), (LINKS, 15)):

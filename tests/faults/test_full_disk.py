@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from storyflower.common.errors import InputError
 from storyflower.common.files import replacing
 from storyflower.encoder import sources
+from tests.encoder.hub import running_hub
 from tests.support import ROOT, dialogue_rows, run, set_params, write_workbook
 
 FULL = "no space left on device; make room and run it again"
@@ -325,16 +327,24 @@ def test_a_hub_cache_that_cannot_be_written(
     assert said.format(cache=huggingface_hub.constants.HF_HUB_CACHE) in str(raised.value)
 
 
-def test_a_download_is_not_tried_again_on_a_disk_that_takes_no_more(
+def test_a_download_that_the_disk_does_not_take_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources.time, "sleep", lambda _: pytest.fail("it is tried again"))
-    monkeypatch.setenv("STORYFLOWER_CACHE", str(tmp_path / "cache"))
-    source = tmp_path / "weights.bin"
-    source.write_bytes(bytes(5000))
-    checksum = sources.digest(source, "sha256")
-    with no_file_larger_than(1000), pytest.raises(InputError, match="cannot be written"):
-        sources.download(source.as_uri(), "weights.bin", checksum)
-    assert not list((tmp_path / "cache").rglob("weights.bin"))
-    found = sources.download(source.as_uri(), "weights.bin", checksum)  # what was there is resumed
-    assert found.read_bytes() == bytes(5000)
+    cache = tmp_path / "cache"
+    with running_hub(monkeypatch, cache) as hub:
+        hub.publish("lab/tiny", {"weights.bin": bytes(5000)})
+        folder = sources.HubFolder("lab/tiny", None)
+        with no_file_larger_than(1000), pytest.raises(InputError) as error:
+            folder.find("weights.bin")
+        assert str(error.value) == f"{cache}: {TOO_LARGE}"
+        assert not list(cache.rglob("*.incomplete")) + list(cache.rglob("weights.bin"))
+        assert len([path for path in hub.paths() if path.startswith("store/")]) == 1
+        assert folder.find("weights.bin").read_bytes() == bytes(5000)
+
+
+def test_a_zip_that_the_disk_does_not_take(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("kobert/config.json", bytes(5000))
+    with no_file_larger_than(1000), pytest.raises(InputError) as error:
+        sources.unzip(tmp_path / "a.zip", tmp_path / "out")
+    assert str(error.value) == f"{tmp_path / 'a.zip'}: cannot be unpacked: {TOO_LARGE}"

@@ -32,7 +32,9 @@ def root(prepared: tuple[Path, dict[str, bytes]], tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_five_kills_and_the_same_bytes(root: Path, prepared: tuple[Path, dict[str, bytes]]) -> None:
+def test_five_kills_and_the_same_bytes(
+    prepared: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
     kills = [
         (crashes.CHECKPOINT, crashes.BOTH),
         (crashes.RANDOM, crashes.STAGE),
@@ -40,9 +42,13 @@ def test_five_kills_and_the_same_bytes(root: Path, prepared: tuple[Path, dict[st
         (crashes.MODEL, crashes.BOTH),
         (crashes.AFTER, crashes.DVC),
     ]
-    lines = crashes.chain(root, crashes.REPRO, kills, random.Random(0))
+    for attempt in range(3):  # a busy machine may not see the short write of the model in time
+        root = shutil.copytree(prepared[0], tmp_path / str(attempt))
+        lines = crashes.chain(root, crashes.REPRO, kills, random.Random(0))
+        crashes.expect_equal(root, crashes.REPRO, prepared[1])
+        if len(lines) == len(kills):
+            break
     assert len(lines) == len(kills), lines
-    crashes.expect_equal(root, crashes.REPRO, prepared[1])
     crashes.expect_one_run(root)
     assert len(list(root.glob(".storyflower/checkpoints/*/*"))) == 2  # of the end, until evaluate
     command(root, "dvc", "repro")

@@ -7,11 +7,8 @@ import json
 import pickle
 import shutil
 import sys
-import threading
 import zipfile
 from collections.abc import Callable
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +26,7 @@ from storyflower.__main__ import main as command_line
 from storyflower.common.errors import InputError, exit_with_line
 from storyflower.interim.tokens import TokenArrays
 from storyflower.train.checkpoint import Checkpoints
+from tests.encoder.hub import running_hub
 from tests.support import ROOT, TINY_CARD, set_params
 
 
@@ -187,31 +185,17 @@ def test_zip_that_leaves_its_folder(
     root: Path, sign: Path, capsys, monkeypatch: pytest.MonkeyPatch, member: str
 ) -> None:
     """The zip of a kobert-legacy card, with the checksum that the card gives."""
-    served = root / "served"
-    served.mkdir()
-    with zipfile.ZipFile(served / "kobert_v1.zip", "w") as archive:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("kobert/config.json", "{}")
         archive.writestr(member.format(up=sign.name, sign=sign), "ran")
-    (served / "x.spiece").write_bytes(b"1")
-    sums = {
-        name: "sha256:" + hashlib.sha256((served / name).read_bytes()).hexdigest()
-        for name in ("kobert_v1.zip", "x.spiece")
-    }
-    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(served)))
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     card = yaml.safe_load((ROOT / "encoders/kobert-legacy.yaml").read_text(encoding="utf-8"))
-    card |= {"source": f"http://127.0.0.1:{server.server_port}", "files": sums}
-    (root / "encoders/tiny.yaml").write_text(
-        yaml.safe_dump(card | {"vocabulary": "x.spiece"}), encoding="utf-8"
-    )
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("STORYFLOWER_CACHE", str(root / "cache"))
-    try:
+    files = dict(zip(card["files"], (packed.getvalue(), b"1"), strict=True))
+    card["files"] = {k: f"sha256:{hashlib.sha256(v).hexdigest()}" for k, v in files.items()}
+    (root / "encoders/tiny.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
+    with running_hub(monkeypatch, root / "cache") as hub:
+        hub.publish(card["source"], files)
         said = refused(stages.encoder.main, capsys)
-    finally:
-        server.shutdown()
-        server.server_close()
     assert "kobert_v1.zip: refused: its member" in said
     assert not [path for path in tree(root.parent) if sign.name in path.name]
 

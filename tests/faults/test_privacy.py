@@ -123,7 +123,7 @@ def test_ingest_refuses_without_repeating_the_text(fails, tmp_path: Path, name: 
     assert "data/mine/Training" in fails(stages.ingest.main)
 
 
-@pytest.mark.parametrize("value", [f'="{CANARY}"', "#REF!", 20240501])
+@pytest.mark.parametrize("value", [True, 20240501])
 def test_ingest_of_a_cell_that_is_no_text(fails, tmp_path: Path, value: object) -> None:
     rows = with_canary(dialogue_rows(6, seed=1))
     rows[3][HEADER.index("사람문장2")] = value
@@ -133,8 +133,9 @@ def test_ingest_of_a_cell_that_is_no_text(fails, tmp_path: Path, value: object) 
 
 def test_labels_refuses_without_repeating_the_label(fails, tmp_path: Path) -> None:
     """Somebody put the text in the label's column, of Validation alone."""
-    write_csv(tmp_path / "data/mine/Training.csv", [LABELS, GOOD, ["분노", *GOOD[1:]]])
-    write_csv(tmp_path / "data/mine/Validation.csv", [LABELS, [CANARY, *GOOD[1:]]])
+    angry = ["분노", *GOOD[1:]]
+    write_csv(tmp_path / "data/mine/Training.csv", [LABELS, GOOD, GOOD, angry, angry])
+    write_csv(tmp_path / "data/mine/Validation.csv", [LABELS, *[[CANARY, *GOOD[1:]]] * 2])
     exit_with_line(stages.ingest.main)
     assert "Validation.csv, row 2: its label" in fails(stages.labels.main)
 
@@ -181,6 +182,31 @@ def test_predict_fails_without_repeating_the_text(
     monkeypatch.setattr(sys, "argv", ["storyflower", "predict", *words])
     fails(predict)
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [CANARY],
+        ["predict", f"--json={CANARY}"],
+        ["predict", f"--jsn={CANARY}"],
+        ["predict", "합격했어", f"--a{CANARY}=", "-j"],
+        ["predict", "-j", CANARY],
+        ["predict", CANARY, "--model"],
+        ["card", CANARY, CANARY, CANARY],
+        ["sync", CANARY],
+        [f"--version={CANARY}"],
+        ["predict", f"--help={CANARY}"],
+    ],
+)
+def test_arguments_that_make_no_sense_are_not_repeated(
+    capfd: pytest.CaptureFixture, words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        exit_with_line(lambda: predict(words))
+    out, err = capfd.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert err.startswith("usage: ") and not shows(err.encode())
 
 
 def test_a_command_writes_for_its_owner_alone(tmp_path: Path, monkeypatch) -> None:

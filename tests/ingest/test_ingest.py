@@ -2,7 +2,9 @@
 
 import csv
 import datetime
+import errno
 import json
+import os
 import sys
 import unicodedata
 import zipfile
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from storyflower.common.errors import InputError
 from storyflower.ingest import ingest as ingest_module
+from storyflower.sheets.sheet import says_nothing
 from tests.support import HEADER, ROOT, run, set_params, write_workbook
 
 PERSON = ["연령", "성별", "상황키워드", "신체질환"]
@@ -116,15 +119,6 @@ def write_jsonl(path: Path, items: list) -> Path:
 
 def good_sheet(path: Path) -> Path:
     return write_workbook(path, rows_for(HEADER))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """data/aihub with a good Validation workbook; a test adds its Training file."""
-    folder = tmp_path / "data" / "aihub"
-    folder.mkdir(parents=True)
-    good_sheet(folder / "감성대화_Validation.xlsx")
-    return folder
 
 
 def ingest(folder: Path, **options: object) -> dict:
@@ -285,7 +279,12 @@ def test_nan_is_no_text(folder: Path, empty: object) -> None:
 
 
 VISIBLE = st.text(st.characters(codec="cp949", exclude_categories=["C", "Z"]), min_size=1)
-SENTENCE = st.lists(VISIBLE, min_size=1, max_size=4).map(" ".join)
+# Not "-" and not the filler of Hangul, which are no text, nor a text that NFC would change
+SENTENCE = (
+    st.lists(VISIBLE, min_size=1, max_size=4)
+    .map(lambda words: unicodedata.normalize("NFC", " ".join(words)))
+    .filter(lambda text: not says_nothing(text))
+)
 
 
 @settings(
@@ -471,6 +470,45 @@ def test_name_out_of_a_windows_zip(folder: Path) -> None:
     message.encode()  # can be printed
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["감성대화말뭉치(최종데이터)_{}.xlsx", "대화.xlsx"])
+def test_folders_as_ai_hub_packs_them(tmp_path: Path, name: str, form: str) -> None:
+    folder = tmp_path / "data" / "aihub"
+    for number, split in enumerate(("Training", "Validation"), start=1):
+        outer = folder / "감성대화 Training+Validation"  # says nothing, the inner one does
+        below = outer / unicodedata.normalize(form, f"{number}.{split}") / "원천데이터"
+        good_sheet(below / name.format(split))
+        for hidden in (folder / "__MACOSX" / split, folder / ".ipynb_checkpoints"):
+            hidden.mkdir(parents=True, exist_ok=True)
+            (hidden / f"{split}.xlsx").write_bytes(b"not read")
+    (folder / "위로").symlink_to(folder)
+    ingest(folder)
+    assert dialogues(folder) == dialogues(folder, "Validation") == DIALOGUES
+
+
+def test_folder_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "Training").mkdir()
+    scan = os.scandir
+
+    def refusing(path: object) -> object:  # root may open any folder
+        if str(path).endswith("Training"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert refusal(folder) == f"{folder / 'Training'}: cannot be read (Permission denied)"
+
+
+def test_workbook_and_label_json_of_one_split(folder: Path) -> None:
+    good_sheet(folder / "Training/원천데이터/감성대화.xlsx")
+    (folder / "Training/라벨링데이터").mkdir()
+    write_json(folder / "Training/라벨링데이터/감성대화.json", json_items())
+    assert refusal(folder) == (
+        f"{folder}: 2 Training files (Training/라벨링데이터/감성대화.json, "
+        "Training/원천데이터/감성대화.xlsx); keep one"
+    )
+
+
 # Files that are not what they say
 
 
@@ -490,12 +528,17 @@ OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504)
         ("Training.xlsx", b"PK\x05\x06" + bytes(18), "not a workbook"),
         ("Training.csv", b"", "empty"),
         ("Training.csv", b"\n\n,,\n", "empty"),
-        ("Training.csv", b"\xff\xfe" + "감정".encode("utf-16-le"), "neither utf-8 nor cp949"),
+        ("Training.csv", b"\xff\xfe" + "감정".encode("utf-16-le"), "no column 사람문장1"),
+        ("Training.csv", b"\xff\xfe\x00\xd8,\x00", "broken UTF-16"),
+        ("Training.csv", "감정".encode("utf-32"), "neither utf-8 nor cp949"),
+        ("Training.csv", b'"\n', "broken csv"),
         ("Training.csv", "감정_대분류,".encode() + b"\xff\xff", "neither utf-8 nor cp949"),
-        ("Training.json", b"", "not valid JSON"),
+        ("Training.json", b"", "holds no dialogue"),
         ("Training.json", "[{}]".encode("utf-16"), "not utf-8"),
         ("Training.jsonl", '{"감정": 1}'.encode("cp949"), "not utf-8"),
-        ("Training.json", b'{"profile": {}}', "expected a list of dialogues"),
+        ("Training.json", b'{"profile": {}}', "expected profile.emotion.type"),
+        ("Training.json", b'{\n"profile": {}}', "expected a list of dialogues, or one a line"),
+        ("Training.json", b"\xc2\xa0[{}]", "not valid JSON"),
         ("Training.json", b"[" * 100_000, "not valid JSON"),
         ("Training.json", b"[" + b"9" * 5000 + b"]", "not valid JSON"),
         ("Training.json", b"[]", "holds no dialogue"),
@@ -613,7 +656,11 @@ def test_missing_column(folder: Path, name: str) -> None:
     message = refusal(folder)
     assert message.startswith(f"{path}, sheet 'Sheet1': no column {name}; found 연령, 성별")
     column = "FHJ"[["감정_대분류", "사람문장1", "사람문장2"].index(name)]
-    assert message.endswith(f"other names in columns {column}")  # whatever it is, it is not shown
+    assert f", other names in columns {column}" in message
+    assert "다른" not in message  # whatever it is, it is not shown
+    assert message.endswith(
+        "; write turns: 1 into params.yaml to do without" if name == "사람문장2" else column
+    )
 
 
 def test_duplicate_column(folder: Path) -> None:
@@ -635,32 +682,57 @@ def test_fine_emotion_is_needed_only_as_a_target(folder: Path) -> None:
 @pytest.mark.parametrize("column", ["감정_대분류", "감정_소분류", "사람문장1", "사람문장2"])
 @pytest.mark.parametrize(
     "value",
-    [3, 0.5, True, datetime.date(2024, 5, 1), datetime.datetime(2024, 5, 1, 6, 30), "#N/A"],
+    [3, 0.5, True, datetime.date(2024, 5, 1), datetime.datetime(2024, 5, 1, 6, 30)],
 )
 def test_cell_that_is_no_text(folder: Path, column: str, value: object) -> None:
     rows = rows_for(HEADER)
     rows[BAD_ROW - 2][HEADER.index(column)] = value
     path = write_workbook(folder / "Training.xlsx", rows)
-    shown = "an error such as #N/A" if value == "#N/A" else "a number, date or truth value"
     message = refusal(folder, max_dropped=1.0)
     assert message == (
-        f"{path}, sheet 'Sheet1', row {BAD_ROW}: {column} holds {shown}; write it as text"
+        f"{path}, sheet 'Sheet1', row {BAD_ROW}: {column} holds a number, date or truth value; "
+        "write it as text"
     )
 
 
-@pytest.mark.parametrize("column", ["감정_대분류", "감정_소분류", "사람문장2"])
-@pytest.mark.parametrize("cached", [False, True])
-def test_formula(folder: Path, column: str, cached: bool) -> None:
+@pytest.mark.parametrize(
+    ("cell", "cached", "read"),
+    [
+        ('="기쁨"', "기쁨", "기쁨"),  # what the sheet showed when it was saved
+        ('="기쁨"', None, ""),  # written by a program that computes nothing
+        ("#N/A", None, ""),
+    ],
+)
+def test_formulas_and_errors(folder: Path, cell: str, cached: str | None, read: str) -> None:
     rows = rows_for(HEADER)
-    rows[BAD_ROW - 2][HEADER.index(column)] = '="기쁨"'
+    rows[BAD_ROW - 2][HEADER.index("감정_대분류")] = cell
     path = write_workbook(folder / "Training.xlsx", rows)
     if cached:
-        value = "</f><v>기쁨</v>".encode()
+        value = f"</f><v>{cached}</v>".encode()
         patch(path, "sheet1.xml", lambda xml: xml.replace(b"</f><v />", value))
-    message = refusal(folder, max_dropped=1.0)
-    assert message == (
-        f"{path}, sheet 'Sheet1', row {BAD_ROW}: {column} is a formula; paste the values over it"
-    )
+    report = ingest(folder, max_dropped=1.0)["splits"]["Training"]
+    if read:
+        assert report["kept"] == report["read"]
+        assert dialogues(folder)[BAD_ROW - 2][1] == read
+    else:
+        assert report["dropped"] == {"no 감정_대분류": 1}
+
+
+@pytest.mark.parametrize("suffix", [".xlsx", ".json"])
+def test_all_cells_that_are_no_text_are_named_at_once(folder: Path, suffix: str) -> None:
+    path = folder / f"Training{suffix}"
+    word = "row" if suffix == ".xlsx" else "item"
+    if suffix == ".xlsx":
+        rows = rows_for(HEADER, CELLS * 4)
+        for row in rows[:8]:
+            row[HEADER.index("사람문장1")] = row[HEADER.index("사람문장2")] = 7
+        write_workbook(path, rows)
+    else:
+        write_json(path, [label_json(HS01=7, HS02=7)] * 8 + json_items())
+    message = refusal(folder)
+    first = 2 if word == "row" else 1
+    cells = [f"{word} {first + n // 2} 사람문장{n % 2 + 1}" for n in range(10)]
+    assert f": 16 cells are no text ({'; '.join(cells)}; and 6 more); the first holds" in message
 
 
 # Rows that cannot be used
@@ -671,10 +743,15 @@ def test_formula(folder: Path, column: str, cached: bool) -> None:
     [
         ({"감정_대분류": None}, "major", "no 감정_대분류"),
         ({"감정_대분류": "  "}, "major", "no 감정_대분류"),
-        ({"감정_대분류": "nan"}, "major", "no 감정_대분류"),
+        ({"감정_대분류": "\u200b\u3164"}, "major", "no 감정_대분류"),
+        ({"감정_대분류": "nan"}, "major", "label 'nan'"),
+        ({"감정_대분류": "None "}, "major", "label 'None'"),
+        ({"감정_대분류": "<NA>"}, "major", "label '<NA>'"),
+        ({"감정_소분류": "n/a"}, "fine", "fine label 'n/a'"),
         ({"감정_소분류": None}, "fine", "no 감정_소분류"),
         ({"사람문장1": None, "사람문장2": None}, "major", "no text"),
         ({"사람문장1": " \n", "사람문장2": "\u200b\ufeff"}, "major", "no text"),
+        ({"사람문장1": "NULL", "사람문장2": "\u3164"}, "major", "no text"),
     ],
 )
 def test_unusable_row(folder: Path, change: dict, target: str, reason: str) -> None:

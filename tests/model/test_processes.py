@@ -47,8 +47,9 @@ def main():
                 os._exit(7)
 
         rows = fit_module.fit(
-            network, table, table, params_of(num_epochs=3, batch_size=8, warmup_ratio=0.2),
-            learning_rate=1e-2, optimizer_name="adamw", placement=place, on_epoch=note, ranks=ranks,
+            network, train=table, test=table, placement=place, on_epoch=note, ranks=ranks,
+            params=params_of(num_epochs=3, batch_size=8, warmup_ratio=0.2, learning_rate=1e-2,
+                             optimizer="adamw"),
         )
         weights = torch.cat([p.detach().flatten() for p in network.parameters()])
         found = {"rows": [[r.loss, r.train_accuracy, r.test_loss] for r in rows],

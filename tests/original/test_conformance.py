@@ -17,19 +17,19 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import BertModel
 
 from storyflower.encoder import prepare
 from storyflower.ingest import ingest
-from storyflower.interim.dialogues import read_split
 from storyflower.interim.tokens import TokenArrays
 from storyflower.kobert import Vocab, get_pytorch_kobert_model, get_tokenizer
 from storyflower.model.batch import Batch
 from storyflower.model.device import choose
 from storyflower.model.folder import build_classifier
-from storyflower.sheets.read_xlsx import read_sheet
+from storyflower.sheets.read_xlsx import open_xlsx
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train import fit
 from tests.original import notebook
@@ -60,7 +60,8 @@ def sample_texts() -> tuple[list[str], list[str]]:
     single: set[str] = set()
     joined: set[str] = set()
     for split in ("Training", "Validation"):
-        for _, cells in read_sheet(ingest.find_files(ROOT / "data/sample")[split]).rows:
+        file = ingest.find_files(ROOT / "data/sample")[split]
+        for _, cells in open_xlsx(file, {"사람문장1"}).rows:
             turns = [cell.strip() for cell in cells[7:] if isinstance(cell, str) and cell.strip()]
             single.update(turns)
             single.update(part for turn in turns for part in re.split(r"(?<=[.?!…])\s+", turn))
@@ -291,7 +292,9 @@ open({str(tmp_path / "path")!r}, "w").write(get_tokenizer())
 def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
     """30 steps, 3 of them warm-up: the same losses and the same update of the weights."""
     rows, batch_size, classes = 240, 8, 6
-    table = read_split(folder.parent / "dialogues.parquet", "Training", ["text", "label"])
+    table = pq.read_table(
+        folder.parent / "dialogues.parquet", filters=[("split", "==", "Training")]
+    )
     texts = table["text"].to_pylist()[:rows]
     names = table["label"].to_pylist()
     order = list(dict.fromkeys(names))
@@ -335,7 +338,9 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
     )
 
     params = params_of(
-        **{**TINY_PARAMS, "batch_size": batch_size, "shuffle": False, "max_len": MAX_LEN}
+        **{**TINY_PARAMS, "batch_size": batch_size, "shuffle": False, "max_len": MAX_LEN},
+        learning_rate=5e-5,
+        optimizer="notebook",
     )
     losses: list[float] = []
 
@@ -348,11 +353,9 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
     ours.register_forward_hook(note_loss)
     fit.fit(
         ours,
-        ragged,
-        ragged,
-        params,
-        learning_rate=5e-5,
-        optimizer_name="notebook",
+        train=ragged,
+        test=ragged,
+        params=params,
         placement=choose("cpu", "fp32"),
         on_epoch=lambda rows: None,
     )

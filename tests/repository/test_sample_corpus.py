@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import openpyxl
+import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
 from storyflower.evaluate import baseline
 from storyflower.ingest import aihub, ingest
-from storyflower.interim import dialogues
 from storyflower.interim.labels import LabelIndex
 from tests.support import HEADER, ROOT
 
@@ -137,7 +137,7 @@ def test_linear_baseline_is_neither_lost_nor_done(tmp_path: Path) -> None:
     settings = {"turns": 2, "target": "major", "max_dropped": 0.0}
     report = ingest.ingest(FOLDER, table, tmp_path / "ingest.json", **settings)
     assert report["validation_texts_also_in_training"] == 0
-    train, test = (dialogues.read_split(table, split, ["text", "label"]) for split in ROWS)
+    train, test = (pq.read_table(table, filters=[("split", "==", split)]) for split in ROWS)
     index = LabelIndex(dict.fromkeys(train["label"].to_pylist()))
     assert len(index) == 6
     probabilities = baseline.tfidf_logistic_regression(

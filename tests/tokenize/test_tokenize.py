@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storyflower.common.errors import InputError
-from storyflower.interim.dialogues import SCHEMA, read_split
+from storyflower.interim.dialogues import SCHEMA
 from storyflower.interim.labels import LabelIndex
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model.batch import make_batch
@@ -168,7 +168,7 @@ def test_both_ways_to_run_sentencepiece(interim: Path, max_len: int, tmp_path: P
         (encoder / "spiece.model").write_bytes((interim / "encoder/spiece.model").read_bytes())
         card = {"tokenizer": "sentencepiece", "pretokenize": pretokenize, "max_length": 64}
         (encoder / "card.json").write_text(json.dumps(card), encoding="utf-8")
-        rows = read_split(interim / "dialogues.parquet", "Training", ["text"])
+        rows = pq.read_table(interim / "dialogues.parquet", filters=[("split", "==", "Training")])
         texts = [f"{text}!" for text in rows["text"].to_pylist()]
         report = tokenize(folder, encoder, texts, texts[:3], max_len)
         assert report["pretokenize"] == pretokenize

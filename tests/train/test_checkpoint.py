@@ -28,14 +28,12 @@ TABLE = random_table(40)  # five steps of eight
 
 
 def fit(network: Bag, checkpoints: Checkpoints | None = None, **values: object) -> list:
-    name = values.pop("optimizer_name", "adamw")
+    rate = {"learning_rate": 0.05, "optimizer": "adamw"}
     return fit_module.fit(
         network,
-        TABLE,
-        random_table(9, seed=1),
-        params_of(**{"num_epochs": 3, "batch_size": 8, **values}),
-        learning_rate=0.05,
-        optimizer_name=name,
+        train=TABLE,
+        test=random_table(9, seed=1),
+        params=params_of(**{**rate, "num_epochs": 3, "batch_size": 8, **values}),
         placement=choose("cpu", "fp32"),
         on_epoch=lambda _: None,
         checkpoints=checkpoints,
@@ -97,17 +95,17 @@ def test_a_resumed_training_ends_as_one_that_never_died(
     tmp_path: Path, steps: int, optimizer_name: str
 ) -> None:
     whole, resumed = new_network(), new_network()
-    history = fit(whole, optimizer_name=optimizer_name)
-    die(tmp_path, steps, optimizer_name=optimizer_name)
+    history = fit(whole, optimizer=optimizer_name)
+    die(tmp_path, steps, optimizer=optimizer_name)
     torch.rand(5)  # another random state than that of the process that died
     with Checkpoints(tmp_path, MINE, 5) as checkpoints:
-        again = fit(resumed, checkpoints, optimizer_name=optimizer_name)
+        again = fit(resumed, checkpoints, optimizer=optimizer_name)
     assert same(whole, resumed)
     assert without_seconds(again) == without_seconds(history)
     # Finished, and asked once more: nothing is trained, and the same comes out.
     third = new_network()
     with Checkpoints(tmp_path, MINE, 5) as checkpoints:
-        assert fit(third, checkpoints, optimizer_name=optimizer_name) == again
+        assert fit(third, checkpoints, optimizer=optimizer_name) == again
     assert same(whole, third)
 
 

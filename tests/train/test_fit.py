@@ -74,18 +74,17 @@ def random_table(rows: int, seed: int = 0) -> TokenArrays:
     return TokenArrays(ids, offsets, rng.integers(0, CLASSES, rows))
 
 
+RATE = {"learning_rate": 1e-2, "optimizer": "adamw"}
+
+
 def fit(network: nn.Module, table: TokenArrays, **values: object) -> list[Epoch]:
-    """fit_module.fit on the CPU; `rate`, `optimizer_name` and `precision`, the rest are params."""
-    rate = values.pop("rate", 1e-2)
-    name = values.pop("optimizer_name", "adamw")
+    """fit_module.fit on the CPU; all `values` are params."""
     precision = values.pop("precision", "fp32")
     return fit_module.fit(
         network,
-        table,
-        table,
-        params_of(**{"num_epochs": 1, "batch_size": 8, **values}),
-        learning_rate=rate,
-        optimizer_name=name,
+        train=table,
+        test=table,
+        params=params_of(**{**RATE, "num_epochs": 1, "batch_size": 8, **values}),
         placement=choose("cpu", precision),
         on_epoch=lambda *_: None,
     )
@@ -140,7 +139,7 @@ def test_every_family_learns_64_dialogues_by_heart(family: str, tmp_path: Path) 
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    history = fit(network, random_table(64), num_epochs=40, batch_size=16, rate=5e-3)
+    history = fit(network, random_table(64), num_epochs=40, batch_size=16, learning_rate=5e-3)
     assert history[0].train_accuracy < 0.6
     assert history[-1].train_accuracy >= 0.95
     assert history[-1].test_accuracy >= 0.95  # the same rows, read again after the epoch
@@ -150,7 +149,7 @@ def test_every_family_learns_64_dialogues_by_heart(family: str, tmp_path: Path) 
 @pytest.mark.parametrize("warmup_ratio", [0.0, 0.1, 0.37, 1.0])
 def test_the_rate_of_every_step_is_that_of_transformers(warmup_ratio: float) -> None:
     with watched_steps() as steps:
-        fit(Bag(), random_table(60), num_epochs=3, warmup_ratio=warmup_ratio, rate=0.02)
+        fit(Bag(), random_table(60), num_epochs=3, warmup_ratio=warmup_ratio, learning_rate=0.02)
     total = 3 * math.ceil(60 / 8)
     reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.02)
     scheduler = get_cosine_schedule_with_warmup(reference, int(total * warmup_ratio), total)
@@ -211,7 +210,12 @@ def test_the_notebook_optimizer_over_ten_steps(max_norm: float) -> None:
     """With gradients as small as eps, where the two AdamW differ most, and with whole ones."""
     table = random_table(80)
     rate, decay = 1e-2, 0.01
-    common = {"shuffle": False, "max_grad_norm": max_norm, "weight_decay": decay, "rate": rate}
+    common = {
+        "shuffle": False,
+        "max_grad_norm": max_norm,
+        "weight_decay": decay,
+        "learning_rate": rate,
+    }
     ends = {}
     for name in ("theirs", "notebook", "adamw"):
         torch.manual_seed(0)
@@ -221,7 +225,7 @@ def test_the_notebook_optimizer_over_ten_steps(max_norm: float) -> None:
             notebook_steps(network, table, rate, decay, max_norm)
         else:
             with watched_steps() as steps:
-                fit(network, table, optimizer_name=name, **common)
+                fit(network, table, optimizer=name, **common)
             assert len(steps) == 10
         ends[name] = weights_of(network) - start
     size = ends["theirs"].norm()
@@ -262,11 +266,9 @@ def test_history_says_what_was_done() -> None:
     told: list[int] = []
     history = fit_module.fit(
         network,
-        table,
-        random_table(9, seed=1),
-        params_of(num_epochs=2, batch_size=8),
-        learning_rate=0.05,
-        optimizer_name="adamw",
+        train=table,
+        test=random_table(9, seed=1),
+        params=params_of(**{**RATE, "num_epochs": 2, "batch_size": 8, "learning_rate": 0.05}),
         placement=choose("cpu", "fp32"),
         on_epoch=lambda rows: told.append(len(rows)),
     )
@@ -428,11 +430,9 @@ def test_no_step_waits_for_the_device() -> None:
     with watch, pytest.raises(Enough):
         fit_module.fit(
             network,
-            table,
-            table,
-            params_of(batch_size=8),
-            learning_rate=1e-3,
-            optimizer_name="notebook",
+            train=table,
+            test=table,
+            params=params_of(batch_size=8, learning_rate=1e-3, optimizer="notebook"),
             placement=Placement(torch.device("meta"), "fp32", ""),
             on_epoch=lambda _: None,
             checkpoints=watch,
