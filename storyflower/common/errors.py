@@ -167,8 +167,3 @@ def one_line(error: object, limit: int = 200) -> str:
 def path_of(error: BaseException) -> str | None:
     """The file that an error of the system is about, if it says so; of a copy, the new one."""
     return getattr(error, "filename2", None) or getattr(error, "filename", None)
-
-
-def one_line(error: object, limit: int = 200) -> str:
-    """What an error says, white space folded and cut; its type's name where it says nothing."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
