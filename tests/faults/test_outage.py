@@ -412,7 +412,7 @@ def test_a_server_that_hangs_dies_and_comes_back_gets_each_run_once(
 ) -> None:
     (tmp_path / "a.txt").write_text("a", encoding="utf-8")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setattr(run_module, "LONGEST_PAUSE", 1)  # else the test takes minutes
+    monkeypatch.setattr(run_module, "LONGEST_PAUSE", 0)  # else the test takes minutes
 
     def until(reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
@@ -434,6 +434,7 @@ def test_a_server_that_hangs_dies_and_comes_back_gets_each_run_once(
     assert (seen["status"], seen["loss"], seen["artifacts"]) == ("FINISHED", [(1, 0.9)], ["a.txt"])
 
     ended, lasting = Run(make_record(), root), Run(make_record(), root)
+    until(lambda: ended._delivered and lasting._delivered)
     for each in (ended, lasting):
         each.log({"loss": 0.9}, 1)
     until(lambda: ended._delivered > 1 and lasting._delivered > 1)

@@ -234,27 +234,49 @@ def test_what_failed_half_way_is_delivered_whole_before_the_end(
     assert outbox(store) == [] and capsys.readouterr().err == ""
 
 
-def test_the_last_state_is_pushed_though_the_mirror_is_slow_or_wakes_early(
+def test_the_last_state_is_pushed_though_a_push_is_under_way(
     tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states: list[tuple[str, int]] = []
-    save = Record.save
+    under_way = threading.Lock()
 
     def slow_push(record: Record, *_: object) -> None:
+        assert under_way.acquire(blocking=False)  # never two at once
         time.sleep(0.1)
         states.append((record.status, len(record.metrics)))
-
-    def slow_save(self: Record, path: Path) -> None:
-        time.sleep(0.4 if self.status == "FINISHED" else 0)
-        save(self, path)
+        under_way.release()
 
     monkeypatch.setattr(mlflow, "push", slow_push)
-    monkeypatch.setattr(Record, "save", slow_save)
+    monkeypatch.setattr(run_module, "LONGEST_PAUSE", 0)
     run = Run(record, tmp_path)
-    run.log({"loss": 0.9}, 1)
-    run.log({"loss": 0.5}, 2)
+    for epoch in range(1, 31):
+        run.log({"loss": 0.5}, epoch)
+        time.sleep(0.01)
     run.close()
-    assert states[-1] == ("FINISHED", 2)
+    assert 2 < len(states) < 10
+    assert states[-1] == ("FINISHED", 30)
+    assert outbox(tmp_path) == []
+
+
+def test_after_a_failure_only_the_end_pushes(
+    tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushes: list[int] = []
+
+    def push(record: Record, *_: object) -> None:
+        pushes.append(len(record.metrics))
+        if len(pushes) == 1:
+            raise OSError("refused")
+
+    monkeypatch.setattr(mlflow, "push", push)
+    monkeypatch.setattr(run_module, "LONGEST_PAUSE", 0)
+    run = Run(record, tmp_path)
+    for epoch in range(1, 6):
+        time.sleep(0.02)
+        run.log({"loss": 0.5}, epoch)
+    assert pushes == [0]
+    run.close()
+    assert pushes == [0, 5]
     assert outbox(tmp_path) == []
 
 
