@@ -4,22 +4,28 @@ from __future__ import annotations  # as in errors.py: an old Python reads it, t
 
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # Ctrl-C is SIGINT; a closed terminal HUP
+# Ctrl-C is SIGINT; a closed terminal sends SIGHUP, which Windows does not know.
+HANGUP = getattr(signal, "SIGHUP", None)
+SIGNALS = tuple(filter(None, (signal.SIGTERM, signal.SIGINT, HANGUP)))
 
 
 def stop(number: int, _: object) -> NoReturn:
     """Leave through every finally and except; a second signal must not cut those short."""
     signal.signal(number, signal.SIG_IGN)
+    if number == HANGUP:
+        let_go_of_terminal()
     sys.exit(128 + number)
 
 
 class PendingStop:
-    """A context in which SIGTERM and Ctrl-C are only noted, so that the work at hand ends whole.
+    """A context in which a signal to stop is only noted, so that the work at hand ends whole.
 
     It is true once one has come; leave() then ends the process.
     """
@@ -49,13 +55,28 @@ class PendingStop:
     def _note(self, number: int, _: object) -> None:
         if not self.number:
             self.number = number
+            if number == HANGUP:
+                let_go_of_terminal()
             os.write(2, b"stopping, after this step\n")  # print() may be what was interrupted
 
 
 def catch(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Set the handler of both signals, unless one is ignored (nohup); return those before."""
+    """Set the handler of all signals, unless one is ignored (nohup); return those before."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heard = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
     for number in heard:
         signal.signal(number, handler)
     return heard
+
+
+def let_go_of_terminal() -> None:
+    """Send to nowhere what a closed terminal, or a pipe that it took along (`| tee`), would get.
+
+    Else the next line that a training prints would end it before it has saved.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (1, 2):
+        with suppress(OSError):  # it was closed before
+            mode = os.fstat(number).st_mode
+            if stat.S_ISFIFO(mode) or (stat.S_ISCHR(mode) and not os.isatty(number)):
+                os.dup2(nowhere, number)
