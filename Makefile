@@ -62,7 +62,7 @@ lint: venv
 
 # What DVC needs of git, said before the install.
 git:
-	@git rev-parse --git-dir >/dev/null 2>&1 || { \
+	@test -e .git || git rev-parse --git-dir >/dev/null 2>&1 || { \
 		echo "error: no git repository here (a downloaded ZIP?), and DVC needs one:"; \
 		echo "  git init -b main && git add -A && git commit -m 'start'"; exit 1; }
 	@git var GIT_COMMITTER_IDENT >/dev/null 2>&1 || { \

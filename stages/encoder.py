@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from storyflower.common import repository
 from storyflower.common.errors import exit_with_line
 from storyflower.common.params import Params
 from storyflower.encoder import prepare
 
 
 def main() -> None:
+    repository.refuse_what_is_lost()
     params = Params.load()
     card = prepare.prepare(
         Path("encoders") / f"{params.encoder}.yaml",

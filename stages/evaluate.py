@@ -9,6 +9,7 @@ from storyflower.evaluate import evaluate
 
 
 def main() -> None:
+    repository.refuse_what_is_lost()
     params = Params.load()
     repository.close_folders()
     result = evaluate.evaluate(

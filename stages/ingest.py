@@ -9,6 +9,7 @@ from storyflower.ingest import ingest
 
 
 def main() -> None:
+    repository.refuse_what_is_lost()
     params = Params.load()
     repository.close_folders()
     report = ingest.ingest(

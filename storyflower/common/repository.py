@@ -9,6 +9,7 @@ decision.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -19,6 +20,10 @@ from storyflower.common.errors import InputError
 # Of the main repository, which holds the cache and the experiments' folders; and of this one.
 MAIN = (".dvc/cache", ".dvc/tmp", ".storyflower")
 HERE = ("data/interim",)
+SHALLOW = (
+    "a shallow clone (git clone --depth), in which DVC loses what --temp and the queue have done; "
+    "make it whole: git fetch --unshallow"
+)
 
 
 class NotKept(InputError):
@@ -43,28 +48,34 @@ def main_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or os.getcwd()).resolve()
 
 
-def check_clone() -> None:
-    """Say what of this clone would lose a result, before a training starts.
+def refuse_what_is_lost() -> None:
+    """Raise NotKept in an experiment whose result DVC would drop without a word.
 
-    Raises NotKept in an experiment that DVC would drop without a word: DVC cannot push what ran in
-    --temp or in the queue into a shallow clone.
+    It cannot push what ran in --temp or in the queue into a shallow clone.
     """
     root = main_root()
-    if git("rev-parse", "--is-shallow-repository", folder=root)[0] == "true":
-        said = (
-            "a shallow clone (git clone --depth), in which DVC loses what --temp and the queue "
-            "have done; make it whole: git fetch --unshallow"
-        )
-        if Path.cwd().resolve() != root:
-            raise NotKept(f"{root}: {said}")
-        print(f"warning: {said}", file=sys.stderr)
+    if Path.cwd().resolve() != root and is_shallow(root):
+        raise NotKept(f"{root}: {SHALLOW}")
+
+
+def check_clone() -> None:
+    """Say what of this clone loses results or the commit; raises as refuse_what_is_lost()."""
+    refuse_what_is_lost()
+    root = main_root()
+    if is_shallow(root):
+        print(f"warning: {SHALLOW}", file=sys.stderr)
     commit, error = git("rev-parse", "HEAD", folder=root)
     if not commit and "dubious ownership" in error:
         print(
             "warning: this clone is another user's, so git does not say its commit, and the run in "
-            f"MLflow has none; trust it: git config --global --add safe.directory {root}",
+            "MLflow has none; trust it: git config --global --add safe.directory "
+            f"{shlex.quote(str(root))}",
             file=sys.stderr,
         )
+
+
+def is_shallow(root: Path) -> bool:
+    return git("rev-parse", "--is-shallow-repository", folder=root)[0] == "true"
 
 
 def git_commit() -> str | None:
@@ -74,8 +85,17 @@ def git_commit() -> str | None:
 
 def git(*words: str, folder: Path) -> tuple[str, str]:
     """What git answers in a folder, and what it complains of; both "" where there is no git."""
+    english = {**os.environ, "LC_ALL": "C"}  # it complains in Korean, too
     try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", *words],
+            cwd=folder,
+            env=english,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
     except OSError:
         return "", ""
     return (done.stdout.strip() if done.returncode == 0 else ""), done.stderr

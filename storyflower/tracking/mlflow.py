@@ -9,6 +9,7 @@ Not supported: logging that blocks. Every wait is bounded, and a refusal is an e
 import json
 import os
 import re
+import shlex
 import sqlite3
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -93,8 +94,9 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
         known = client.get_experiment_by_name(experiment)
         if known is not None and known.lifecycle_stage == "deleted":
             raise OSError(
-                f"its experiment {experiment!r} was deleted; restore it: MLFLOW_TRACKING_URI={uri} "
-                f"mlflow experiments restore --experiment-id {known.experiment_id}"
+                f"its experiment {experiment!r} was deleted; restore it: MLFLOW_TRACKING_URI="
+                f"{shlex.quote(uri)} mlflow experiments restore --experiment-id "
+                f"{known.experiment_id}"
             )
         if known is not None:
             return client, known.experiment_id
@@ -112,16 +114,9 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
 def check_database(uri: str) -> None:
     """Raise sqlite3.Error at once where MLflow would wait 20 s or more: locked, damaged, read-only.
 
-    OSError for a path that MLflow would take for another: ? begins an address's settings, and its
-    migrations take % for one of theirs. Does nothing for other stores and for a database that
-    MLflow has yet to make.
+    Does nothing for other stores and for a database that MLflow has yet to make.
     """
     scheme, _, path = uri.partition(":///")
-    if scheme.startswith("sqlite") and (odd := set("?%") & set(path)):
-        raise OSError(
-            f"MLflow cannot use a path with {' or '.join(sorted(odd))} in it: rename the folder, "
-            "or set MLFLOW_TRACKING_URI"
-        )
     if scheme.startswith("sqlite") and Path(path).exists():
         with closing(sqlite3.connect(path, timeout=LOCKED_SECONDS)) as database:
             database.execute("BEGIN IMMEDIATE")
@@ -137,7 +132,11 @@ def tracking_uri(root: Path) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     scheme, separator, path = uri.partition(":///")
     if scheme.startswith("sqlite") and separator:
-        return f"{scheme}:///{root / path}"  # an absolute path stays as it is
+        database = root / path  # an absolute path stays as it is
+        # In an address ? begins the settings, and MLflow's migrations take % for one of theirs.
+        # The path from here, which is below the root, has neither.
+        odd = set("?%") & set(str(root))
+        return f"{scheme}:///{os.path.relpath(database) if odd else database}"
     path = uri.removeprefix("file:")
     absolute = path.startswith("/") or ":" in path or path == "databricks"
     return uri if absolute else str(root / path)

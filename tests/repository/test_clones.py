@@ -1,5 +1,6 @@
 """Where a repository lies, how it was cloned, and what lies about in it: DVC and make cope."""
 
+import importlib
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from storyflower.common import repository
 from tests.support import ROOT, command, environment_of, new_repository, run
 
+OTHER_STAGES = ("ingest", "labels", "encoder", "tokenize", "evaluate")
 LEFTOVERS = ("__pycache__/a.pyc", ".DS_Store", ".fit.py.swp", "fit.py~", ".ipynb_checkpoints/a.py")
 
 
@@ -62,9 +64,13 @@ def test_a_shallow_clone_is_warned_of_and_refused_where_its_results_are_lost(
     experiment.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(clone))  # as DVC does for --temp and the queue
     monkeypatch.chdir(experiment)
-    with pytest.raises(repository.NotKept, match="git fetch --unshallow") as refused:
-        repository.check_clone()
-    assert refused.value.exit_code == 2
+    for begin in (
+        repository.check_clone,  # before a training
+        *(importlib.import_module(f"stages.{name}").main for name in OTHER_STAGES),
+    ):
+        with pytest.raises(repository.NotKept, match="git fetch --unshallow") as refused:
+            begin()
+        assert refused.value.exit_code == 2
     command(clone, "git", "fetch", "-q", "--unshallow")
     repository.check_clone()
     assert capsys.readouterr().err == ""
@@ -81,18 +87,19 @@ def test_a_clone_of_another_user_is_told_how_to_trust_it(
     monkeypatch.setenv("DVC_ROOT", str(clone))
     monkeypatch.delenv("SUDO_UID", raising=False)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("LANGUAGE", "ko")  # git speaks it, too
     monkeypatch.chdir(clone)
     repository.check_clone()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(f"git config --global --add safe.directory {clone}")
 
 
-def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def make(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", "-f", ROOT / "Makefile", *words],
         cwd=folder,
         env={
-            **environment_of(),
+            **environment_of(**more),
             "HOME": str(folder),
             "GIT_CEILING_DIRECTORIES": str(folder.parent),
         },
@@ -106,6 +113,13 @@ def test_make_says_what_git_lacks_before_it_installs(tmp_path: Path) -> None:
     done = make(tmp_path, "repro")
     assert done.returncode != 0 and "git init" in done.stdout
     assert not (tmp_path / ".venv").exists()
+    command(tmp_path, "git", "init", "-q")
+    done = make(tmp_path, "git", GIT_COMMITTER_NAME="", GIT_COMMITTER_EMAIL="")
+    assert done.returncode == 0 and "git config user.name" in done.stdout
+    assert make(tmp_path, "git").stdout == ""
+    if os.geteuid() == 0:  # of another user's git says nothing, and it is there all the same
+        os.chown(tmp_path / ".git", 12345, 12345)
+        assert make(tmp_path, "git").stdout == ""
 
 
 def test_make_calls_every_program_by_its_path() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,8 +27,7 @@ from storyflower.tracking import record as record_module
 from storyflower.tracking import run as run_module
 from storyflower.tracking.record import OUTBOX, Record, continued, new_record
 from storyflower.tracking.run import Run, sync
-from tests.support import ROOT
-from tests.support import run as command
+from tests.support import ROOT, command
 
 # A process with a run that is open; it never imports mlflow, which takes seconds.
 OPEN_RUN = """
@@ -57,6 +57,7 @@ from storyflower.tracking import record as record_module, run as run_module
 with run_module.Run(record_module.Record.load(Path(sys.argv[1])), Path(sys.argv[2])) as run:
     for epoch in (1, 2, 3):
         run.log({"loss": 1 / epoch}, epoch)
+    run.attach(Path(sys.argv[1]))
 """
 
 
@@ -492,6 +493,62 @@ def test_where_runs_go(
     assert mlflow.tracking_uri(tmp_path) == used.format(root=tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["what?", "100%41"])
+def test_a_run_lands_in_its_repository_whatever_that_is_called(
+    name: str, store: Path, record: Record, tmp_path: Path
+) -> None:
+    """In an address ? and % have a meaning; both folders in which DVC runs a stage."""
+    root = tmp_path / "parent" / name
+    experiment = root / ".dvc/tmp/exps/standalone/x"
+    experiment.mkdir(parents=True)
+    shutil.copyfile(store / "mlflow.db", root / "mlflow.db")
+    with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ?", [(root / "a").as_uri()])
+    for key, folder in (("a", root), ("b", experiment)):
+        code = f"import os; os.chdir({str(folder)!r})\n{WHOLE_RUN}"
+        process = python(code, replace(record, key=key), root, PYTHONPATH=str(ROOT))
+        assert process.communicate() == ("", "") and process.returncode == 0
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        runs = database.execute("SELECT status FROM runs ORDER BY start_time").fetchall()
+    assert runs[-2:] == [("FINISHED",), ("FINISHED",)]
+    assert list(root.parent.iterdir()) == [root] and list(experiment.iterdir()) == []
+    assert len(list(root.glob("a/*/artifacts/?.json"))) == 2
+
+
+def test_a_deleted_experiment_is_named_with_what_restores_it(
+    record: Record, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 0.1)
+    root = tmp_path / "a folder"
+    root.mkdir()
+    shutil.copyfile(store / "mlflow.db", root / "mlflow.db")
+    with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+        database.execute("UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'sample'")
+    Run(record, root).close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("MLflow has not got this run (its experiment 'sample' was deleted")
+    restore = re.search("restore it: (.*restore --experiment-id [0-9]+)", line)[1]
+    command(root, "sh", "-c", restore)
+    assert sync(root) == (1, 0)
+    assert shown(root, record).status == "FINISHED"
+
+
+def test_a_database_of_another_version_gets_mlflows_whole_message(
+    record: Record, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 0.1)
+    shutil.copyfile(store / "mlflow.db", tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    Run(record, tmp_path).close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "451aebb31d03" in line and "mlflow db upgrade" in line
+    assert line.endswith("nothing is lost. When it is back: python -m storyflower sync")
+    with pytest.raises(InputError, match="mlflow db upgrade"):
+        sync(tmp_path)
+
+
 def test_a_run_is_named_after_the_dvc_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -629,44 +686,3 @@ def test_without_a_checkpoint_a_run_is_new_and_a_strange_key_is_refused(record: 
     for key in ("", "..", "../../x", "a" * 31, "a" * 33):
         with pytest.raises(InputError, match="is not the key of a run"):
             continued(record, {**checkpointed(record), "key": key})
-
-
-@pytest.mark.parametrize("mark", ["?", "%"])
-def test_a_path_that_mlflow_takes_for_another_is_named(
-    tmp_path: Path, record: Record, mark: str
-) -> None:
-    """A ? begins the settings of an address: the database would lie elsewhere."""
-    root = tmp_path / f"ab{mark}cd"
-    root.mkdir()
-    with pytest.raises(OSError, match=f"a path with \\{mark} in it: rename the folder, or set"):
-        mlflow.connect("sample", root)
-    assert [path.name for path in root.iterdir()] == [".storyflower"]
-    assert not list(tmp_path.rglob("mlflow.db*"))
-
-
-@pytest.mark.slow
-def test_what_mlflow_says_to_do_is_said_whole(
-    store: Path, tmp_path: Path, record: Record, capsys: pytest.CaptureFixture
-) -> None:
-    """A deleted experiment, and a database of another version: each line ends with its command."""
-    from mlflow import MlflowClient
-
-    shutil.copyfile(store / "mlflow.db", tmp_path / "mlflow.db")
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    number = client.get_experiment_by_name("sample").experiment_id
-    client.delete_experiment(number)
-    run = Run(record, tmp_path)
-    run.close()
-    line = capsys.readouterr().err
-    assert f"mlflow experiments restore --experiment-id {number}" in line
-    assert line.endswith("python -m storyflower sync\n")
-
-    client.restore_experiment(number)
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
-        database.execute("UPDATE alembic_version SET version_num = 'abc'")
-        database.commit()
-    # In a process of its own: MLflow looks at a database's version once.
-    done = command(ROOT, sys.executable, "-m", "storyflower", "sync", DVC_ROOT=str(tmp_path))
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: MLflow does not take 1 runs") and "mlflow db upgrade" in line
