@@ -3,6 +3,7 @@
 from __future__ import annotations  # as in errors.py: an old Python reads it, too
 
 import os
+import select
 import signal
 import stat
 import sys
@@ -49,7 +50,8 @@ class PendingStop:
         return self.number > 0
 
     def leave(self, line: str) -> NoReturn:
-        print(line, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
         sys.exit(128 + self.number)
 
     def _note(self, number: int, _: object) -> None:
@@ -57,7 +59,8 @@ class PendingStop:
             self.number = number
             if number == HANGUP:
                 let_go_of_terminal()
-            os.write(2, b"stopping, after this step\n")  # print() may be what was interrupted
+            with suppress(OSError):  # its reader may end only now
+                os.write(2, b"stopping, after this step\n")  # print() may be what was interrupted
 
 
 def catch(handler: Callable[[int, Any], None]) -> dict[int, Any]:
@@ -78,5 +81,10 @@ def let_go_of_terminal() -> None:
     for number in (1, 2):
         with suppress(OSError):  # it was closed before
             mode = os.fstat(number).st_mode
-            if stat.S_ISFIFO(mode) or (stat.S_ISCHR(mode) and not os.isatty(number)):
+            dead = stat.S_ISCHR(mode) and not os.isatty(number)
+            if stat.S_ISFIFO(mode):
+                reader = select.poll()
+                reader.register(number, 0)
+                dead = bool(reader.poll(0))  # an error, which is all that was asked for
+            if dead:
                 os.dup2(nowhere, number)

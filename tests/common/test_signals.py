@@ -23,7 +23,8 @@ def main():
         Path(sys.argv[1], "ready").touch()
         for _ in range(100):
             time.sleep(0.02)
-            print("a step", file=sys.stderr, flush=True)
+            if stop or sys.argv[2] != "tee":
+                print("a step", file=sys.stderr, flush=True)
             if stop:
                 Path(sys.argv[1], "saved").touch()
                 stop.leave("stopped; saved")
@@ -32,12 +33,22 @@ if sys.argv[2] == "nohup":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for number in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+if sys.argv[2] == "tee":
+    reader, writer = os.pipe()
+    os.close(reader)  # tee gets the signal, too
+    for number in (1, 2):
+        os.dup2(writer, number)
 exit_with_line(main)
 """
 
 
 @pytest.mark.parametrize(
-    ("how", "code", "saved"), [("terminal", 128 + signal.SIGHUP, True), ("nohup", 0, False)]
+    ("how", "code", "saved"),
+    [
+        ("terminal", 128 + signal.SIGHUP, True),
+        ("tee", 128 + signal.SIGHUP, True),
+        ("nohup", 0, False),
+    ],
 )
 def test_a_closed_terminal(how: str, code: int, saved: bool, tmp_path: Path) -> None:
     number, terminal = pty.fork()
