@@ -143,10 +143,8 @@ def predict(options: argparse.Namespace) -> None:
         raise InputError("no sentence given; put one in quotes or send lines to standard input")
     numbers, sentences = zip(*numbered, strict=True)
     classifier = Classifier.load(options.model)
-    shares = classifier.unknown_shares(sentences)
-    for number, sentence, prediction in zip(
-        numbers, sentences, classifier.predict(sentences), strict=True
-    ):
+    predictions, shares = classifier.predict_with_unknown(sentences)
+    for number, sentence, prediction in zip(numbers, sentences, predictions, strict=True):
         shown = {"text": sentence} if options.show_text else {}
         if options.json:
             print(json_line({"row": number, **shown, **asdict(prediction)}))
@@ -234,16 +232,16 @@ def sync(options: argparse.Namespace) -> None:
     print(f"{delivered} runs delivered to MLflow" + f", {living} still under way" * bool(living))
 
 
-def command() -> None:
-    """The storyflower command of an installed package."""
-    exit_with_line(main)
-
-
 def ui(options: argparse.Namespace) -> None:
     from storyflower.common.repository import main_root
     from storyflower.tracking.ui import serve
 
     serve(main_root(), options.port)
+
+
+def command() -> None:
+    """The storyflower command of an installed package."""
+    exit_with_line(main)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,10 @@ class Classifier:
         They are read as NFC, as in training; of NFD, which some keyboards and macOS write, a
         vocabulary knows nothing.
         """
+        return self.predict_with_unknown(texts)[0]
+
+    def predict_with_unknown(self, texts: Sequence[str]) -> tuple[list[Prediction], np.ndarray]:
+        """As predict, and of each text the share of its tokens that are [UNK], (texts,) float."""
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts, not one text")
         if self._place.device.type != "cpu" and os.getpid() != self._process:
@@ -84,11 +88,13 @@ class Classifier:
         tokens = self._encode(texts)
         table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(texts), np.int64))
         rows = scoring.probabilities(self._network, table, self._place)
-        return [self._prediction(row) for row in rows]
+        return [self._prediction(row) for row in rows], self._unknown_shares(tokens)
 
     def unknown_shares(self, texts: Sequence[str]) -> np.ndarray:
         """The share of each text's tokens that are [UNK], (texts,) float."""
-        tokens = self._encode(texts)
+        return self._unknown_shares(self._encode(texts))
+
+    def _unknown_shares(self, tokens: Tokens) -> np.ndarray:
         before = np.concatenate([[0], np.cumsum(tokens.ids == self._tokenizer.unk_id)])
         unknown = np.diff(before[tokens.offsets])
         return unknown / np.maximum(np.diff(tokens.offsets) - 2, 1)  # without [CLS] and [SEP]
@@ -142,9 +148,7 @@ def predict_file(*, folder: Path, source: Path, column: str, output: Path) -> tu
         )
         for batch in batches(texts):
             readable = [text for _, text in batch if not sheet.says_nothing(text)]
-            found = zip(
-                classifier.predict(readable), classifier.unknown_shares(readable), strict=True
-            )
+            found = zip(*classifier.predict_with_unknown(readable), strict=True)
             for number, text in batch:
                 label, shares = "", [""] * len(classifier.labels)
                 if not sheet.says_nothing(text):

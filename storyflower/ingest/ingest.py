@@ -6,7 +6,7 @@ Out: a Parquet table with the columns split, row, text, label, fine, and a repor
 and what was dropped, per reason. Texts are in NFC and otherwise as they were.
 Not supported: the system's turns, and who was speaking.
 
-A value that cannot be right (a number in a text cell, a formula) is an error that names file,
+A value that cannot be right (a number in a text cell) is an error that names file,
 sheet and row. A row that lacks its text or its label is dropped and counted, up to a stated
 share.
 """

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from storyflower.common.errors import InputError
-from storyflower.sheets.sheet import HEADER_ROWS, Sheet, find_header, header, note
+from storyflower.sheets.sheet import HEADER_ROWS, Sheet, check_above, find_header, header, note
 
 MAX_RECORD = 2**22  # characters in a line of csv or jsonl, or in an item of json
 HEAD = 2**20  # characters in which the header is looked for
@@ -77,13 +77,7 @@ def open_csv(path: Path, wanted: Set[str]) -> Sheet:
     if bad:
         raise bad_byte(path, encoding, bad, wanted)
     dialect, found = find_dialect(path, encoding, wanted)
-    filled = sum(map(bool, found.names))
-    for number, cells in found.above:
-        if sum(map(bool, cells)) >= filled:
-            raise InputError(
-                f"{path}, row {number}: as full as the header, which is row {found.row}; were two "
-                "files put together? Move the header to the top"
-            )
+    check_above(str(path), found.names, found.row, found.above)
     if found.above:
         note(f"{path}: the header is row {found.row}; what stands above it is not read")
     return Sheet(str(path), "row", found.names, rows_below(path, encoding, dialect, found))

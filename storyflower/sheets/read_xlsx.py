@@ -24,7 +24,7 @@ import psutil
 
 from storyflower.common.errors import InputError
 from storyflower.sheets import xlsx_child
-from storyflower.sheets.sheet import AI_HUB, Sheet, find_header, header, note
+from storyflower.sheets.sheet import AI_HUB, Sheet, check_above, find_header, header, note
 
 MAX_WAIT = 300  # seconds of the clock that we wait for the process, all in all
 LOOK = 0.05  # seconds after which we look at a process that says nothing
@@ -148,16 +148,11 @@ def open_xlsx(path: Path, wanted: Set[str]) -> Sheet:
     sheet = sheets[place]
     where = f"{path}, sheet {sheet.name!r}"
     index, names = found[place] or (0, header(sheet.head[0][1]))
-    filled = sum(map(bool, names))
-    for number, cells in sheet.head[:index]:
-        if sum(cell != "" for cell in cells) >= filled:
-            raise InputError(
-                f"{where}, row {number}: as full as the header, which is row "
-                f"{sheet.head[index][0]}; were two files put together? Move the header to the top"
-            )
+    row, _ = sheet.head[index]
+    check_above(where, names, row, sheet.head[:index])
     notes = [f"read from this sheet, of {len(sheets)}"] * (place > 0)
     if index:
-        notes.append(f"the header is row {sheet.head[index][0]}; what stands above it is not read")
+        notes.append(f"the header is row {row}; what stands above it is not read")
     if notes:
         note(f"{where}: {'; '.join(notes)}")
     return Sheet(where, "row", names, islice(sheet.rows, index + 1, None))

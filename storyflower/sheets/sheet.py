@@ -2,7 +2,7 @@
 
 In: rows of cells from xlsx, csv or json.
 Out: the text of a cell, found by the name of its column and never by its position; a number, date
-or formula is an error that names file, sheet, row and column.
+or truth value is an error that names file, sheet, row and column.
 """
 
 import itertools
@@ -93,6 +93,20 @@ def find_header(rows: Iterable[list], wanted: Set[str]) -> tuple[int, list[str]]
         if (named := len(wanted.intersection(names))) > most:
             best, most = (index, names), named
     return best
+
+
+def check_above(where: str, names: list[str], row: int, above: Iterable[tuple[int, list]]) -> None:
+    """Raise InputError for a row above the header that is as full as the header: a dialogue.
+
+    `names` is the header, `row` its number, `above` (row number, cells) of what stands above it.
+    """
+    filled = sum(map(bool, names))
+    for number, cells in above:
+        if sum(cell != "" for cell in cells) >= filled:
+            raise InputError(
+                f"{where}, row {number}: as full as the header, which is row {row}; were two "
+                "files put together? Move the header to the top"
+            )
 
 
 def column_of(sheet: Sheet, name: str) -> int:

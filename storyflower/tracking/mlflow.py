@@ -30,9 +30,8 @@ def push(record: Record, folder: Path, root: Path) -> None:
 
     found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{record.key}'")
     found.sort(key=lambda run: run.info.run_id)
-    for twin in found[
-        1:
-    ]:  # a server that hung may carry out a request that was given up and redone
+    # A server that hung may carry out a request that was given up and redone.
+    for twin in found[1:]:
         client.delete_run(twin.info.run_id)
     if found:
         run_id, shown = found[0].info.run_id, found[0].data.metrics

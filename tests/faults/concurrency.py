@@ -9,7 +9,6 @@ wrote. Prints what is wrong and exits 1, or prints the time that it took.
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,21 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support import ROOT
+from tests.support import ROOT, TINY_CARD, environment_of
 
 ARTIFACTS = ("confusion.png", "history.csv", "learning_curves.png", "metrics.json")
-TINY_CARD = """\
-kind: scratch
-tokenizer: sentencepiece
-pretokenize: bert
-learning_rate: 3.0e-3
-license: CC0-1.0
-vocab_size: 2000
-layers: 1
-hidden_size: 32
-heads: 2
-intermediate_size: 64
-"""
+CARD = TINY_CARD.replace("vocab_size: 120", "vocab_size: 2000")  # for the sample's words
 
 
 def at_once(root: Path, count: int, *settings: str) -> list[str]:
@@ -97,20 +85,10 @@ def problems(root: Path, names: list[str]) -> list[str]:
 
 def command(root: Path, *words: str) -> str:
     """The output of a command that must succeed."""
-    done = subprocess.run(words, cwd=root, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(words, cwd=root, env=environment_of(), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(words)}\n{done.stdout}\n{done.stderr}")
     return done.stdout
-
-
-def environment() -> dict[str, str]:
-    """This python first on the path, and nothing of an experiment in which this may itself run."""
-    others = ("DVC_", "GIT_", "MLFLOW_")
-    settings = {key: value for key, value in os.environ.items() if not key.startswith(others)}
-    settings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for who in ("AUTHOR", "COMMITTER"):
-        settings |= {f"GIT_{who}_NAME": "benchmark", f"GIT_{who}_EMAIL": "benchmark@example.com"}
-    return settings | {"MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def clone(target: Path) -> None:
@@ -120,7 +98,7 @@ def clone(target: Path) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_file():
             shutil.copyfile(ROOT / name, target / name)
-    (target / "encoders/tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
+    (target / "encoders/tiny.yaml").write_text(CARD, encoding="utf-8")
     command(target, "git", "init", "-q")
     command(target, "git", "add", "-A")
     command(target, "git", "commit", "-qm", "start")

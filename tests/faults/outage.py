@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-from tests.faults.concurrency import clone, environment
+from tests.faults.concurrency import clone
+from tests.support import environment_of
 
 FAULTS = ("none", "refuses", "hangs", "answers 500", "locked", "damaged")
 
@@ -92,7 +93,9 @@ def main() -> None:
         params = (root / "params.yaml").read_text(encoding="utf-8")
         params = params.replace("encoder: scratch", "encoder: tiny")
         (root / "params.yaml").write_text(params, encoding="utf-8")
-        subprocess.run(["dvc", "repro", "-q", "tokenize"], cwd=root, env=environment(), check=True)
+        subprocess.run(
+            ["dvc", "repro", "-q", "tokenize"], cwd=root, env=environment_of(), check=True
+        )
         for name in sys.argv[1:] or FAULTS:
             shutil.rmtree(root / ".storyflower", ignore_errors=True)
             waited, said = 0.0, []
@@ -101,7 +104,7 @@ def main() -> None:
                     done = subprocess.run(
                         [sys.executable, "-c", TIMED_STAGE, f"stages.{stage}"],
                         cwd=root,
-                        env=environment() | {"MLFLOW_TRACKING_URI": uri},
+                        env=environment_of() | {"MLFLOW_TRACKING_URI": uri},
                         capture_output=True,
                         text=True,
                     )
