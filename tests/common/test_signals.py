@@ -29,6 +29,7 @@ def main():
                 Path(sys.argv[1], "saved").touch()
                 stop.leave("stopped; saved")
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 if sys.argv[2] == "nohup":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for number in (1, 2):

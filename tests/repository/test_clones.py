@@ -95,14 +95,15 @@ def test_a_clone_of_another_user_is_told_how_to_trust_it(
 
 
 def make(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = environment_of(
+        **more, HOME=str(folder), GIT_CEILING_DIRECTORIES=str(folder.parent)
+    )
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the `make test` that runs this
+        environment.pop(name, None)
     return subprocess.run(
         ["make", "-f", ROOT / "Makefile", *words],
         cwd=folder,
-        env={
-            **environment_of(**more),
-            "HOME": str(folder),
-            "GIT_CEILING_DIRECTORIES": str(folder.parent),
-        },
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

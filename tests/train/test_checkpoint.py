@@ -420,6 +420,7 @@ def main():
             own.fit(own.new_network(), checkpoints)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run in the background
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or under nohup
 exit_with_line(main)
 """
 
