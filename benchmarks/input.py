@@ -89,7 +89,7 @@ def measure(rows: int) -> dict[str, Any]:
             "ratio_ingest_vs_pandas": ratio(theirs, ours),
         }
 
-        prepare.prepare(Path("encoders/scratch.yaml"), table, work / "encoder", seed=42)
+        prepare.prepare(Path("encoders/seedling.yaml"), work / "encoder")
         tokenizer = load_tokenizer(work / "encoder")
         times = [seconds_of(lambda: tokenizer.encode(texts, 64)) for _ in range(ROUNDS + 1)][1:]
         tokens = tokenizer.encode(texts, 64)

@@ -13,9 +13,7 @@ def main() -> None:
     params = Params.load()
     card = prepare.prepare(
         Path("encoders") / f"{params.encoder}.yaml",
-        Path("data/interim/dialogues.parquet"),
         Path("models/encoder"),
-        seed=params.seed,
     )
     print(f"encoder {params.encoder}: {card.kind}, {card.tokenizer}, licence {card.license}")
 

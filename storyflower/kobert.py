@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENCODER = Path("models/encoder")
+SHIPPED = "seedling"
 REMEDY = "set encoder: kobert in params.yaml and run 'dvc repro encoder'"
 
 
@@ -79,7 +80,7 @@ def get_tokenizer(cachedir: str | Path | None = None) -> str:
 
     In the old calls `cachedir` was where downloads went (".cache"), so a folder without a
     spiece.model counts as not given. Raises InputError when models/encoder is needed and has none,
-    or was made by a card of kind scratch; such a folder is served only where `cachedir` names it.
+    or holds the encoder that ships; such a folder is served only where `cachedir` names it.
     """
     return str(encoder_folder(cachedir) / "spiece.model")
 
@@ -119,6 +120,6 @@ def encoder_folder(cachedir: str | Path | None) -> Path:
         raise InputError(f"{ENCODER / 'spiece.model'}: not found; {REMEDY}")
     from storyflower.common.files import read_json
 
-    if read_json(ENCODER / "card.json").get("kind") == "scratch":
-        raise InputError(f"{ENCODER}: random weights (kind: scratch), not KoBERT; {REMEDY}")
+    if read_json(ENCODER / "card.json").get("name") == SHIPPED:
+        raise InputError(f"{ENCODER}: {SHIPPED}, the encoder that ships, not KoBERT; {REMEDY}")
     return ENCODER

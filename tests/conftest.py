@@ -11,11 +11,11 @@ from storyflower.ingest import ingest
 from storyflower.interim import labels
 from storyflower.tokenize import tokenize
 from tests.support import (
-    TINY_CARD,
     TINY_PARAMS,
     dialogue_rows,
     new_repository,
     params_of,
+    write_tiny_encoder,
     write_workbook,
 )
 
@@ -35,13 +35,12 @@ def interim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("interim")
     write_workbook(root / "sample/표본_Training.xlsx", dialogue_rows(60, seed=1))
     write_workbook(root / "sample/표본_Validation.xlsx", dialogue_rows(24, seed=2))
-    (root / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
     table, index, target = root / "dialogues.parquet", root / "labels.json", "major"
     ingest.ingest(
         root / "sample", table, root / "ingest.json", turns=2, target=target, max_dropped=0.05
     )
     labels.build(table, index, target=target)
-    prepare.prepare(root / "tiny.yaml", table, root / "encoder", seed=42)
+    prepare.prepare(write_tiny_encoder(root), root / "encoder")
     tokenize.tokenize(
         table,
         index,

@@ -1,10 +1,12 @@
 """What the tests make for themselves: workbooks, a tiny encoder card, a repository of their own."""
 
+import functools
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import openpyxl
@@ -27,16 +29,12 @@ FINE = {"기쁨": "감사하는", "분노": "짜증내는", "불안": "초조한
 
 # A model of this size trains in seconds and is good for nothing else.
 TINY_CARD = """\
-kind: scratch
+kind: path
+source: tiny
 tokenizer: sentencepiece
 pretokenize: bert
 learning_rate: 3.0e-3
 license: CC0-1.0
-vocab_size: 120
-layers: 1
-hidden_size: 32
-heads: 2
-intermediate_size: 64
 """
 TINY_PARAMS = {"encoder": "tiny", "num_epochs": 1, "batch_size": 8, "max_len": 16}
 
@@ -66,6 +64,37 @@ def write_workbook(path: Path, rows: list[list], header: list | None = None) -> 
     return path
 
 
+def write_tiny_encoder(cards: Path, sample: bool = False) -> Path:
+    """Write tiny.yaml and the folder that it names, random weights; return the card.
+
+    Its vocabulary is for WORDS, or for the `sample` corpus.
+    """
+    cards.mkdir(parents=True, exist_ok=True)
+    (cards / "tiny").mkdir()
+    for name, content in tiny_encoder(sample).items():
+        (cards / "tiny" / name).write_bytes(content)
+    card = cards / "tiny.yaml"
+    card.write_text(TINY_CARD, encoding="utf-8")
+    return card
+
+
+@functools.cache
+def tiny_encoder(sample: bool) -> dict[str, bytes]:
+    """The files of an encoder folder."""
+    from pretrain.corpora import turns
+    from pretrain.texts import NO_LABEL, Texts
+    from pretrain.train import Recipe, pretrain
+
+    rows = dialogue_rows(60, seed=1)
+    known = turns(ROOT / "data/sample") if sample else [f"{row[7]} {row[9]}" for row in rows]
+    texts = Texts(label_of=dict.fromkeys(known, NO_LABEL))
+    recipe = Recipe(steps=0, pieces=2000 if sample else 120, layers=1, hidden=32, heads=2)
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work, "tiny")
+        pretrain(texts, recipe, folder)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def new_repository(root: Path, train: int = 60, test: int = 24, **params: object) -> Path:
     """Fill an empty folder as make_repository does, with `train` and `test` dialogues."""
     for name in ("stages", "storyflower"):
@@ -73,8 +102,7 @@ def new_repository(root: Path, train: int = 60, test: int = 24, **params: object
     for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
-    (root / "encoders").mkdir()
-    (root / "encoders" / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
+    write_tiny_encoder(root / "encoders")
     write_workbook(root / "data/sample/표본_Training.xlsx", dialogue_rows(train, seed=1))
     write_workbook(root / "data/sample/표본_Validation.xlsx", dialogue_rows(test, seed=2))
     set_params(root, **{**TINY_PARAMS, **params})

@@ -16,7 +16,7 @@ from storyflower.common.errors import InputError
 from storyflower.encoder import prepare
 from storyflower.kobert import get_pytorch_kobert_model, get_tokenizer
 from storyflower.tokenizer.load import load_tokenizer
-from tests.model.test_folder import scratch_encoder
+from tests.model.test_folder import tiny_encoder
 from tests.support import ROOT
 
 SMALL = {
@@ -32,17 +32,17 @@ TYPES = torch.tensor([[0, 0, 1], [0, 1, 0]])
 
 
 @pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch_encoder(tmp_path_factory.mktemp("scratch"))
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def taken_over(
-    scratch: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, torch.nn.Module]]:
     """Encoder folders that the encoder stage made of checkpoints, and the checkpoints' models."""
     root = tmp_path_factory.mktemp("checkpoints")
-    rows = load_tokenizer(scratch).vocab_size
+    rows = load_tokenizer(tiny).vocab_size
     torch.manual_seed(4)
     distilled = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64, "pad_token_id": 1}
     networks = {
@@ -53,10 +53,10 @@ def taken_over(
     folders = {}
     for name, network in networks.items():
         network.eval().save_pretrained(root / name)
-        shutil.copyfile(scratch / "spiece.model", root / name / "spiece.model")
+        shutil.copyfile(tiny / "spiece.model", root / name / "spiece.model")
         card = root / f"{name}.yaml"
         card.write_text(f"kind: path\nsource: {name}\nlicense: unknown\npretokenize: bert\n")
-        prepare.prepare(card, root / "no-table", root / "made" / name, seed=1)
+        prepare.prepare(card, root / "made" / name)
         folders[name] = (root / "made" / name, network)
     return folders
 
@@ -91,8 +91,10 @@ def test_old_calls(
         assert len(vocab) == bertmodel.config.vocab_size
 
 
-def test_vocabulary_has_gluonnlps_names(scratch: Path) -> None:
-    _, vocab = get_pytorch_kobert_model("cpu", scratch)
+def test_vocabulary_has_gluonnlps_names(
+    taken_over: dict[str, tuple[Path, torch.nn.Module]],
+) -> None:
+    _, vocab = get_pytorch_kobert_model("cpu", taken_over["kobert"][0])
     assert vocab.idx_to_token[:5] == ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
     assert [vocab.token_to_idx[token] for token in vocab.idx_to_token] == list(range(len(vocab)))
     names = ("unknown", "padding", "cls", "sep", "mask")
@@ -123,13 +125,19 @@ def refused(call, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("call", [get_tokenizer, get_pytorch_kobert_model])
-def test_random_weights_are_not_handed_out_as_kobert(call, scratch: Path, notebook: Path) -> None:
+def test_the_encoder_that_ships_is_not_handed_out_as_kobert(
+    call, taken_over: dict[str, tuple[Path, torch.nn.Module]], notebook: Path
+) -> None:
+    made, _ = taken_over["kobert"]
     assert refused(call).startswith("models/encoder/spiece.model: not found; set encoder: kobert")
-    shutil.copytree(scratch, notebook)  # what `dvc repro` makes with the params that ship
-    said = "models/encoder: random weights (kind: scratch), not KoBERT; set encoder: kobert"
+    shutil.copytree(made, notebook)
+    card = json.loads((notebook / "card.json").read_text(encoding="utf-8"))
+    card["name"] = "seedling"  # as `dvc repro` writes it with the params that ship
+    (notebook / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    said = "models/encoder: seedling, the encoder that ships, not KoBERT; set encoder: kobert"
     assert refused(call).startswith(said)
     assert refused(lambda: call(cachedir=".cache")).startswith(said)
-    call(cachedir=scratch)  # asked for by name
+    call(cachedir=made)  # asked for by name
     call(cachedir="models/encoder")
 
 

@@ -77,7 +77,9 @@ class Params(BaseModel):
         0.05, "share of rows without text or label above which ingest stops", ge=0, le=1
     )
     # How it is read
-    encoder: Name = knob("scratch", "a card in encoders/; scratch needs no download", PLAIN_NAME)
+    encoder: Name = knob(
+        "seedling", "a card in encoders/; seedling ships and needs no download", PLAIN_NAME
+    )
     max_len: int = knob(64, "token ids per text, [CLS] and [SEP] included", ge=3, le=512)
     # Training
     num_epochs: int = knob(5, "passes over Training", ge=1, le=1000)

@@ -29,18 +29,15 @@ NAME = r"\w[\w.-]*"  # a file's or a card's
 HUB_ID = rf"{NAME}(/{NAME})?"
 
 ALWAYS = {"kind", "license"}
-SHAPE = {"vocab_size", "layers", "hidden_size", "heads", "intermediate_size"}
 FETCHED = {"tokenizer", "pretokenize", "vocabulary", "pad_id", "learning_rate", "optimizer"}
 # kind → the keys it needs, and those it may have
 KEYS = {
-    "scratch": (ALWAYS | SHAPE | {"tokenizer", "pretokenize", "learning_rate"}, {"optimizer"}),
     "hub": (ALWAYS | {"source"}, FETCHED | {"golden", "revision", "files"}),
     "path": (ALWAYS | {"source"}, FETCHED | {"golden"}),
 }
 
 
 Pretokenize = Literal["bert", "none"]
-Count = Annotated[int, Field(ge=1)]
 Id = Annotated[int, Field(ge=0)]
 # The kobert package publishes the first ten digits of one md5.
 Checksum = Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{10,32}|sha256:[0-9a-f]{64})\Z")]
@@ -73,7 +70,7 @@ def key(must: str, meaning: str, *, default: Any = None, **limits: Any) -> Any:
 class Card(Strict):
     """What a card says. Keys that it leaves out, or that its kind does not know, are None."""
 
-    kind: Literal["scratch", "hub", "path"] = key("", "where the encoder comes from")
+    kind: Literal["hub", "path"] = key("", "where the encoder comes from")
     license: str = key("text", 'SPDX name, or "unknown"', pattern=r"^.+\Z")
     source: str | None = key("text", "hub: an id; path: a folder beside the card")
     revision: str | None = key(
@@ -102,12 +99,6 @@ class Card(Strict):
     golden: Golden | None = key(
         "a text, its ids, and pretokenize or nothing", "what the tokenizer is tried on"
     )
-    # Kind scratch: the shape
-    vocab_size: int | None = key("a whole number from 16", "pieces, at most", ge=16)
-    layers: Count | None = key("a whole number above 0", "one on the other")
-    hidden_size: Count | None = key("a whole number above 0", "of a token")
-    heads: Count | None = key("a divisor of hidden_size", "of the attention in a layer")
-    intermediate_size: Count | None = key("a whole number above 0", "within a layer")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -116,7 +107,7 @@ class Card(Strict):
             raise ValueError("given, or its line left out")
         return value
 
-    @field_validator("source", "tokenizer", "pretokenize", "heads")
+    @field_validator("source", "pretokenize")
     @classmethod
     def fits_the_keys_above(cls, value: Any, info: ValidationInfo) -> Any:
         kind, above = info.data.get("kind"), info.data
@@ -125,12 +116,8 @@ class Card(Strict):
                 raise ValueError("a hub id such as klue/bert-base")
             case "source" if kind == "path" and not is_inside(value):
                 raise ValueError("a folder beside the card (copy it there)")
-            case "tokenizer" if kind == "scratch" and value != "sentencepiece":
-                raise ValueError("sentencepiece for kind scratch")
             case "pretokenize" if above.get("tokenizer") == "wordpiece":
                 raise ValueError("left out with wordpiece")
-            case "heads" if above.get("hidden_size", value) % value:
-                raise ValueError("a divisor of hidden_size")
         return value
 
     @classmethod

@@ -7,7 +7,6 @@ Out: encoders/<name>.lock.json.
 import tempfile
 from pathlib import Path
 
-from storyflower.common.errors import InputError
 from storyflower.encoder.card import Card, Golden, Lock
 from storyflower.encoder.prepare import take_over
 from storyflower.encoder.verify import GOLDEN_LENGTH, GOLDEN_TEXT, verify
@@ -20,8 +19,6 @@ def lock(card_file: Path) -> Lock:
     Raises InputError as `prepare` does; the old lock, if there is one, then stays.
     """
     card = Card.load(card_file)
-    if card.kind == "scratch":
-        raise InputError(f"{card_file}: kind scratch fetches nothing that could be locked")
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         taken, pinned = take_over(card_file, card, None, folder)

@@ -1,9 +1,8 @@
 """A card → a verified encoder folder with its tokenizer.
 
-In: a card, encoders/<name>.yaml, its lock beside it if it has one, and the table of dialogues.
-Out: a folder in the from_pretrained format with the tokenizer's files and card.json. Three kinds
-of card: `scratch` makes a SentencePiece vocabulary from the Training texts and a small BERT with
-random weights; `hub` names a repository of the Hugging Face hub, `path` a folder.
+In: a card, encoders/<name>.yaml, and its lock beside it if it has one.
+Out: a folder in the from_pretrained format with the tokenizer's files and card.json. Two kinds of
+card: `hub` names a repository of the Hugging Face hub, `path` a folder beside the card.
 Not supported: an encoder in any other format, such as ONNX or TensorFlow.
 """
 
@@ -17,7 +16,6 @@ from storyflower.common.errors import InputError
 from storyflower.common.files import json_text, read_json, replacing
 from storyflower.encoder.card import VOCABULARY, Card, Lock
 from storyflower.encoder.pretrained import load_body, read_weights
-from storyflower.encoder.scratch import draw_weights, train_vocabulary
 from storyflower.encoder.sources import CheckedSource
 from storyflower.encoder.verify import check_golden, max_length, verify
 
@@ -25,8 +23,8 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 SETTINGS = "tokenizer_config.json"  # whether a vocab.txt lower-cases, among others
 
 
-def prepare(card_file: Path, table: Path, output: Path, *, seed: int) -> Card:
-    """Make, or fetch and verify, the encoder that a card names; write it to `output`.
+def prepare(card_file: Path, output: Path) -> Card:
+    """Fetch and verify the encoder that a card names; write it to `output`.
 
     Returns the card, completed with what its source says. `output` appears whole or not at all; the
     work is done beside it. Warns on stderr when the card is not locked. Raises InputError when the
@@ -36,15 +34,10 @@ def prepare(card_file: Path, table: Path, output: Path, *, seed: int) -> Card:
     with replacing() as beside:
         folder = beside(output)
         folder.mkdir()
-        if card.kind == "scratch":
-            train_vocabulary(card, table, folder / "spiece.model", seed=seed)
-            draw_weights(card, folder, seed=seed)
-            pinned: dict[str, Any] = {}
-        else:
-            pin = Lock.load(card_file, card)
-            card, pinned = take_over(card_file, card, pin, folder)
-            if pin is None and card.kind != "path":
-                report_unlocked(card_file, card, pinned)
+        pin = Lock.load(card_file, card)
+        card, pinned = take_over(card_file, card, pin, folder)
+        if pin is None and card.kind != "path":
+            report_unlocked(card_file, card, pinned)
         card = verify(folder, card)
         document = {"name": card_file.stem, **card.model_dump(), **pinned}
         document["max_length"] = max_length(folder)

@@ -24,7 +24,7 @@ class EmotionClassifier(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """A batch of dialogues end to end → logits (dialogues, classes), in the batch's order."""
-        states = forward.first_states(self.encoder, batch)  # (dialogues, hidden)
+        states = forward.states(self.encoder, batch, batch.first)  # (dialogues, hidden)
         pooler = getattr(self.encoder, "pooler", None)
         # A pooler takes sequences and reads their first token.
         summary = states if pooler is None else pooler(states.unsqueeze(1))

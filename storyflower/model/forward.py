@@ -2,11 +2,11 @@
 
 In: an encoder of transformers (BERT, RoBERTa, ELECTRA or DistilBERT) and a batch of texts end to
 end.
-Out: the last hidden state of each text's first token, all that the classifier reads. The
-parameters stay in transformers' own modules, so its checkpoints load and save as ever; only the
-order of work is ours: query, key and value in one product, attention within each text
+Out: the last hidden states of the tokens that are read; the classifier reads each text's first.
+The parameters stay in transformers' own modules, so its checkpoints load and save as ever; only
+the order of work is ours: query, key and value in one product, attention within each text
 (attention.py), a random byte a dropout (dropout.py), and in the last layer everything behind the
-keys and values for first tokens alone.
+keys and values for those tokens alone.
 Not supported: other families; all hidden states; gradient checkpointing.
 """
 
@@ -60,10 +60,11 @@ def layers(encoder: PreTrainedModel) -> Iterator[Layer]:
         )
 
 
-def first_states(encoder: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Last hidden state of every text's first token, (texts, hidden).
+def states(encoder: PreTrainedModel, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
+    """Last hidden states of some tokens of the batch, (chosen, hidden).
 
-    Runs in the precision of torch's autocast, where one is on.
+    `tokens`, (chosen,) int64, says which: `batch.first` is every text's first one. Runs in the
+    precision of torch's autocast, where one is on.
     """
     config = encoder.config
     # RoBERTa counts positions from the one after its pad id.
@@ -82,7 +83,7 @@ def first_states(encoder: PreTrainedModel, batch: Batch) -> torch.Tensor:
         qkv = functional.linear(hidden, weight, bias)  # (tokens, 3 * hidden)
         mixed = attend(qkv, batch, config.num_attention_heads, rate(layer.drop_weights))
         if number == config.num_hidden_layers:
-            hidden, mixed = hidden[batch.first], mixed[batch.first]  # (texts, hidden)
+            hidden, mixed = hidden[tokens], mixed[tokens]  # (chosen, hidden)
         hidden = layer.mix_norm(dropout(layer.mix(mixed), rate(layer.drop)) + hidden)
         wide = layer.activation(layer.widen(hidden))
         hidden = layer.narrow_norm(dropout(layer.narrow(wide), rate(layer.drop)) + hidden)

@@ -41,14 +41,23 @@ class Checkpoints:
 
     A folder that cannot be written costs one line of warning, never the training. `saved` is what
     `more` gave when the newest checkpoint was saved, None where there is none. Of several `ranks`
-    the first one saves; the others only read, and end when the first one has ended.
+    the first one saves; the others only read, and end when the first one has ended. `command` is
+    what starts the run again.
     """
 
-    def __init__(self, root: Path, fingerprint: str, minutes: float, ranks: Ranks = ALONE):
+    def __init__(
+        self,
+        root: Path,
+        fingerprint: str,
+        minutes: float,
+        ranks: Ranks = ALONE,
+        command: str | None = None,
+    ):
         self.folder = root / fingerprint[:SAYS_WHICH]
         self.fingerprint = fingerprint
         self.minutes = minutes
         self.ranks = ranks
+        self.command = command or same_command()
         self.more: Callable[[], dict[str, Any]] = dict  # what else each checkpoint shall keep
         self.stop = PendingStop()
         self.saved: dict[str, Any] | None = None
@@ -101,7 +110,7 @@ class Checkpoints:
             return
         saved = self._save(state)
         if self.stop:
-            how = f"saved; go on with: {same_command()}" if saved else "could not be saved"
+            how = f"saved; go on with: {self.command}" if saved else "could not be saved"
             self.stop.leave(f"stopped after {state.moment()}; {how}")
 
     def _save(self, state: State) -> bool:

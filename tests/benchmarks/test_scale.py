@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from benchmarks import scale
 from storyflower.common.errors import InputError
-from storyflower.encoder import scratch
 from storyflower.evaluate import baseline
 from storyflower.ingest import aihub, ingest
 from storyflower.interim import dialogues
@@ -144,14 +143,6 @@ def test_every_nth_text(tmp_path_factory, training: int, held_out: int, every: i
     found = list(dialogues.texts(path, "Training", every))
     assert found == columns["text"][:training:every]
     assert list(dialogues.texts(path, "Validation")) == columns["text"][training:]
-
-
-def test_the_vocabulary_is_made_from_a_bounded_number_of_texts(interim: Path, monkeypatch) -> None:
-    table = interim / "dialogues.parquet"
-    whole = list(dialogues.texts(table, "Training"))
-    assert list(scratch.training_texts(table, "none")) == whole
-    monkeypatch.setattr(scratch, "MAX_SENTENCES", 25)
-    assert list(scratch.training_texts(table, "none")) == whole[::3]  # 20 of 60
 
 
 def test_validation_texts_are_classified_block_by_block(interim: Path, monkeypatch) -> None:

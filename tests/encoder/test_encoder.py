@@ -39,9 +39,8 @@ from storyflower.model.folder import build_classifier
 from storyflower.tokenize import tokenize
 from storyflower.tokenizer.load import load_tokenizer
 from tests.encoder.hub import Hub, ask, running_hub
-from tests.support import ROOT, TINY_CARD, TINY_PARAMS, WORDS, set_params
+from tests.support import ROOT, TINY_PARAMS, WORDS, set_params
 
-NO_TABLE = Path("there-is-no-table")  # only kind scratch reads it
 TEXTS = [
     "오늘 드디어 합격했어! 너무 기뻐서 눈물이 났어.",
     "친구와 다투고 나서 하루 종일 마음이 무거워",
@@ -194,7 +193,7 @@ def write(cards: Path, name: str = "tiny", **keys) -> Path:
 
 def prepare(card_file: Path, output: Path | None = None) -> Path:
     output = output or card_file.parents[1] / "models" / "encoder"
-    prepare_module.prepare(card_file, NO_TABLE, output, seed=0)
+    prepare_module.prepare(card_file, output)
     return output
 
 
@@ -823,8 +822,8 @@ def test_failure_leaves_the_old_encoder(pieces, hub, cards):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"kind": "zip"}, "kind must be one of scratch, hub, path, got 'zip'"),
-        ({"kind": ["hub"]}, "kind must be one of scratch, hub, path, got ['hub']"),
+        ({"kind": "zip"}, "kind must be one of hub, path, got 'zip'"),
+        ({"kind": ["hub"]}, "kind must be one of hub, path, got ['hub']"),
         ({"source": None}, "source must be given, or its line left out, got None"),
         ({"source": 5}, "source must be text, got 5"),
         ({"source": "a/b/c"}, "source must be a hub id such as klue/bert-base, got 'a/b/c'"),
@@ -858,7 +857,7 @@ def test_failure_leaves_the_old_encoder(pieces, hub, cards):
         ({"license": "a\nb"}, "license must be text, got 'a\\nb'"),
         ({"kind": "path", "files": {"a": "md5:0123456789"}}, "unknown key 'files'"),
         ({"kind": "path", "source": "a\0b"}, "source must be a folder beside the card"),
-        ({"kind": "scratch"}, "key 'heads' is missing"),
+        ({"kind": "scratch"}, "kind must be one of hub, path, got 'scratch'"),
     ],
 )
 def test_card_that_is_wrong(change, expected, cards):
@@ -875,23 +874,6 @@ def test_card_that_is_wrong(change, expected, cards):
 )
 def test_checksums_that_are_wrong(files, cards):
     assert "files must be names with md5" in refused(write(cards, files=files))
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"heads": 5}, "heads must be a divisor of hidden_size, got 5"),
-        ({"heads": 0}, "heads must be a divisor of hidden_size, got 0"),
-        ({"layers": "2"}, "layers must be a whole number above 0, got '2'"),
-        ({"vocab_size": 15}, "vocab_size must be a whole number from 16, got 15"),
-        ({"tokenizer": "wordpiece"}, "tokenizer must be sentencepiece for kind scratch, got"),
-        ({"golden": {}}, "unknown key 'golden'; this kind knows kind, license, tokenizer"),
-    ],
-)
-def test_scratch_card_that_is_wrong(change, expected, cards):
-    file = cards / "tiny.yaml"
-    file.write_text(yaml.safe_dump({**yaml.safe_load(TINY_CARD), **change}), encoding="utf-8")
-    assert f"{file}: {expected}" in refused(file)
 
 
 @pytest.mark.parametrize("text", ["5e-5", "3e-05", "5.0e-5", "0.00005", "5E-5", "+.5e-4", "1"])
@@ -1013,7 +995,7 @@ def test_folder_beside_the_card_needs_no_lock(pieces, cards, capsys):
 def test_cards_that_ship():
     cards = {file.stem: Card.load(file) for file in (ROOT / "encoders").glob("*.yaml")}
     assert set(cards) == {
-        *("scratch", "kobert", "kobert-legacy", "kobert-monologg", "distilkobert"),
+        *("seedling", "kobert", "kobert-legacy", "kobert-monologg", "distilkobert"),
         *("klue-roberta", "klue-bert", "koelectra", "kcelectra", "kcbert"),
     }
     readme = [2, 4958, 6855, 2046, 7088, 1050, 7843, 54, 3]

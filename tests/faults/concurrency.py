@@ -16,10 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support import ROOT, TINY_CARD, environment_of
+from tests.support import ROOT, environment_of, write_tiny_encoder
 
 ARTIFACTS = ("confusion.png", "history.csv", "learning_curves.png", "metrics.json")
-CARD = TINY_CARD.replace("vocab_size: 120", "vocab_size: 2000")  # for the sample's words
 
 
 def at_once(root: Path, count: int, *settings: str) -> list[str]:
@@ -98,7 +97,7 @@ def clone(target: Path) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_file():
             shutil.copyfile(ROOT / name, target / name)
-    (target / "encoders/tiny.yaml").write_text(CARD, encoding="utf-8")
+    write_tiny_encoder(target / "encoders", sample=True)
     command(target, "git", "init", "-q")
     command(target, "git", "add", "-A")
     command(target, "git", "commit", "-qm", "start")

@@ -91,7 +91,7 @@ def main() -> None:
         root = Path(folder)
         clone(root)
         params = (root / "params.yaml").read_text(encoding="utf-8")
-        params = params.replace("encoder: scratch", "encoder: tiny")
+        params = params.replace("encoder: seedling", "encoder: tiny")
         (root / "params.yaml").write_text(params, encoding="utf-8")
         subprocess.run(
             ["dvc", "repro", "-q", "tokenize"], cwd=root, env=environment_of(), check=True

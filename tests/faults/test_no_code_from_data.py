@@ -27,7 +27,7 @@ from storyflower.common.errors import InputError, exit_with_line
 from storyflower.interim.tokens import TokenArrays
 from storyflower.train.checkpoint import Checkpoints
 from tests.encoder.hub import running_hub
-from tests.support import ROOT, TINY_CARD, set_params
+from tests.support import ROOT, TINY_CARD, set_params, write_tiny_encoder
 
 
 class Bomb:
@@ -54,7 +54,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to run stages in, with an encoder of one's own beside the cards."""
     root = tmp_path / "root"
     (root / "encoders").mkdir(parents=True)
-    (root / "encoders/tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
+    write_tiny_encoder(root / "encoders")
     set_params(root, encoder="tiny")
     monkeypatch.chdir(root)
     return root

@@ -13,11 +13,11 @@ import pytest
 
 import stages.ingest
 import stages.labels
+from pretrain.vocabulary import train_vocabulary
 from storyflower.__main__ import main as predict
 from storyflower.common.errors import InputError, exit_with_line
-from storyflower.encoder import prepare
 from storyflower.ingest import ingest
-from tests.support import HEADER, TINY_CARD, TINY_PARAMS, dialogue_rows, set_params
+from tests.support import HEADER, TINY_PARAMS, dialogue_rows, set_params
 from tests.support import write_workbook as write_book
 
 CANARY = "남몰래적은일기"
@@ -142,12 +142,8 @@ def test_labels_refuses_without_repeating_the_label(fails, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("text", [CANARY, f"{CANARY}\u2581[MASK]<s>\x00", CANARY * 5000])
 def test_a_vocabulary_of_too_little_text(fails, tmp_path: Path, capfd, text: str) -> None:
-    write_csv(tmp_path / "data/mine/Training.csv", [LABELS, ["기쁨", "", text, ""]])
-    exit_with_line(stages.ingest.main)
-    (tmp_path / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
-    table = tmp_path / "data/interim/dialogues.parquet"
     try:
-        prepare.prepare(tmp_path / "tiny.yaml", table, tmp_path / "encoder", seed=1)
+        train_vocabulary([text], tmp_path / "spiece.model", pieces=120, seed=1)
     except InputError as error:
         assert not shows(str(error).encode())
     said = capfd.readouterr()

@@ -17,35 +17,27 @@ import transformers
 from storyflower import Classifier
 from storyflower.common.errors import InputError
 from storyflower.encoder import prepare
-from storyflower.ingest import ingest
 from storyflower.interim.labels import LabelIndex
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import classifier
 from storyflower.model.batch import make_batch
 from storyflower.model.folder import build_classifier, digests, load_classifier, save_classifier
 from storyflower.tokenizer.load import load_tokenizer
-from tests.support import TINY_CARD, dialogue_rows, write_workbook
+from tests.support import write_tiny_encoder
 
 LABELS = LabelIndex(["기쁨", "분노", "불안"])
 TEXTS = ["합격했어 3번째", "잠이 안 와", "소리를 질렀어 새치기를 당했어 7번째"]
 
 
-def scratch_encoder(root: Path) -> Path:
+def tiny_encoder(root: Path) -> Path:
     """root/encoder as the encoder stage makes it from the tiny card, with its vocabulary."""
-    for split, seed in (("Training", 1), ("Validation", 2)):
-        write_workbook(root / f"corpus/표본_{split}.xlsx", dialogue_rows(24, seed))
-    table = root / "dialogues.parquet"
-    ingest.ingest(
-        root / "corpus", table, root / "report.json", turns=2, target="major", max_dropped=0
-    )
-    (root / "tiny.yaml").write_text(TINY_CARD, encoding="utf-8")
-    prepare.prepare(root / "tiny.yaml", table, root / "encoder", seed=1)
+    prepare.prepare(write_tiny_encoder(root), root / "encoder")
     return root / "encoder"
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch_encoder(tmp_path_factory.mktemp("scratch"))
+    return tiny_encoder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import BertModel
+from transformers import BertConfig, BertModel
 
+from pretrain.corpora import turns
+from pretrain.vocabulary import train_vocabulary
 from storyflower.encoder import prepare
 from storyflower.ingest import ingest
 from storyflower.interim.tokens import TokenArrays
@@ -31,6 +33,7 @@ from storyflower.model.device import choose
 from storyflower.model.folder import build_classifier
 from storyflower.sheets.read_xlsx import open_xlsx
 from storyflower.tokenizer.load import load_tokenizer
+from storyflower.tokenizer.sentencepiece import SentencePieceTokenizer
 from storyflower.train import fit
 from tests.original import notebook
 from tests.support import ROOT, TINY_PARAMS, params_of
@@ -42,17 +45,15 @@ KOBERT_IDS = [[31, 51, 99], [15, 5, 0]]
 NAMES = ["idx_to_token", "token_to_idx", "reserved_tokens", "bos_token", "eos_token"]
 NAMES += [f"{name}_token" for name in ("unknown", "padding", "cls", "sep", "mask")]
 CARD = """\
-kind: scratch
+kind: path
+source: small
 tokenizer: sentencepiece
 pretokenize: bert
 learning_rate: 5.0e-5
 license: CC0-1.0
-vocab_size: 4000
-layers: 2
-hidden_size: 64
-heads: 4
-intermediate_size: 128
 """
+SHAPE = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
+SHAPE |= {"intermediate_size": 128, "pad_token_id": 1}
 
 
 def sample_texts() -> tuple[list[str], list[str]]:
@@ -101,12 +102,14 @@ def hard_texts(plain: list[str]) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder folder of KoBERT's kind, small, with a vocabulary from the sample corpus."""
     root = tmp_path_factory.mktemp("encoder")
-    table = root / "dialogues.parquet"
-    ingest.ingest(
-        ROOT / "data/sample", table, root / "report.json", turns=3, target="major", max_dropped=0
-    )
+    (root / "small").mkdir()
+    vocabulary = root / "small/spiece.model"
+    train_vocabulary(turns(ROOT / "data/sample"), vocabulary, pieces=4000, seed=1)
+    pieces = SentencePieceTokenizer(vocabulary, "bert").vocab_size
+    torch.manual_seed(1)
+    BertModel(BertConfig(vocab_size=pieces, **SHAPE)).save_pretrained(root / "small")
     (root / "small.yaml").write_text(CARD, encoding="utf-8")
-    prepare.prepare(root / "small.yaml", table, root / "encoder", seed=1)
+    prepare.prepare(root / "small.yaml", root / "encoder")
     return root / "encoder"
 
 
