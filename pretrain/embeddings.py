@@ -9,7 +9,7 @@ spends its first thousands of steps on the frequencies of single tokens.
 
 import numpy as np
 import scipy.sparse
-import scipy.sparse.linalg
+from sklearn.utils.extmath import randomized_svd
 
 from storyflower.interim.tokens import TokenArrays
 
@@ -44,8 +44,8 @@ def embeddings_from_counts(
     rng = np.random.default_rng(seed)
     table = rng.normal(0, 0.02, (vocabulary, size))
     rank = min(size, vocabulary - 1)
-    start = rng.normal(size=vocabulary)  # of the iteration: without one the result is random
-    left, strength, _ = scipy.sparse.linalg.svds(matrix, k=rank, v0=start)
+    # Not scipy's svds: ARPACK keeps random numbers of its own from one call to the next.
+    left, strength, _ = randomized_svd(matrix, rank, n_iter=7, random_state=seed)
     vectors = left * np.sqrt(strength)
     norms = np.linalg.norm(vectors, axis=1)
     seen = norms > 1e-6

@@ -1,8 +1,9 @@
 """Texts → an encoder folder: vocabulary, start, and the training loop.
 
 In: texts, some with labels.
-Out: a from_pretrained folder with its vocabulary, 16-bit weights, and pretraining.json, which says
-what was done and what each epoch gave. A run that died goes on from its last checkpoint.
+Out: a from_pretrained folder with its vocabulary, 16-bit weights, heads.safetensors, which only
+--start reads, and pretraining.json, which says what was done and what each epoch gave. A run that
+died goes on from its last checkpoint.
 Not supported: several processes.
 
 An epoch is once through the texts; its batches hold texts of about one length. The loop shares its
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, PreTrainedModel
 from transformers.utils import logging
 
@@ -34,10 +36,12 @@ from storyflower.model.device import Placement, choose
 from storyflower.model.folder import read_encoder
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train.checkpoint import Checkpoints, fingerprint
+from storyflower.train.dev import take
 from storyflower.train.fit import seed_step
 from storyflower.train.optimizer import make_optimizer
 from storyflower.train.state import State
 
+HEADS = "heads.safetensors"
 CHECKPOINTS = Path(".storyflower/pretrain")
 CARD = {"tokenizer": "sentencepiece", "pretokenize": "bert"}
 MOST_HELD_OUT = 2000  # texts that are scored and never trained on; a fiftieth of fewer
@@ -103,8 +107,11 @@ def pretrain(
                 if not start and checkpoints.saved is None:
                     table = embeddings_from_counts(train, size, recipe.hidden, seed=recipe.seed)
                     encoder.get_input_embeddings().weight.data.copy_(torch.from_numpy(table))
+                model = PretrainingModel(encoder, texts.tasks)
+                if start:
+                    load_heads(model, start)
                 history = run(
-                    PretrainingModel(encoder, texts.tasks),
+                    model,
                     train=train,
                     held_out=held_out,
                     recipe=recipe,
@@ -112,6 +119,7 @@ def pretrain(
                     checkpoints=checkpoints,
                     log_steps=log_steps,
                 )
+            save_file(heads_of(model), folder / HEADS)
             document |= {
                 "tokens": len(train.ids),
                 "tasks": {task: len(labels) for task, labels in texts.classes.items()},
@@ -122,6 +130,24 @@ def pretrain(
         (folder / "pretraining.json").write_text(json_text(document), encoding="utf-8")
     if recipe.steps:  # the result is there
         checkpoint_folders.discard(checkpoint_root, name[: checkpoint_folders.SAYS_WHICH])
+
+
+def heads_of(model: PretrainingModel) -> dict[str, torch.Tensor]:
+    """What the encoder does without, for a pretraining that goes on from it; float16."""
+    return {
+        name: value.to("cpu", torch.float16).contiguous()
+        for name, value in model.state_dict().items()
+        if not name.startswith("encoder.")
+    }
+
+
+def load_heads(model: PretrainingModel, folder: Path) -> None:
+    """Take on the heads of a folder, if it has any, as far as they are of the same shape."""
+    if (folder / HEADS).is_file():
+        own = model.state_dict()
+        saved = load_file(folder / HEADS)
+        fitting = {k: v for k, v in saved.items() if k in own and v.shape == own[k].shape}
+        model.load_state_dict(fitting, strict=False)
 
 
 def digest(tokens: TokenArrays) -> str:
@@ -158,13 +184,6 @@ def split(tokens: TokenArrays) -> tuple[TokenArrays, TokenArrays]:
     if not held_out.any():
         raise InputError(f"{len(tokens)} texts are too few to train on; expected at least 50")
     return take(tokens, ~held_out), take(tokens, held_out)
-
-
-def take(tokens: TokenArrays, chosen: np.ndarray) -> TokenArrays:
-    """The texts that a mask (texts,) chooses."""
-    ids = np.asarray(tokens.ids)[np.repeat(chosen, tokens.lengths)]
-    offsets = np.concatenate([[0], np.cumsum(tokens.lengths[chosen])])
-    return TokenArrays(ids, offsets, np.asarray(tokens.labels)[chosen])
 
 
 def batches(tokens: TokenArrays, most: int, seed: int, epoch: int) -> list[np.ndarray]:

@@ -96,9 +96,26 @@ class Params(BaseModel):
     max_grad_norm: Number = knob(1.0, "gradients are scaled down to this L2 norm", gt=0)
     weight_decay: Number = knob(0.01, "AdamW's, not on biases and LayerNorm", ge=0, le=1)
     dr_rate: Number = knob(0.5, "dropout before the linear layer", ge=0, lt=1)
+    mask_rate: Number = knob(
+        0.0, "share of a text's tokens that [MASK] hides, anew at each step; helps few rows",
+        ge=0, lt=1,
+    )  # fmt: skip
     shuffle: bool = knob(
         True, "a new order each epoch; false: the order of the file, as in the original notebook"
     )
+    dev_share: Number = knob(
+        0.0,
+        "share of each class of Training that is held back, to choose an epoch by",
+        ge=0,
+        le=0.5,
+    )
+    keep: Literal["last", "best"] = knob(
+        "last", "which epoch's weights; best: the one with the best accuracy on the dev part"
+    )
+    patience: int = knob(
+        0, "epochs without a better one on the dev part after which training ends; 0: never",
+        ge=0, le=1000,
+    )  # fmt: skip
     precision: Literal["auto", "fp32", "bf16", "fp16"] = knob(
         "auto", "auto: bf16 where the hardware has it, fp16 on older GPUs, fp32 elsewhere"
     )
@@ -159,9 +176,14 @@ class Params(BaseModel):
             if key not in raw:
                 raise InputError(f"{where}: key {key!r} is missing")
         try:
-            return cls.model_validate(raw)
+            params = cls.model_validate(raw)
         except ValidationError as error:
             key = error.errors()[0]["loc"][0]
+        else:
+            if params.dev_share == 0 and (params.keep == "best" or params.patience):
+                what = "keep: best" if params.keep == "best" else "patience"
+                raise InputError(f"{where}: {what} needs a dev part; set dev_share, such as 0.1")
+            return params
         must = rule(cls.model_json_schema()["properties"][key])
         try:
             shown = repr(raw[key])

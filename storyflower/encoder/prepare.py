@@ -18,6 +18,7 @@ from storyflower.encoder.card import VOCABULARY, Card, Lock
 from storyflower.encoder.pretrained import load_body, read_weights
 from storyflower.encoder.sources import CheckedSource
 from storyflower.encoder.verify import check_golden, max_length, verify
+from storyflower.tokenizer.load import load_tokenizer
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 SETTINGS = "tokenizer_config.json"  # whether a vocab.txt lower-cases, among others
@@ -41,6 +42,7 @@ def prepare(card_file: Path, output: Path) -> Card:
         card = verify(folder, card)
         document = {"name": card_file.stem, **card.model_dump(), **pinned}
         document["max_length"] = max_length(folder)
+        document["mask_id"] = load_tokenizer(folder, card.model_dump()).mask_id
         (folder / "card.json").write_text(json_text(document), encoding="utf-8")
     return card
 

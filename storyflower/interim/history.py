@@ -18,21 +18,37 @@ class Epoch:
     test_accuracy: float  # correct / seen, over Validation, after the epoch
     seconds: float  # wall time of the training steps, evaluation not included
     tokens: int  # real tokens trained on, [CLS] and [SEP] included, padding not
+    dev_loss: float | None = None  # over the part of Training that is held back; None without one
+    dev_accuracy: float | None = None
 
     def __str__(self) -> str:
+        dev = ""
+        if self.dev_accuracy is not None:
+            dev = f"dev loss {self.dev_loss:.4f}, dev accuracy {self.dev_accuracy:.4f}, "
         return (
-            f"loss {self.loss:.4f}, train accuracy {self.train_accuracy:.4f}, "
+            f"loss {self.loss:.4f}, train accuracy {self.train_accuracy:.4f}, {dev}"
             f"test loss {self.test_loss:.4f}, test accuracy {self.test_accuracy:.4f}, "
             f"{self.seconds:.1f} s"
         )
 
 
 def write_history(history: list[Epoch], path: Path) -> None:
-    """history.csv: one row an epoch, the columns of Epoch; the old file or the new, never half."""
+    """history.csv: one row an epoch, the columns of Epoch that have a value in some row.
+
+    The old file or the new one, never half.
+    """
     with replacing() as beside, beside(path).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Epoch)], lineterminator="\n")
+        rows = [asdict(row) for row in history]
+        names = [field.name for field in fields(Epoch)]
+        names = [name for name in names if not rows or rows[-1][name] is not None]
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(row) for row in history)
+        writer.writerows(rows)
+
+
+def best_epoch(history: list[Epoch]) -> int:
+    """The epoch, from 1, with the best dev accuracy; of several, that with the lowest dev loss."""
+    return min(history, key=lambda row: (-row.dev_accuracy, row.dev_loss, row.epoch)).epoch
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

@@ -41,6 +41,7 @@ class Tokenizer:
     sep_id: int
     pad_id: int
     unk_id: int
+    mask_id: int | None  # None: the vocabulary has no [MASK]
     vocab_size: int
 
     def encode(self, texts: Sequence[str], max_len: int) -> Tokens:

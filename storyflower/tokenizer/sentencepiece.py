@@ -34,6 +34,7 @@ class SentencePieceTokenizer(Tokenizer):
         sep_token: str = "[SEP]",
         pad_token: str = "[PAD]",
         unk_token: str = "[UNK]",
+        mask_token: str = "[MASK]",
     ):
         """Raises InputError when the model cannot be read or lacks a special token."""
         from sentencepiece import SentencePieceProcessor
@@ -53,6 +54,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.cls_id, self.sep_id, self.pad_id, self.unk_id = find_special(
             index, (cls_token, sep_token, pad_token, unk_token), model
         )
+        self.mask_id = index.get(mask_token)
         if self.unk_id != self._model.unk_id():
             raise InputError(f"{model}: {unk_token} is not the model's unknown piece")
 

@@ -39,9 +39,8 @@ class WordPieceTokenizer(Tokenizer):
         for name in ("cls", "sep", "pad", "unk", "mask"):
             token = config.get(f"{name}_token", f"[{name.upper()}]")
             special[name] = token["content"] if isinstance(token, Mapping) else token
-        self.cls_id, self.sep_id, self.pad_id, self.unk_id, _ = find_special(
-            index, special.values(), file
-        )
+        ids = find_special(index, special.values(), file)
+        self.cls_id, self.sep_id, self.pad_id, self.unk_id, self.mask_id = ids
         self._backend = Backend(WordPiece(index, unk_token=special["unk"]))
         self._backend.normalizer = normalizers.BertNormalizer(
             lowercase=config.get("do_lower_case", True),

@@ -19,7 +19,7 @@ from torch import nn
 
 from storyflower.common.errors import InputError
 from storyflower.common.params import Params
-from storyflower.interim.history import Epoch
+from storyflower.interim.history import Epoch, best_epoch
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.batch import Batch, make_batch
@@ -27,7 +27,9 @@ from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement
 from storyflower.model.processes import ALONE, Ranks
 from storyflower.train.checkpoint import Checkpoints
+from storyflower.train.collapse import LossWatch, note_one_class
 from storyflower.train.cuda_graphs import Replayed
+from storyflower.train.masking import hide
 from storyflower.train.optimizer import make_optimizer, prepare_update, schedule
 from storyflower.train.progress import Progress
 from storyflower.train.state import State
@@ -38,26 +40,33 @@ def fit(
     *,
     train: TokenArrays,
     test: TokenArrays,
+    dev: TokenArrays | None = None,
     params: Params,
     placement: Placement,
     on_epoch: Callable[[list[Epoch]], None],
+    mask_id: int | None = None,
     checkpoints: Checkpoints | None = None,
     ranks: Ranks = ALONE,
 ) -> list[Epoch]:
     """Train the model in place and return the history.
 
     `params` are resolved (train/run.py): their learning_rate and optimizer are no longer "auto".
-    `on_epoch` gets the history so far after each epoch. With `checkpoints` it goes on from the
-    newest one and saves more. Each of several `ranks` trains on its share of every batch, and all
-    return the same. Raises InputError when the loss is no longer finite.
+    `dev` is scored like `test`; by it, keep: best and patience choose. `mask_id` is what mask_rate
+    needs. `on_epoch` gets the history so far after each epoch. With `checkpoints` it goes on from
+    the newest one and saves more. Each of several `ranks` trains on its share of every batch, and
+    all return the same. Raises InputError when the loss is no longer finite.
     """
     state = new_state(model, params, placement)
     if checkpoints:
         checkpoints.restore(state)
     if not ranks.agree([state.epoch, state.step]):
         raise InputError("the processes found different checkpoints; let checkpoint_dir be shared")
-    train_step = make_step(state, train=train, params=params, placement=placement, ranks=ranks)
+    train_step = make_step(
+        state, train=train, params=params, placement=placement, mask_id=mask_id, ranks=ranks
+    )
     for epoch in range(state.epoch, params.num_epochs):
+        if is_over(state.history, params):
+            break
         order = epoch_order(len(train), epoch, params)
         progress = Progress(state, params, steps_of(train, params), silent=not ranks.first)
         started = time.perf_counter() - state.seconds
@@ -71,15 +80,25 @@ def fit(
         placement.synchronize()
         state.seconds = time.perf_counter() - started
         progress.close()
-        row = score_epoch(state, train=train, test=test, placement=placement, ranks=ranks)
+        row = score_epoch(state, train=train, test=test, dev=dev, placement=placement, ranks=ranks)
         if ranks.first:
             print(f"epoch {row.epoch}/{params.num_epochs}: {row}", flush=True)
         state.history.append(row)
+        if params.keep == "best" and best_epoch(state.history) == row.epoch:
+            state.keep()
         on_epoch(state.history)
         state.next_epoch()
         if checkpoints:
             checkpoints.after_epoch(state)
+    if state.best:
+        model.load_state_dict(state.best)
     return state.history
+
+
+def is_over(history: list[Epoch], params: Params) -> bool:
+    """Whether the last `patience` epochs have all failed to be the best on the dev part."""
+    waited = len(history) - best_epoch(history) if history and params.patience else 0
+    return waited >= params.patience > 0
 
 
 def new_state(model: EmotionClassifier, params: Params, placement: Placement) -> State:
@@ -103,7 +122,13 @@ def steps_of(train: TokenArrays, params: Params) -> int:
 
 
 def make_step(
-    state: State, *, train: TokenArrays, params: Params, placement: Placement, ranks: Ranks
+    state: State,
+    *,
+    train: TokenArrays,
+    params: Params,
+    placement: Placement,
+    mask_id: int | None,
+    ranks: Ranks,
 ) -> Callable[[np.ndarray], None]:
     """A function that trains on rows of `train`, (dialogues,): one update, counted in the state."""
     device = placement.device
@@ -111,11 +136,14 @@ def make_step(
     total = steps * params.num_epochs
     warmup = int(total * params.warmup_ratio)
     backward = make_backward(ranks.wrap(state.model), state.scaler, placement, ranks)
+    watch = LossWatch(train.labels, warmup, params.learning_rate)
 
     def train_step(rows: np.ndarray) -> None:
         seed_step(params.seed, state.epoch, state.step, ranks.rank, device)
         mine = ranks.share(rows, train.offsets[rows + 1] - train.offsets[rows])
         batch = make_batch(train, mine if len(mine) else rows[:1], device)
+        if params.mask_rate:
+            batch = hide(batch, params.mask_rate, mask_id)
         # A process without a dialogue of its own computes one for nothing.
         weight = torch.full((), (len(mine) > 0) / len(rows), device=device)
         sums = ranks.sum(backward(batch, weight).clone())  # (2,): mean loss, right predictions
@@ -130,6 +158,8 @@ def make_step(
         state.scaler.step(state.optimizer)
         state.scaler.update()
 
+        if ranks.first:
+            watch.step(done, sums[0])
         state.loss_sum += sums[0] * len(rows)
         state.correct += sums[1].long()
         state.seen += len(rows)
@@ -139,7 +169,13 @@ def make_step(
 
 
 def score_epoch(
-    state: State, *, train: TokenArrays, test: TokenArrays, placement: Placement, ranks: Ranks
+    state: State,
+    *,
+    train: TokenArrays,
+    test: TokenArrays,
+    dev: TokenArrays | None,
+    placement: Placement,
+    ranks: Ranks,
 ) -> Epoch:
     """The row of history of an epoch whose steps are done; raises InputError for a lost loss."""
     mean_loss = state.loss_sum.item() / state.seen
@@ -149,15 +185,25 @@ def score_epoch(
             f"epoch {state.epoch + 1}: loss {mean_loss}; lower learning_rate ({rate:g})"
         )
     probability = scoring.probabilities(state.model, test, placement, ranks)  # (rows, classes)
-    right = int((probability.argmax(axis=1) == test.labels).sum())
+    predicted = probability.argmax(axis=1)
+    if ranks.first:
+        note_one_class(predicted, test.labels, state.epoch + 1, state.optimizer.defaults["lr"])
+    dev_figures = {}
+    if dev is not None:
+        by_class = scoring.probabilities(state.model, dev, placement, ranks)
+        dev_figures = {
+            "dev_loss": scoring.cross_entropy(by_class, dev.labels),
+            "dev_accuracy": int((by_class.argmax(axis=1) == dev.labels).sum()) / len(dev),
+        }
     return Epoch(
         epoch=state.epoch + 1,
         loss=mean_loss,
         train_accuracy=state.correct.item() / state.seen,
         test_loss=scoring.cross_entropy(probability, test.labels),
-        test_accuracy=right / len(test),
+        test_accuracy=int((predicted == test.labels).sum()) / len(test),
         seconds=state.seconds,
         tokens=int(train.offsets[-1]),
+        **dev_figures,
     )
 
 

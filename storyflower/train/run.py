@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from storyflower.common import locks, repository
+from storyflower.common.errors import InputError
 from storyflower.common.params import Params
 from storyflower.interim import checkpoint_folders
-from storyflower.interim.history import Epoch, write_history
+from storyflower.interim.history import Epoch, best_epoch, write_history
 from storyflower.interim.labels import LabelIndex
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model.device import Placement, choose
@@ -30,6 +31,7 @@ from storyflower.model.processes import joined
 from storyflower.tracking.record import continued, new_record
 from storyflower.tracking.run import Run
 from storyflower.train import checkpoint
+from storyflower.train.dev import held_back, take
 from storyflower.train.fit import fit
 
 
@@ -59,6 +61,8 @@ def train(
         ranks.wait()
         card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
         params = params.resolved(learning_rate=card["learning_rate"], optimizer=card["optimizer"])
+        if params.mask_rate and card["mask_id"] is None:
+            raise InputError("mask_rate: this encoder's vocabulary has no [MASK]; set it to 0")
         used = params.decisive()
         index = LabelIndex.load(labels)
         computer = {**machine(placement), "processes": ranks.count}
@@ -73,10 +77,16 @@ def train(
             network = build_classifier(encoder, len(index), params.dr_rate)
 
             def train_epochs(on_epoch: Callable[[list[Epoch]], None]) -> list[Epoch]:
+                table, dev = TokenArrays.load(tokens, "Training"), None
+                if params.dev_share:
+                    held = held_back(table, params.dev_share, params.seed)
+                    table, dev = take(table, ~held), take(table, held)
                 with checkpoints.stop:
                     return fit(
                         network,
-                        train=TokenArrays.load(tokens, "Training"),
+                        train=table,
+                        dev=dev,
+                        mask_id=card["mask_id"],
                         test=TokenArrays.load(tokens, "Validation"),
                         params=params,
                         placement=placement,
@@ -110,6 +120,9 @@ def train(
                 checkpoints.more = lambda: asdict(run.record)
                 rows = train_epochs(note)
                 write_history(rows, history)  # again: all epochs may have been in the checkpoint
+                if params.keep == "best":
+                    print(f"kept: epoch {best_epoch(rows)}, the best on the dev part", flush=True)
+                    run.log_results({"kept_epoch": best_epoch(rows)})
                 # What made the model, but nothing that differs between two equal runs.
                 facts = {"params": used}
                 save_classifier(network, classifier, encoder=encoder, labels=index, facts=facts)
@@ -138,4 +151,6 @@ def loaded_code() -> dict[str, str]:
 
 
 def epoch_metrics(row: Epoch) -> dict[str, float]:
-    return {key: value for key, value in asdict(row).items() if key != "epoch"}
+    return {
+        key: value for key, value in asdict(row).items() if key != "epoch" and value is not None
+    }

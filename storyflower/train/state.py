@@ -23,9 +23,17 @@ class State:
     seen: int = 0  # dialogues of this epoch that were trained on
     seconds: float = 0.0  # of training in this epoch
     history: list[Epoch] = field(default_factory=list)  # of the epochs before
+    best: dict[str, torch.Tensor] = field(default_factory=dict)  # weights of the epoch to keep
 
     def moment(self) -> str:
         return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
+
+    def keep(self) -> None:
+        """Remember the weights as they are."""
+        self.best = {
+            name: value.detach().to("cpu", copy=True)
+            for name, value in self.model.state_dict().items()
+        }
 
     def next_epoch(self) -> None:
         self.epoch, self.step, self.seen, self.seconds = self.epoch + 1, 0, 0, 0.0
@@ -37,6 +45,7 @@ class State:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors |= {"sum.loss": self.loss_sum, "sum.correct": self.correct}
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
@@ -48,7 +57,7 @@ class State:
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
         """Become the state that `tensors` and `numbers` were taken of."""
-        groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "sum": {}}
+        groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "sum": {}, "best": {}}
         updates: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
@@ -62,6 +71,7 @@ class State:
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": updates, "param_groups": settings})
         self.scaler.load_state_dict(numbers["scaler"])
+        self.best = groups["best"]
         self.loss_sum.copy_(groups["sum"]["loss"])
         self.correct.copy_(groups["sum"]["correct"])
         self.epoch, self.step, self.seen = (numbers[key] for key in ("epoch", "step", "seen"))

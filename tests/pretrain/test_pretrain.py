@@ -1,0 +1,183 @@
+"""Texts → an encoder folder: what it holds, that it learns, and that a kill loses nothing."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModel
+
+from pretrain import objective
+from pretrain.embeddings import embeddings_from_counts
+from pretrain.texts import NO_LABEL, Texts
+from pretrain.train import Recipe, pretrain, random_encoder
+from pretrain.vocabulary import MASK_ID, SPECIAL
+from storyflower.encoder import prepare
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model.batch import make_batch
+from tests.support import ROOT, environment_of
+
+RECIPE = Recipe(
+    steps=60, pieces=200, layers=1, hidden=32, heads=2, batch_tokens=512, rate=5e-3, warmup=10,
+    precision="fp32",
+)  # fmt: skip
+NOUNS = {"밥": ("먹었다", "지었다"), "책": ("읽었다", "썼다"), "노래": ("불렀다", "들었다")}
+
+
+def sentences(count: int) -> list[str]:
+    """Sentences in which each word says much about the others."""
+    rng = random.Random(0)
+    nouns = [rng.choice(list(NOUNS)) for _ in range(count)]
+    return [
+        f"{number % 97}번 {noun} {noun} {rng.choice(NOUNS[noun])}"
+        for number, noun in enumerate(nouns)
+    ]
+
+
+def some_texts(labelled: bool = True) -> Texts:
+    texts = Texts(label_of=dict.fromkeys(sentences(600), NO_LABEL))
+    if labelled:
+        texts.classes = {"noun": {noun: number for number, noun in enumerate(NOUNS)}}
+        for text in list(texts.label_of)[::2]:
+            texts.label_of[text] = texts.classes["noun"][text.split()[1]]
+    return texts
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_zero_steps_write_random_weights_that_the_encoder_stage_takes(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=0)
+    pretrain(some_texts(), recipe, tmp_path / "a", checkpoint_root=tmp_path / "none")
+    pretrain(some_texts(), recipe, tmp_path / "b", checkpoint_root=tmp_path / "none")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "a.yaml").write_text("kind: path\nsource: a\nlicense: unknown\npretokenize: bert\n")
+    card = prepare.prepare(tmp_path / "a.yaml", tmp_path / "encoder")
+    assert card.pad_id == SPECIAL.index("[PAD]")
+    document = json.loads((tmp_path / "encoder/card.json").read_text(encoding="utf-8"))
+    assert document["mask_id"] == MASK_ID
+    model = AutoModel.from_pretrained(tmp_path / "encoder")
+    assert model.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_it_learns_tokens_and_labels(tmp_path: Path, capsys) -> None:
+    pretrain(some_texts(), RECIPE, tmp_path / "mine", checkpoint_root=tmp_path / "checkpoints")
+    epochs = json.loads((tmp_path / "mine/pretraining.json").read_text())["epochs"]
+    assert epochs[0]["test_loss"] > epochs[-1]["test_loss"]
+    assert epochs[-1]["test_loss"] < 2.5  # ln 200 is 5.3; of single tokens' frequencies over 3
+    assert not list((tmp_path / "checkpoints").glob("*/*.safetensors"))  # the result is there
+    states = AutoModel.from_pretrained(tmp_path / "mine", dtype=torch.float32)
+    assert all(torch.isfinite(value).all() for value in states.state_dict().values())
+
+
+def test_start_goes_on_from_a_folders_weights_with_its_vocabulary(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    pretrain(some_texts(), RECIPE, tmp_path / "first", checkpoint_root=root)
+    recipe = replace(RECIPE, steps=20, rate=1e-4)
+    start = tmp_path / "first"
+    pretrain(some_texts(), recipe, tmp_path / "second", start=start, checkpoint_root=root)
+    first, second = (
+        json.loads((tmp_path / name / "pretraining.json").read_text())["epochs"]
+        for name in ("first", "second")
+    )
+    assert second[-1]["test_loss"] < first[0]["test_loss"]
+    assert files(start)["spiece.model"] == files(tmp_path / "second")["spiece.model"]
+
+
+def test_a_killed_pretraining_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "plain.txt").write_text("\n".join(sentences(600)), encoding="utf-8")
+    words = [sys.executable, "-m", "pretrain", tmp_path / "plain.txt", "--checkpoint-minutes"]
+    shape = ["--pieces", "200", "--layers", "1", "--hidden", "32", "--heads", "2", "--steps", "200"]
+    shape += ["--batch-tokens", "512", "--warmup", "10", "--precision", "fp32"]
+
+    def start(name: str, minutes: str) -> subprocess.Popen:
+        places = ["--checkpoint-dir", tmp_path / f"checkpoints-{name}", "--output", tmp_path / name]
+        return subprocess.Popen(
+            [*words, minutes, *shape, *places],
+            cwd=ROOT,
+            env=environment_of(OMP_NUM_THREADS="1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    assert start("whole", "5").wait() == 0
+    killed = start("killed", "0.0003")
+    found = tmp_path.glob("checkpoints-killed/*/*.safetensors")
+    while not any(tmp_path.glob("checkpoints-killed/*/*.safetensors")) and killed.poll() is None:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed").exists()
+    assert list(found)
+    again = start("killed", "5")
+    said, _ = again.communicate()
+    assert again.returncode == 0 and "going on from the checkpoint after step" in said
+    whole, resumed = files(tmp_path / "whole"), files(tmp_path / "killed")
+    for record in (whole, resumed):
+        document = json.loads(record.pop("pretraining.json"))
+        for row in document["epochs"]:
+            del row["seconds"]
+        record["facts"] = document
+    assert resumed == whole
+    shutil.rmtree(tmp_path / "whole")
+
+
+def test_masking_hides_what_it_should() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 40, 400)
+    ids = rng.integers(len(SPECIAL), 150, lengths.sum()).astype(np.uint16)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids[offsets[:-1]], ids[offsets[1:] - 1] = SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]")
+    batch = make_batch(TokenArrays(ids, offsets, np.zeros(400, np.int64)), np.arange(400))
+    torch.manual_seed(1)
+    masked = objective.mask(batch, 0.3, 150)
+    changed = masked.batch.ids != batch.ids
+    chosen = torch.zeros_like(changed)
+    chosen[masked.indices] = True
+    assert (masked.targets == batch.ids[masked.indices]).all()
+    assert (masked.targets >= len(SPECIAL)).all()  # never [CLS], [SEP]
+    assert not (changed & ~chosen).any()
+    ordinary = int((lengths - 2).sum())
+    assert len(masked.indices) / ordinary == pytest.approx(0.3, abs=0.02)
+    shown = masked.batch.ids[masked.indices]
+    assert (shown == MASK_ID).float().mean() == pytest.approx(0.8, abs=0.02)
+    assert (shown == masked.targets).float().mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_each_task_has_its_own_labels() -> None:
+    model = objective.PretrainingModel(random_encoder(RECIPE, 50), [2, 3])
+    firsts = torch.randn(4, 32)
+    labels = torch.tensor([1, 0, 4, 2])  # the first two of one task, the others of the other
+    expected = functional.cross_entropy(
+        model.heads[0](firsts[:2]), torch.tensor([1, 0]), reduction="sum"
+    ) + functional.cross_entropy(model.heads[1](firsts[2:]), torch.tensor([2, 0]), reduction="sum")
+    torch.testing.assert_close(model.label_loss(firsts, labels), expected / 4)
+    assert model.label_loss(firsts[:0], labels[:0]) == 0
+
+
+def test_tokens_of_the_same_contexts_begin_near_each_other() -> None:
+    rng = np.random.default_rng(0)
+    # 10 and 11 stand between 20 and 21, 12 and 13 between 30 and 31.
+    texts = [[2, *around, 3] for around in ([20, 10, 21], [20, 11, 21], [30, 12, 31], [30, 13, 31])]
+    chosen = [texts[index] for index in rng.integers(0, 4, 2000)]
+    ids = np.concatenate(chosen).astype(np.uint16)
+    offsets = np.arange(0, 5 * 2001, 5)
+    tokens = TokenArrays(ids, offsets, np.zeros(2000, np.int64))
+    table = embeddings_from_counts(tokens, 60, 16, seed=1)
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    assert unit[10] @ unit[11] > 0.9 > 0.5 > unit[10] @ unit[12]
+    assert np.linalg.norm(table[10]) == pytest.approx(0.04 * 4, rel=1e-3)
+    assert table[59].std() < 0.04  # never seen: random
+    assert (table == embeddings_from_counts(tokens, 60, 16, seed=1)).all()

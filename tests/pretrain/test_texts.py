@@ -1,0 +1,110 @@
+"""Text files and public corpora → texts: what is read, and what is refused in one line."""
+
+import csv
+import gzip
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from pretrain import corpora
+from pretrain.texts import NO_LABEL, read_texts
+from storyflower.common.errors import InputError
+from tests.support import ROOT, dialogue_rows, environment_of, write_workbook
+
+
+def test_distinct_texts_in_order_with_the_label_of_the_first_task(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.txt"
+    plain.write_text("하나\n\n둘 \n하나\n셋\n", encoding="utf-8")
+    rated = tmp_path / "rated.tsv.gz"
+    rated.write_bytes(gzip.compress("좋음\t둘\n나쁨\t넷\n".encode()))
+    felt = tmp_path / "felt.tsv"
+    felt.write_text(unicodedata.normalize("NFD", "기쁨\t둘\n슬픔\t다섯\n"), encoding="utf-8")
+    texts = read_texts([plain, rated, felt])
+    assert list(texts.label_of) == ["하나", "둘", "셋", "넷", "다섯"]
+    assert texts.classes == {"felt": {"기쁨": 0, "슬픔": 1}, "rated": {"나쁨": 2, "좋음": 3}}
+    assert texts.labels.tolist() == [NO_LABEL, 3, NO_LABEL, 2, 1]  # 둘 was rated first
+    assert texts.tasks == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", b"", "the file is empty"),
+        ("a.txt", b"\n \n", "the file is empty"),
+        ("a.txt", "한 줄".encode(), "holds one line; expected one text a line"),
+        ("a.txt", "하나\n둘".encode("cp949"), "line 1: not utf-8; save the file as utf-8"),
+        ("a.txt.gz", "하나\n둘".encode(), "damaged or truncated gzip, after line 0"),
+        ("a.txt.gz", gzip.compress("하나\n둘\n".encode())[:-9], "damaged or truncated gzip"),
+        ("a.csv", "하나\n둘".encode(), "expected .txt or .tsv, as it is or with .gz"),
+        ("a.tsv", "좋음\t하나\n둘".encode(), "line 2: expected a label, one tab and a text"),
+        ("a.tsv", "좋음\t하나\n좋음\t둘\t셋".encode(), "line 2: expected a label, one tab"),
+        ("a.tsv", "좋음\t하나\n좋음\t둘".encode(), "a.tsv: 1 labels, expected 2 to 100"),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path: Path, name, content, expected) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="^[^\n]*$") as error:
+        read_texts([tmp_path / name])
+    assert name in str(error.value) and expected in str(error.value)
+
+
+def test_the_command_ends_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("하나".encode("cp949") + b"\n\xff")
+    words = [sys.executable, "-m", "pretrain", tmp_path / "a.txt", "--steps", "1"]
+    done = subprocess.run(
+        [*words, "--output", tmp_path / "mine"],
+        cwd=ROOT,
+        env=environment_of(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "mine").exists()
+
+
+def write_gz(path: Path, rows: list[list[str]], delimiter: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8", newline="") as file:
+        if delimiter == ",":
+            csv.writer(file).writerows(rows)
+        else:
+            file.write("".join("\t".join(row) + "\n" for row in rows))
+
+
+def test_a_tenth_of_the_ratings_is_seen_by_no_task(tmp_path: Path, monkeypatch, capsys) -> None:
+    ids = [str(number) for number in range(200)]
+    ratings = [[id_, f'평 {id_} "그냥', str(int(id_) % 2)] for id_ in ids]
+    nsmc = tmp_path / "nsmc"
+    write_gz(nsmc / "ratings_train.tsv.gz", [["id", "document", "label"], *ratings], "\t")
+    # Some are written with another blank; they are the same review.
+    write_gz(nsmc / "reviews.txt.gz", [[f'평  {id_} "그냥'] for id_ in ids], "\t")
+    chat = [["Q", "A", "label"], ["배고파,\n정말", "드세요", "0"]]
+    write_gz(tmp_path / "chat/ChatbotData.csv.gz", chat, ",")
+    emotions = [["text", "labels"], ["와", "joy"], ["음", "joy|fear"]]
+    write_gz(tmp_path / "goemo/train.tsv.gz", emotions, "\t")
+    for split in ("Training", "Validation"):
+        write_workbook(tmp_path / f"mine/{split}.xlsx", dialogue_rows(6, seed=1))
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["corpora"]
+        + [f"--{name}={tmp_path / name}" for name in ("nsmc", "chat", "goemo")]
+        + [f"--corpus={tmp_path / 'mine'}", f"--output={tmp_path / 'texts'}"],
+    )
+    corpora.main()
+    written = {
+        path.name: path.read_text(encoding="utf-8").splitlines()
+        for path in (tmp_path / "texts").iterdir()
+    }
+    kept = [f'평 {id_} "그냥' for id_ in ids if not corpora.is_test(id_)]
+    assert 160 < len(kept) < 195
+    assert written["reviews.txt"] == kept
+    assert [line.partition("\t")[2] for line in written["ratings.tsv"]] == kept
+    assert written["chat.txt"] == ["배고파, 정말", "드세요"]
+    assert written["goemotions.txt"] == ["와", "음"]
+    assert written["goemotions.tsv"] == ["joy\t와"]
+    assert len(written["diaries.txt"]) == 18  # two turns of six dialogues, and both together
