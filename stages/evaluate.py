@@ -30,8 +30,8 @@ def main() -> None:
         f"accuracy {result['accuracy']:.4f} (95% interval {result['accuracy_low']:.4f} to "
         f"{result['accuracy_high']:.4f}), macro-F1 {result['macro_f1']:.4f}"
     )
-    for baseline in result["baselines"]:
-        print(baseline["verdict"])
+    for line in [*(baseline["verdict"] for baseline in result["baselines"]), *result["notes"]]:
+        print(line)
 
 
 if __name__ == "__main__":

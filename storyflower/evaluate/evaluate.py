@@ -33,6 +33,9 @@ OTHER_NAMES = {
     "majority": "always answering the most frequent class",
     "tfidf_logistic_regression": "TF-IDF + logistic regression",
 }
+NOTES = {  # on what a corpus is worth
+    "sample": "Language models wrote the corpus sample: these figures are no evidence about people."
+}
 FEWEST_APART = 10  # rows on which only one of two is right, for a verdict on who is better
 
 
@@ -97,6 +100,7 @@ def evaluate(
             "tfidf_accuracy": baselines[1]["accuracy"],
             "accuracy_minus_tfidf": baselines[1]["difference"],
             "baselines": baselines,
+            "notes": [NOTES[corpus]] if (corpus := run.record.experiment) in NOTES else [],
         }
         predicted = probability["classifier"].argmax(axis=1)
         counts = confusion_matrix(actual, predicted, labels=range(len(names)))

@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_shipped_params_are_the_notebook_s() -> None:
     params = Params.load(ROOT / "params.yaml")
-    assert (params.corpus, params.encoder, params.target) == ("sample", "scratch", "major")
+    assert (params.corpus, params.encoder, params.target) == ("sample", "seedling", "major")
     assert (params.num_epochs, params.batch_size, params.max_len) == (5, 64, 64)
     assert (params.warmup_ratio, params.max_grad_norm) == (0.1, 1.0)
     assert (params.dr_rate, params.weight_decay) == (0.5, 0.01)
