@@ -82,6 +82,7 @@ def test_metrics_json(scored: tuple[Path, dict]) -> None:
         "tfidf_accuracy",
         "accuracy_minus_tfidf",
         "baselines",
+        "notes",
     }
     assert found["rows"] == 24 and found["accuracy"] == found["correct"] / 24
     assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
