@@ -30,8 +30,12 @@ TEXTS = ["합격했어 3번째", "잠이 안 와", "소리를 질렀어 새치�
 
 
 def tiny_encoder(root: Path) -> Path:
-    """root/encoder as the encoder stage makes it from the tiny card, with its vocabulary."""
-    prepare.prepare(write_tiny_encoder(root), root / "encoder")
+    """root/encoder as the encoder stage makes it from the tiny card; here it has a pooler."""
+    card = write_tiny_encoder(root)
+    config = transformers.BertConfig.from_pretrained(root / "tiny", intermediate_size=64)
+    torch.manual_seed(1)
+    transformers.BertModel(config).save_pretrained(root / "tiny")
+    prepare.prepare(card, root / "encoder")
     return root / "encoder"
 
 
