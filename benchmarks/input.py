@@ -42,11 +42,11 @@ def make_workbooks(folder: Path, rows: int) -> list[str]:
         sheet = book.create_sheet("Sheet1")
         sheet.append([None, "연령", "감정_대분류", "감정_소분류", *TURNS, "시스템문장1"])
         for number in range(1, count + 1):
-            said = [rng.choice(turn) for turn in turns]
+            chosen = [rng.choice(turn) for turn in turns]
             if split == "Training":
-                texts.append(" ".join(said))
-            place = rng.choice(label)
-            sheet.append([number, "청년", place, place, *said, "그랬군요. 더 말해 주세요."])
+                texts.append(" ".join(chosen))
+            emotion = rng.choice(label)
+            sheet.append([number, "청년", emotion, emotion, *chosen, "그랬군요. 더 말해 주세요."])
         book.save(folder / f"bench_{split}.xlsx")
     return texts
 
@@ -83,7 +83,7 @@ def measure(rows: int) -> dict[str, Any]:
         for _ in range(ROUNDS):
             ours.append(seconds_of(ingest_all))
             theirs.append(seconds_of(lambda: by_pandas(work / "bench")))
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "rows": rows + rows // 8,
             "ingest_rows_a_second": (rows + rows // 8) / statistics.median(ours),
             "ratio_ingest_vs_pandas": ratio(theirs, ours),
@@ -93,10 +93,10 @@ def measure(rows: int) -> dict[str, Any]:
         tokenizer = load_tokenizer(work / "encoder")
         times = [seconds_of(lambda: tokenizer.encode(texts, 64)) for _ in range(ROUNDS + 1)][1:]
         tokens = tokenizer.encode(texts, 64)
-        found["sentences"] = len(texts)
-        found["mean_tokens"] = len(tokens.ids) / len(texts)
-        found["tokenizer_sentences_a_second"] = len(texts) / statistics.median(times)
-        found["ratio_tokenizer_vs_gluonnlp"] = None
+        figures["sentences"] = len(texts)
+        figures["mean_tokens"] = len(tokens.ids) / len(texts)
+        figures["tokenizer_sentences_a_second"] = len(texts) / statistics.median(times)
+        figures["ratio_tokenizer_vs_gluonnlp"] = None
         if ORIGINAL.exists():
             part = texts[: max(1, len(texts) // 4)]
             (work / "texts.json").write_text(json.dumps(part), encoding="utf-8")
@@ -112,8 +112,8 @@ def measure(rows: int) -> dict[str, Any]:
                 )
                 slow.append(float(done.stdout.split()[-1]))
                 quick.append(seconds_of(lambda: tokenizer.encode(part, 64)))
-            found["ratio_tokenizer_vs_gluonnlp"] = ratio(slow, quick)
-        return found
+            figures["ratio_tokenizer_vs_gluonnlp"] = ratio(slow, quick)
+        return figures
 
 
 def ratio(slow: list[float], quick: list[float]) -> dict[str, float]:
@@ -127,18 +127,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16_000)
     parser.add_argument("--output", type=Path, default=Path("reports/bench.json"))
     options = parser.parse_args()
-    found = measure(options.rows)
+    figures = measure(options.rows)
     document = {}
     if options.output.exists():
         document = json.loads(options.output.read_text(encoding="utf-8"))
-    write_json({**document, "input": found}, options.output)
-    said = "ours is {median:.1f} times as fast ({min:.1f} to {max:.1f})"
-    print(f"ingest: {found['ingest_rows_a_second']:,.0f} rows/s;", end=" ")
-    print(f"beside pandas with openpyxl, {said.format(**found['ratio_ingest_vs_pandas'])}")
-    print(f"tokenizer: {found['tokenizer_sentences_a_second']:,.0f} sentences/s", end=" ")
-    print(f"of {found['mean_tokens']:.1f} tokens;", end=" ")
-    if found["ratio_tokenizer_vs_gluonnlp"]:
-        print(f"beside gluonnlp, {said.format(**found['ratio_tokenizer_vs_gluonnlp'])}")
+    write_json({**document, "input": figures}, options.output)
+    ratio_text = "ours is {median:.1f} times as fast ({min:.1f} to {max:.1f})"
+    print(f"ingest: {figures['ingest_rows_a_second']:,.0f} rows/s;", end=" ")
+    print(f"beside pandas with openpyxl, {ratio_text.format(**figures['ratio_ingest_vs_pandas'])}")
+    print(f"tokenizer: {figures['tokenizer_sentences_a_second']:,.0f} sentences/s", end=" ")
+    print(f"of {figures['mean_tokens']:.1f} tokens;", end=" ")
+    if figures["ratio_tokenizer_vs_gluonnlp"]:
+        print(f"beside gluonnlp, {ratio_text.format(**figures['ratio_tokenizer_vs_gluonnlp'])}")
     else:
         print("gluonnlp is not here: `make conformance` installs it")
 

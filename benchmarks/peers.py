@@ -72,7 +72,7 @@ class Notebook:
         )
 
     def run(self, table: TokenArrays, batches: list[np.ndarray], sync: Callable) -> Steps:
-        found, network = Steps(), self.model.train()
+        steps, network = Steps(), self.model.train()
         for rows in batches:
             sync()
             started = time.perf_counter()
@@ -87,17 +87,17 @@ class Notebook:
             self.optimizer.step()
             logits.argmax(-1).eq(batch["labels"]).sum().item()  # it counts after each step
             sync()
-            found.seconds.append(time.perf_counter() - started)
-            found.losses.append(loss.item())
-            found.tokens.append(int(table.lengths[rows].sum()))
-        return found
+            steps.seconds.append(time.perf_counter() - started)
+            steps.losses.append(loss.item())
+            steps.tokens.append(int(table.lengths[rows].sum()))
+        return steps
 
 
 class HuggingFace:
     """The Trainer with bf16, sdpa and batches padded to their longest dialogue."""
 
     def __init__(
-        self, config: BertConfig, params: Params, dr_rate: float, place: Placement, folder: str,
+        self, config: BertConfig, params: Params, dr_rate: float, placement: Placement, folder: str,
         *, grouped: bool = False, compiled: bool = False,
     ):  # fmt: skip
         ours = classifier(config, dr_rate)
@@ -117,9 +117,9 @@ class HuggingFace:
             "learning_rate": 5e-5,
             "weight_decay": params.weight_decay,
             "max_grad_norm": params.max_grad_norm,
-            "bf16": place.precision == "bf16",
-            "fp16": place.precision == "fp16",
-            "use_cpu": place.device.type == "cpu",
+            "bf16": placement.precision == "bf16",
+            "fp16": placement.precision == "fp16",
+            "use_cpu": placement.device.type == "cpu",
             "train_sampling_strategy": "group_by_length" if grouped else "sequential",
             "torch_compile": compiled,
             "report_to": "none",
@@ -130,7 +130,7 @@ class HuggingFace:
         }
 
     def run(self, table: TokenArrays, batches: list[np.ndarray], sync: Callable) -> Steps:
-        found = Steps()
+        steps = Steps()
         rows = np.concatenate(batches)
         parts = [table.ids[table.offsets[r] : table.offsets[r + 1]] for r in rows]
         examples = [
@@ -140,7 +140,7 @@ class HuggingFace:
 
         def collate(chosen: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             lengths = np.array([len(example["input_ids"]) for example in chosen])
-            found.tokens.append(int(lengths.sum()))
+            steps.tokens.append(int(lengths.sum()))
             mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
             ids = torch.full(mask.shape, PAD)
             joined = np.concatenate([example["input_ids"] for example in chosen])
@@ -155,11 +155,11 @@ class HuggingFace:
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 sync()
-                found.seconds.append(time.perf_counter() - self.started)
+                steps.seconds.append(time.perf_counter() - self.started)
 
             def on_log(self, *args: Any, logs: dict[str, float], **_: Any) -> None:
                 if "loss" in logs:
-                    found.losses.append(float(logs["loss"]))
+                    steps.losses.append(float(logs["loss"]))
 
         trainer = Trainer(
             model=self.model,
@@ -170,23 +170,23 @@ class HuggingFace:
         )
         with redirect_stdout(io.StringIO()):
             trainer.train()
-        del found.tokens[len(found.seconds) :]
-        return found
+        del steps.tokens[len(steps.seconds) :]
+        return steps
 
 
 class Ours:
     """StoryFlower's fit(), as the train stage calls it; `kind` is another classifier to put in."""
 
     def __init__(
-        self, config: BertConfig, params: Params, dr_rate: float, place: Placement,
+        self, config: BertConfig, params: Params, dr_rate: float, placement: Placement,
         kind: type | None = None,
     ):  # fmt: skip
         self.model = classifier(config, dr_rate, kind)
         # The rows come in the order in which the other loops take them.
-        self.params, self.place = params.model_copy(update={"shuffle": False}), place
+        self.params, self.placement = params.model_copy(update={"shuffle": False}), placement
 
     def run(self, table: TokenArrays, batches: list[np.ndarray], sync: Callable) -> Steps:
-        found = Steps(tokens=[int(table.lengths[rows].sum()) for rows in batches])
+        steps = Steps(tokens=[int(table.lengths[rows].sum()) for rows in batches])
         rows = np.concatenate(batches)
         parts = [table.ids[table.offsets[r] : table.offsets[r + 1]] for r in rows]
         offsets = np.concatenate([[0], np.cumsum(table.lengths[rows])])
@@ -202,9 +202,9 @@ class Ours:
             def after_epoch(self, state: Any) -> None: ...
             def after_step(self, state: Any) -> None:
                 sync()
-                found.seconds.append(state.seconds - self.before)
+                steps.seconds.append(state.seconds - self.before)
                 total = state.loss_sum.item()
-                found.losses.append((total - sum(found.losses) * self.size) / self.size)
+                steps.losses.append((total - sum(steps.losses) * self.size) / self.size)
                 self.before = state.seconds
 
         clock = Clock()
@@ -215,8 +215,8 @@ class Ours:
                 train=mine,
                 test=one,
                 params=self.params,
-                placement=self.place,
+                placement=self.placement,
                 on_epoch=lambda _: None,
                 checkpoints=clock,
             )
-        return found
+        return steps

@@ -101,8 +101,8 @@ def sample_sentences() -> list[str]:
     table = open_file(
         find_files(ROOT / "data/sample")["Training"], {TURN.format(1), TURN.format(2)}
     )
-    places = [column_of(table, TURN.format(turn)) for turn in (1, 2)]
-    return [cells[place].strip() for _, cells in table.rows for place in places]
+    columns = [column_of(table, TURN.format(turn)) for turn in (1, 2)]
+    return [cells[column].strip() for _, cells in table.rows for column in columns]
 
 
 def text_numbers(split: str, count: int, rows: int) -> Iterator[int]:
@@ -173,8 +173,8 @@ def run(folder: Path, *words: str) -> int:
             process.kill()
             process.wait()
     if process.returncode:
-        said = log.read_text(encoding="utf-8", errors="replace").strip()
-        raise InputError(f"{' '.join(words)}: {said[-500:] or process.returncode}")
+        output = log.read_text(encoding="utf-8", errors="replace").strip()
+        raise InputError(f"{' '.join(words)}: {output[-500:] or process.returncode}")
     return peak
 
 

@@ -65,10 +65,10 @@ def work_share(config: BertConfig) -> float:
     return 1 - (h * h + 2 * h * f) / (4 * h * h + 2 * h * f) / layers
 
 
-def matrix_rate(tokens: int, config: BertConfig, place: Placement, sync: Callable) -> float:
+def matrix_rate(tokens: int, config: BertConfig, placement: Placement, sync: Callable) -> float:
     """Floating-point operations a second of the layers' matrix products alone, in our precision."""
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    options = {"dtype": kinds[place.precision], "device": place.device}
+    options = {"dtype": kinds[placement.precision], "device": placement.device}
     h, f = config.hidden_size, config.intermediate_size
     seconds = work = 0.0
     for rows, columns in ((3 * h, h), (h, h), (f, h), (h, f)):
@@ -98,7 +98,7 @@ def rounds(least: int, seconds: float) -> Iterator[int]:
 
 def steps(options: argparse.Namespace) -> dict[str, Any]:
     """Every loop in turn, round after round; the content of bench.json."""
-    place = choose(options.device, options.precision)
+    placement = choose(options.device, options.precision)
     config = BertConfig(**KOBERT, **(TOY if options.toy else {}))
     # num_epochs 1: fit() is called once a round, on that round's batches.
     params = params_of(num_epochs=1, batch_size=options.batch)
@@ -106,12 +106,12 @@ def steps(options: argparse.Namespace) -> dict[str, Any]:
     batches = list(np.arange((counted + 1) * options.batch).reshape(counted + 1, -1))
     with tempfile.TemporaryDirectory() as folder:
         loops: dict[str, Any] = {
-            "ours": Ours(config, params, 0.5, place),
-            "trainer": HuggingFace(config, params, 0.5, place, folder),
+            "ours": Ours(config, params, 0.5, placement),
+            "trainer": HuggingFace(config, params, 0.5, placement, folder),
             "trainer_best": HuggingFace(
-                config, params, 0.5, place, folder, grouped=True, compiled=options.compile
+                config, params, 0.5, placement, folder, grouped=True, compiled=options.compile
             ),
-            "notebook": Notebook(config, params, 0.5, place.device),
+            "notebook": Notebook(config, params, 0.5, placement.device),
         }
         rates: dict[str, list[float]] = {name: [] for name in loops}
         shares, limits, means = [], [], []
@@ -119,12 +119,14 @@ def steps(options: argparse.Namespace) -> dict[str, Any]:
             table = random_table(options.batch * (counted + 1), 35.7, 64, seed=turn)
             means.append(float(table.lengths.mean()))
             tokens = int(means[-1] * options.batch)
-            gemm = matrix_rate(tokens, config, place, sync(place))
+            gemm = matrix_rate(tokens, config, placement, sync(placement))
             plain = gemm  # measured twice, one rate would differ from itself by the noise
-            if place.precision != "fp32":
-                plain = matrix_rate(tokens, config, replace(place, precision="fp32"), sync(place))
+            if placement.precision != "fp32":
+                plain = matrix_rate(
+                    tokens, config, replace(placement, precision="fp32"), sync(placement)
+                )
             for name, loop in loops.items():
-                rates[name].append(tokens_a_second(loop.run(table, batches, sync(place))))
+                rates[name].append(tokens_a_second(loop.run(table, batches, sync(placement))))
                 rate = rates[name][-1] / means[-1]
                 say(f"round {turn + 1}: {name:21} {rate:8.2f} dialogues/s")
             shares.append(rates["ours"][-1] * work_per_token(config) / gemm)
@@ -136,7 +138,7 @@ def steps(options: argparse.Namespace) -> dict[str, Any]:
         if name != "ours"
     }
     return {
-        "machine": machine(place),
+        "machine": machine(placement),
         "shape": {**(TOY if options.toy else {}), **KOBERT},
         "batch": options.batch,
         "mean_tokens": mean,
@@ -157,35 +159,37 @@ def steps(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def tokens_a_second(found: Steps) -> float:
+def tokens_a_second(measured: Steps) -> float:
     """Over a round's steps but the first, which allocates."""
-    return sum(found.tokens[1:]) / sum(found.seconds[1:])
+    return sum(measured.tokens[1:]) / sum(measured.seconds[1:])
 
 
 def scaling(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Tokens a second of our loop by batch, and by mean length at 64 dialogues a batch."""
-    place = choose(options.device, options.precision)
+    placement = choose(options.device, options.precision)
     config = BertConfig(**KOBERT, **(TOY if options.toy else {}))
 
     def rate(batch: int, mean: float) -> float:
         params = params_of(num_epochs=1, batch_size=batch, max_len=512)
         table = random_table(batch * 2, mean, int(mean * 2), seed=2)
         batches = list(np.arange(batch * 2).reshape(2, batch))
-        return tokens_a_second(Ours(config, params, 0.5, place).run(table, batches, sync(place)))
+        return tokens_a_second(
+            Ours(config, params, 0.5, placement).run(table, batches, sync(placement))
+        )
 
-    found: dict[str, dict[str, float]] = {"by_batch": {}, "by_mean_tokens": {}}
+    figures: dict[str, dict[str, float]] = {"by_batch": {}, "by_mean_tokens": {}}
     for batch in (8, 32, 128):
-        found["by_batch"][str(batch)] = rate(batch, 35.7)
-        say(f"batch {batch}: {found['by_batch'][str(batch)]:.0f} tokens/s")
+        figures["by_batch"][str(batch)] = rate(batch, 35.7)
+        say(f"batch {batch}: {figures['by_batch'][str(batch)]:.0f} tokens/s")
     for mean in (16, 64, 128):
-        found["by_mean_tokens"][str(mean)] = rate(32, mean)
-        say(f"{mean} tokens a dialogue: {found['by_mean_tokens'][str(mean)]:.0f} tokens/s")
-    return found
+        figures["by_mean_tokens"][str(mean)] = rate(32, mean)
+        say(f"{mean} tokens a dialogue: {figures['by_mean_tokens'][str(mean)]:.0f} tokens/s")
+    return figures
 
 
 def epochs(options: argparse.Namespace) -> dict[str, Any]:
     """A whole training of ours and where its time goes."""
-    place = choose(options.device, options.precision)
+    placement = choose(options.device, options.precision)
     config = BertConfig(**KOBERT, **(TOY if options.toy else {}))
     params = params_of(num_epochs=options.epochs, batch_size=options.batch)
     train = random_table(options.dialogues, 35.7, 64, seed=1)
@@ -197,13 +201,13 @@ def epochs(options: argparse.Namespace) -> dict[str, Any]:
         train=train,
         test=test,
         params=params,
-        placement=place,
+        placement=placement,
         on_epoch=lambda _: ends.append(time.perf_counter()),
     )
     wall, trained = ends[-1] - ends[0], [row.seconds for row in rows]
     usual = statistics.median(trained)
-    found = {
-        "machine": machine(place),
+    figures = {
+        "machine": machine(placement),
         "dialogues": len(train),
         "epochs": options.epochs,
         "batch": options.batch,
@@ -214,14 +218,16 @@ def epochs(options: argparse.Namespace) -> dict[str, Any]:
         "dialogues_a_second": len(train) / usual,
     }
     tokens = float(train.lengths.mean())  # a dialogue
-    gemm = matrix_rate(int(tokens * options.batch), config, place, sync(place))
-    found["share_of_gemm"] = found["dialogues_a_second"] * tokens * work_per_token(config) / gemm
-    if place.device.type == "cuda":
-        found["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return found
+    gemm = matrix_rate(int(tokens * options.batch), config, placement, sync(placement))
+    figures["share_of_gemm"] = (
+        figures["dialogues_a_second"] * tokens * work_per_token(config) / gemm
+    )
+    if placement.device.type == "cuda":
+        figures["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return figures
 
 
-def machine(place: Placement) -> dict[str, Any]:
+def machine(placement: Placement) -> dict[str, Any]:
     """What the numbers belong to."""
     names = [
         line.split(":", 1)[1].strip()
@@ -236,7 +242,7 @@ def machine(place: Placement) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "placement": str(place),
+        "placement": str(placement),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers")},
         "commit": commit.stdout.strip(),
@@ -254,27 +260,27 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def sync(place: Placement) -> Callable[[], None]:
-    return place.synchronize
+def sync(placement: Placement) -> Callable[[], None]:
+    return placement.synchronize
 
 
 def say(line: str) -> None:
     print(line, flush=True)
 
 
-def table_of(found: dict[str, Any]) -> str:
+def table_of(figures: dict[str, Any]) -> str:
     """bench.json's steps as a Markdown table."""
     lines = ["| loop | dialogues/s | ours is faster by |", "| --- | --- | --- |"]
-    for name, rate in found["dialogues_a_second"].items():
-        ratio = found["spread"].get(f"ratio_vs_{name}")
+    for name, rate in figures["dialogues_a_second"].items():
+        ratio = figures["spread"].get(f"ratio_vs_{name}")
         times = "" if ratio is None else "{median:.2f} ({min:.2f} to {max:.2f})".format(**ratio)
         lines.append(f"| {name} | {rate['median']:.2f} | {times} |")
-    share = found["spread"]["share_of_gemm"]
+    share = figures["spread"]["share_of_gemm"]
     lines.append(
         f"\nshare of the measured matrix rate: {share['median']:.0%} "
         f"({share['min']:.0%} to {share['max']:.0%})"
     )
-    limit = found["spread"]["ratio_vs_notebook_at_equal_efficiency"]
+    limit = figures["spread"]["ratio_vs_notebook_at_equal_efficiency"]
     lines.append(
         "at equal efficiency this machine would give {median:.2f} times the notebook "
         "({min:.2f} to {max:.2f})".format(**limit)
@@ -303,11 +309,11 @@ def main() -> None:
     if options.what == "epochs":
         print(json.dumps(epochs(options), indent=2, ensure_ascii=False))
         return
-    found = steps(options)
+    figures = steps(options)
     if not options.no_scaling:
-        found["scaling"] = scaling(options)
-    write_json(found, options.output)
-    print(table_of(found))
+        figures["scaling"] = scaling(options)
+    write_json(figures, options.output)
+    print(table_of(figures))
 
 
 if __name__ == "__main__":

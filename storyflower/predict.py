@@ -48,11 +48,13 @@ class Classifier:
     one thread. A GPU does not outlive a fork: there, predict raises RuntimeError.
     """
 
-    def __init__(self, network: EmotionClassifier, document: dict, folder: Path, place: Placement):
+    def __init__(
+        self, network: EmotionClassifier, document: dict, folder: Path, placement: Placement
+    ):
         """Use `Classifier.load`."""
         self.labels: tuple[str, ...] = tuple(document["labels"])
-        self._network = network.to(place.device)
-        self._place = place
+        self._network = network.to(placement.device)
+        self._placement = placement
         self._max_len = document["params"]["max_len"]
         self._tokenizer = load_tokenizer(folder)
         self._process = os.getpid()
@@ -80,14 +82,14 @@ class Classifier:
         """As predict, and of each text the share of its tokens that are [UNK], (texts,) float."""
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts, not one text")
-        if self._place.device.type != "cpu" and os.getpid() != self._process:
+        if self._placement.device.type != "cpu" and os.getpid() != self._process:
             raise RuntimeError(
-                f"this Classifier was loaded on {self._place.device.type} before a fork; load it "
-                "in each process"
+                f"this Classifier was loaded on {self._placement.device.type} before a fork; "
+                "load it in each process"
             )
         tokens = self._encode(texts)
         table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(texts), np.int64))
-        rows = scoring.probabilities(self._network, table, self._place)
+        rows = scoring.probabilities(self._network, table, self._placement)
         return [self._prediction(row) for row in rows], self._unknown_shares(tokens)
 
     def unknown_shares(self, texts: Sequence[str]) -> np.ndarray:
@@ -135,24 +137,24 @@ def predict_file(*, folder: Path, source: Path, column: str, output: Path) -> tu
     table = open_sheet(source, {name})
     if output.exists() and output.samefile(source):
         raise InputError(f"{output}: is the input; choose another name for the output")
-    place = sheet.column_of(table, name)
+    index = sheet.column_of(table, name)
     classifier = Classifier.load(folder)
     count, unknown = 0, []
 
     def rows() -> Iterator[list[str | float]]:
         nonlocal count
         texts = (
-            (number, sheet.cell_string(table, number, place, cells))
+            (number, sheet.cell_string(table, number, index, cells))
             for number, cells in table.rows
             if any(cell != "" for cell in cells)
         )
         for batch in batches(texts):
             readable = [text for _, text in batch if not sheet.says_nothing(text)]
-            found = zip(*classifier.predict_with_unknown(readable), strict=True)
+            answers = zip(*classifier.predict_with_unknown(readable), strict=True)
             for number, text in batch:
                 label, shares = "", [""] * len(classifier.labels)
                 if not sheet.says_nothing(text):
-                    prediction, share = next(found)
+                    prediction, share = next(answers)
                     if share >= MOSTLY:
                         unknown.append(number)
                     label = prediction.label

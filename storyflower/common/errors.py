@@ -65,8 +65,8 @@ def exit_with_line(main: Callable[[], None]) -> None:
         if (reason := disk_fault(error)) is None:
             raise
         drop_output()
-        place = f"{path}: " if (path := path_of(error)) else ""
-        print(f"error: {place}{reason}", file=sys.stderr)
+        where = f"{path}: " if (path := path_of(error)) else ""
+        print(f"error: {where}{reason}", file=sys.stderr)
         sys.exit(1)
     except ImportError as error:
         if (reason := wrong_python(error)) is None:
@@ -151,8 +151,8 @@ def disk_fault(error: BaseException) -> str | None:
         number = int(wrapped[1])
     if number not in REMEDIES:
         return None
-    said = os.strerror(number)
-    return f"{said[0].lower()}{said[1:]}; {REMEDIES[number]}"
+    message = os.strerror(number)
+    return f"{message[0].lower()}{message[1:]}; {REMEDIES[number]}"
 
 
 def one_line(error: object, limit: int = 200) -> str:
@@ -160,8 +160,8 @@ def one_line(error: object, limit: int = 200) -> str:
 
     For what libraries raise: their messages have lines of their own, or none.
     """
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= limit else f"{said[: limit - 1]}…"
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= limit else f"{message[: limit - 1]}…"
 
 
 def path_of(error: BaseException) -> str | None:

@@ -64,11 +64,11 @@ def replacing() -> Iterator[Callable[[Path], Path]]:
     except Exception as error:
         if (reason := disk_fault(error)) is None:
             raise
-        named = place = path_of(error)  # a refused write names no file, a refused open does
+        named = where = path_of(error)  # a refused write names no file, a refused open does
         for output, partial in partials.items():
             if named is None or Path(named).is_relative_to(partial) or Path(named) == output:
-                place = f"cannot write {output}"
-        raise InputError(f"{place}: {reason}") from None
+                where = f"cannot write {output}"
+        raise InputError(f"{where}: {reason}") from None
     finally:
         for partial in partials.values():
             with suppress(OSError):

@@ -163,8 +163,8 @@ class Card(Strict):
 
 def is_inside(source: str) -> bool:
     """Whether a source lies below its card, where DVC sees a change; it follows no links."""
-    place = Path(source)
-    return source.isprintable() and not place.is_absolute() and ".." not in place.parts
+    path = Path(source)
+    return source.isprintable() and not path.is_absolute() and ".." not in path.parts
 
 
 class Lock(Strict):
@@ -216,10 +216,10 @@ def write_card(name: str, source: str, folder: Path) -> Path:
         raise InputError(f"{name!r}: a card's name has letters, digits, '.', '_' and '-' only")
     file = folder / f"{name}.yaml"
     if Path(source).is_dir():
-        kind, place = "path", Path(source).resolve()
-        if not place.is_relative_to(folder.resolve()):
+        kind, path = "path", Path(source).resolve()
+        if not path.is_relative_to(folder.resolve()):
             raise InputError(f"{source}: copy it to {folder / name} first, where DVC watches it")
-        source = str(place.relative_to(folder.resolve()))
+        source = str(path.relative_to(folder.resolve()))
     elif re.fullmatch(HUB_ID, source):
         kind = "hub"
     else:

@@ -110,9 +110,9 @@ def pad_token(card: Card, settings: Mapping[str, Any], family: str, folder: Path
         raise InputError(
             f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {card.pad_id} on the card"
         )
-    said = settings.get("pad_token_id", 1 if family == "roberta" else pad_id)
-    if said != pad_id and (card.pad_id is None or family == "roberta"):
+    stated = settings.get("pad_token_id", 1 if family == "roberta" else pad_id)
+    if stated != pad_id and (card.pad_id is None or family == "roberta"):
         raise InputError(
-            f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {said} in config.json"
+            f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {stated} in config.json"
         )
     return pad_id

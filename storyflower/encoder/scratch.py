@@ -42,8 +42,8 @@ def train_vocabulary(card: Card, table: Path, output: Path, *, seed: int) -> Non
             minloglevel=2,
         )
     except RuntimeError as error:
-        said = one_line(error)
-        raise InputError(f"{table}: too little text for a vocabulary ({said})") from None
+        reason = one_line(error)
+        raise InputError(f"{table}: too little text for a vocabulary ({reason})") from None
     output.write_bytes(vocabulary.getvalue())
 
 

@@ -125,8 +125,8 @@ def refusal(repo: str, revision: str | None, name: str, error: BaseException) ->
             return f"{repo}: the hub refuses {name} ({status}); {login}"
         return f"{repo}: the hub answers {status} for {name}; try again later"
     if getattr(error, "errno", None) == errno.ENOSPC:
-        place = constants.HF_HUB_CACHE
-        return f"{place}: the disk is full; make room, or set HF_HOME to a folder on another disk"
+        cache = constants.HF_HUB_CACHE
+        return f"{cache}: the disk is full; make room, or set HF_HOME to a folder on another disk"
     if reason := disk_fault(error):
         return f"{path_of(error) or constants.HF_HUB_CACHE}: {reason}"
     return f"{repo}: {name} could not be downloaded ({one_line(error)}); run it again"

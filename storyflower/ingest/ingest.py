@@ -71,7 +71,7 @@ def find_files(folder: Path) -> dict[str, Path]:
             # A cp949 name out of a Windows zip, which neither the report nor the table can hold.
             raise InputError(f"{folder}: the file name {str(path)!a} is not utf-8; rename the file")
     tables = {path: splits_named(path) for path in present if path.suffix.lower() in SUFFIXES}
-    found = {}
+    files = {}
     for split in SPLITS:
         candidates = [path for path, named in tables.items() if split in named]
         if not candidates:
@@ -83,10 +83,10 @@ def find_files(folder: Path) -> dict[str, Path]:
         if len(candidates) > 1:
             names = ", ".join(map(str, candidates[:10]))
             raise InputError(f"{folder}: {len(candidates)} {split} files ({names}); keep one")
-        found[split] = folder / candidates[0]
-    if found["Training"] == found["Validation"]:
-        raise InputError(f"{found['Training']}: names both splits; give each its own file")
-    return found
+        files[split] = folder / candidates[0]
+    if files["Training"] == files["Validation"]:
+        raise InputError(f"{files['Training']}: names both splits; give each its own file")
+    return files
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -151,8 +151,8 @@ def ingest(
                     tally.note_classes_of_one_row()
                 summary["splits"][split] = tally.report()
                 hashes[split] = np.frombuffer(tally.hashes, dtype=np.uint64)
-        places = np.searchsorted(hashes["Training"], hashes["Validation"])
-        seen = int((hashes["Training"].take(places, mode="clip") == hashes["Validation"]).sum())
+        insertions = np.searchsorted(hashes["Training"], hashes["Validation"])
+        seen = int((hashes["Training"].take(insertions, mode="clip") == hashes["Validation"]).sum())
         summary["validation_texts_also_in_training"] = seen
         beside(report).write_text(json_text(summary), encoding="utf-8")
     return summary
@@ -177,10 +177,10 @@ class Columns:
     @classmethod
     def find(cls, sheet: Sheet, turns: int, target: str) -> "Columns":
         """Raises InputError for a column that is missing or there twice."""
-        places = []
+        columns = []
         for turn in range(1, turns + 1):
             try:
-                places.append(column_of(sheet, TURN.format(turn)))
+                columns.append(column_of(sheet, TURN.format(turn)))
             except InputError as error:
                 later = {TURN.format(number) for number in range(turn, turns + 1)}
                 if turn == 1 or later.intersection(sheet.columns):
@@ -189,7 +189,7 @@ class Columns:
                     f"{error}; write turns: {turn - 1} into params.yaml to do without"
                 ) from None
         return cls(
-            turns=places,
+            turns=columns,
             label=column_of(sheet, MAJOR),
             fine=column_of(sheet, FINE) if target == "fine" or FINE in sheet.columns else None,
         )

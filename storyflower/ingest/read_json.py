@@ -87,33 +87,33 @@ def json_lines(file: TextIO) -> Iterator[Any]:
 def json_list(file: TextIO) -> Iterator[Any]:
     """The elements of one JSON list, of which no more than a piece is held in memory."""
     decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*")
-    text, place, wanted = "", 0, "["  # wanted: "[", an item, or "," as the sign between two
+    text, position, expected = "", 0, "["  # wanted: "[", an item, or "," as the sign between two
     while piece := file.read(MAX_RECORD // 4):
-        text, place = text[place:] + piece, 0
-        while (place := blank.match(text, place).end()) < len(text):
-            if wanted == "[":
-                if text[place] != "[":
+        text, position = text[position:] + piece, 0
+        while (position := blank.match(text, position).end()) < len(text):
+            if expected == "[":
+                if text[position] != "[":
                     raise ValueError("expected a list of dialogues")
-                place, wanted = place + 1, "first"
-            elif wanted == "end":
+                position, expected = position + 1, "first"
+            elif expected == "end":
                 raise ValueError("something behind the list")
-            elif text[place] == "]" and wanted != "item":
-                place, wanted = place + 1, "end"
-            elif wanted == ",":
-                if text[place] != ",":
+            elif text[position] == "]" and expected != "item":
+                position, expected = position + 1, "end"
+            elif expected == ",":
+                if text[position] != ",":
                     raise ValueError("expected a comma")
-                place, wanted = place + 1, "item"
+                position, expected = position + 1, "item"
             else:
                 try:
-                    item, stop = decode(text, place)
+                    item, stop = decode(text, position)
                 except json.JSONDecodeError:
-                    if len(text) - place > MAX_RECORD:
+                    if len(text) - position > MAX_RECORD:
                         raise
                     break  # the rest of it may be in the next piece
                 if stop == len(text):
                     break  # so may the rest of a number
                 yield item
-                place, wanted = stop, ","
-    if wanted != "end":
-        decode(text, place)  # raises, and says why
+                position, expected = stop, ","
+    if expected != "end":
+        decode(text, position)  # raises, and says why
         raise ValueError("the list does not end")

@@ -57,11 +57,11 @@ def build(table: Path, output: Path, *, target: str) -> LabelIndex:
     """
     names: dict[str, None] = {}  # keeps the order of first appearance
     for split, batch in dialogues.batches(table, ["row", "label", "fine"]):
-        found = dialogues.class_names(batch, target)
+        class_names = dialogues.class_names(batch, target)
         if split == "Training":
-            names.update(dict.fromkeys(found))
+            names.update(dict.fromkeys(class_names))
             continue
-        for row, name in zip(batch.column("row").to_pylist(), found, strict=True):
+        for row, name in zip(batch.column("row").to_pylist(), class_names, strict=True):
             if name not in names:
                 # Not the label: in a column that was mixed up it is somebody's words.
                 raise InputError(

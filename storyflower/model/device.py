@@ -19,7 +19,7 @@ class Placement:
 
     device: torch.device
     precision: str  # fp32, bf16 or fp16
-    found: str  # the accelerators of this machine, in words
+    accelerators: str  # the accelerators of this machine, in words
 
     def autocast(self) -> AbstractContextManager:
         """Matrix products in the chosen precision; weights and sums stay float32."""
@@ -35,7 +35,7 @@ class Placement:
             torch.mps.synchronize()
 
     def __str__(self) -> str:
-        return f"{self.found}; using {self.device.type} in {self.precision}"
+        return f"{self.accelerators}; using {self.device.type} in {self.precision}"
 
 
 def choose(device: str, precision: str) -> Placement:
@@ -45,17 +45,19 @@ def choose(device: str, precision: str) -> Placement:
     """
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     has_mps = torch.backends.mps.is_available()
-    found = f"{len(gpus)} CUDA GPUs" + (f" ({', '.join(gpus)})" if gpus else "")
-    found += ", Apple GPU" if has_mps else ""
+    accelerators = f"{len(gpus)} CUDA GPUs" + (f" ({', '.join(gpus)})" if gpus else "")
+    accelerators += ", Apple GPU" if has_mps else ""
     if device == "auto":
         device = "cuda" if gpus else "mps" if has_mps else "cpu"
     if (device == "cuda" and not gpus) or (device == "mps" and not has_mps):
-        raise InputError(f"device {device} is not here ({found}); set device: auto in params.yaml")
+        raise InputError(
+            f"device {device} is not here ({accelerators}); set device: auto in params.yaml"
+        )
     if precision == "auto":
         precision = native_precision(device)
     if precision == "fp16" and device != "cuda":
         raise InputError(f"precision fp16 needs a CUDA GPU, not {device}; set precision: auto")
-    return Placement(torch.device(device), precision, found)
+    return Placement(torch.device(device), precision, accelerators)
 
 
 def native_precision(device: str) -> str:

@@ -94,9 +94,9 @@ def need(folder: Path, names: Iterable[str], remedy: str) -> None:
             raise InputError(f"{folder / name}: not found; {remedy}")
 
 
-def damaged(place: Path, reason: object) -> InputError:
+def damaged(path: Path, reason: object) -> InputError:
     """The error for a file or folder that cannot be used; an exception as the reason will do."""
-    return InputError(f"{place}: damaged ({one_line(reason)}); restore it with 'dvc checkout'")
+    return InputError(f"{path}: damaged ({one_line(reason)}); restore it with 'dvc checkout'")
 
 
 def save_classifier(
@@ -155,10 +155,10 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
     # The new linear layer is overwritten whole, or refused: nothing stays random.
     model = build_classifier(folder, classes, dr_rate)
     expected = {name: tuple(value.shape) for name, value in model.linear.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in head.items()}
-    if found != expected:
+    shapes = {name: tuple(value.shape) for name, value in head.items()}
+    if shapes != expected:
         raise InputError(
-            f"{folder}: head.safetensors holds {found}, but {classes} labels and the encoder need "
+            f"{folder}: head.safetensors holds {shapes}, but {classes} labels and the encoder need "
             f"{expected}; its parts are of different models"
         )
     model.linear.load_state_dict(head)

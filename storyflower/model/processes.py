@@ -53,11 +53,11 @@ class Ranks:
             return rows
         loads = np.zeros(self.count, np.int64)
         mine = np.zeros(len(rows), bool)
-        for place in np.argsort(-lengths, kind="stable"):
+        for index in np.argsort(-lengths, kind="stable"):
             # Of equal loads the one with the lowest rank; an empty process has load 0.
             rank = int(loads.argmin())
-            loads[rank] += lengths[place]
-            mine[place] = rank == self.rank
+            loads[rank] += lengths[index]
+            mine[index] = rank == self.rank
         return rows[mine]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:

@@ -76,20 +76,20 @@ def open_csv(path: Path, wanted: Set[str]) -> Sheet:
     encoding, bad = text_encoding(path)
     if bad:
         raise bad_byte(path, encoding, bad, wanted)
-    dialect, found = find_dialect(path, encoding, wanted)
-    check_above(str(path), found.names, found.row, found.above)
-    if found.above:
-        note(f"{path}: the header is row {found.row}; what stands above it is not read")
-    return Sheet(str(path), "row", found.names, rows_below(path, encoding, dialect, found))
+    dialect, head = find_dialect(path, encoding, wanted)
+    check_above(str(path), head.names, head.row, head.above)
+    if head.above:
+        note(f"{path}: the header is row {head.row}; what stands above it is not read")
+    return Sheet(str(path), "row", head.names, rows_below(path, encoding, dialect, head))
 
 
 def rows_below(
-    path: Path, encoding: str, dialect: Dialect, found: Header
+    path: Path, encoding: str, dialect: Dialect, head: Header
 ) -> Iterator[tuple[int, list[str]]]:
     """The rows below the header. Raises InputError where one has not as many fields."""
-    fields = len(found.names)
-    named = max((place for place, name in enumerate(found.names, start=1) if name), default=0)
-    for number, cells in itertools.islice(records(path, encoding, dialect), found.row, None):
+    fields = len(head.names)
+    named = max((index for index, name in enumerate(head.names, start=1) if name), default=0)
+    for number, cells in itertools.islice(records(path, encoding, dialect), head.row, None):
         if len(cells) != fields:
             while cells and not cells[-1].strip() and (len(cells) > fields or len(cells) == 1):
                 cells.pop()  # separators at the end of a line, which hold nothing
@@ -98,7 +98,7 @@ def rows_below(
             if not named <= len(cells) <= fields:
                 raise InputError(
                     f"{path}, row {number}: it has {len(cells)} fields and the header (row "
-                    f"{found.row}) {fields}; a text with a {dialect} or a line break in it needs "
+                    f"{head.row}) {fields}; a text with a {dialect} or a line break in it needs "
                     "quotes around it"
                 )
         yield number, cells
@@ -116,8 +116,8 @@ def find_dialect(path: Path, encoding: str, wanted: Set[str]) -> tuple[Dialect, 
     best, most = None, 0
     for dialect in itertools.starmap(Dialect, itertools.product(delimiters, QUOTES)):
         rows = first_rows(head, dialect)[bool(sep) :]
-        if found := find_header([cells for _, cells in rows], wanted):
-            index, names = found
+        if match := find_header([cells for _, cells in rows], wanted):
+            index, names = match
             if (named := len(wanted.intersection(names))) > most:
                 best, most = (dialect, Header(rows[index][0], names, rows[:index])), named
     if best:

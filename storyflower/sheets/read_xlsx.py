@@ -57,15 +57,15 @@ def read_workbook(path: Path) -> list[Worksheet]:
         stderr=subprocess.DEVNULL,  # a panic may quote the file
         bufsize=0,
     )
-    said = messages(path, child)
+    replies = messages(path, child)
 
-    def rest(place: int) -> Iterator[tuple[int, list]]:
-        with suppress(BrokenPipeError):  # it is gone, which `said` will tell
-            child.stdin.write(f"{place}\n".encode())
-        yield from map(tuple, iter(said.__next__, None))
+    def rest(index: int) -> Iterator[tuple[int, list]]:
+        with suppress(BrokenPipeError):  # it is gone, which `replies` will tell
+            child.stdin.write(f"{index}\n".encode())
+        yield from map(tuple, iter(replies.__next__, None))
 
     sheets = []
-    for name, rows in iter(said.__next__, None):
+    for name, rows in iter(replies.__next__, None):
         head = list(map(tuple, rows))
         sheets.append(Worksheet(name, head, chain(head, rest(len(sheets)))))
     return sheets
@@ -136,21 +136,21 @@ def open_xlsx(path: Path, wanted: Set[str]) -> Sheet:
     meant; a sheet without some of the columns is given when it is the only one that could be.
     """
     sheets = read_workbook(path)
-    found = [find_header([cells for _, cells in sheet.head], wanted) for sheet in sheets]
-    meant = [place for place, it in enumerate(found) if it and wanted <= set(it[1])]
-    meant = meant or [place for place, it in enumerate(found) if it]
-    meant = meant or [place for place, sheet in enumerate(sheets) if sheet.head]
-    if not meant:
+    headers = [find_header([cells for _, cells in sheet.head], wanted) for sheet in sheets]
+    candidates = [index for index, it in enumerate(headers) if it and wanted <= set(it[1])]
+    candidates = candidates or [index for index, it in enumerate(headers) if it]
+    candidates = candidates or [index for index, sheet in enumerate(sheets) if sheet.head]
+    if not candidates:
         raise InputError(f"{path}, sheet {sheets[0].name!r}: the sheet is empty")
-    if len(meant) > 1:
-        raise several(path, [sheets[place] for place in meant], wanted)
-    (place,) = meant
-    sheet = sheets[place]
+    if len(candidates) > 1:
+        raise several(path, [sheets[index] for index in candidates], wanted)
+    (chosen,) = candidates
+    sheet = sheets[chosen]
     where = f"{path}, sheet {sheet.name!r}"
-    index, names = found[place] or (0, header(sheet.head[0][1]))
+    index, names = headers[chosen] or (0, header(sheet.head[0][1]))
     row, _ = sheet.head[index]
     check_above(where, names, row, sheet.head[:index])
-    notes = [f"read from this sheet, of {len(sheets)}"] * (place > 0)
+    notes = [f"read from this sheet, of {len(sheets)}"] * (chosen > 0)
     if index:
         notes.append(f"the header is row {row}; what stands above it is not read")
     if notes:

@@ -114,19 +114,19 @@ def column_of(sheet: Sheet, name: str) -> int:
 
     Only names that AI Hub uses are repeated: a file without a header begins with somebody's words.
     """
-    places = [place for place, column in enumerate(sheet.columns) if column == name]
-    if not places:
+    indices = [index for index, column in enumerate(sheet.columns) if column == name]
+    if not indices:
         known = [column for column in sheet.columns if AI_HUB.fullmatch(column)]
         other = [
-            column_letters(place)
-            for place, column in enumerate(sheet.columns)
+            column_letters(index)
+            for index, column in enumerate(sheet.columns)
             if column and column not in known
         ]
         found = known + ([f"other names in columns {', '.join(other[:30])}"] if other else [])
         raise InputError(f"{sheet.where}: no column {name}; found {', '.join(found)}")
-    if len(places) > 1:
-        raise InputError(f"{sheet.where}: {len(places)} columns named {name}; keep one")
-    return places[0]
+    if len(indices) > 1:
+        raise InputError(f"{sheet.where}: {len(indices)} columns named {name}; keep one")
+    return indices[0]
 
 
 def cell_text(sheet: Sheet, number: int, column: int, cells: list) -> str:

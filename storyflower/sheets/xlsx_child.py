@@ -141,13 +141,13 @@ def visible_sheets(book: CalamineWorkbook) -> list[Iterator[tuple[int, list]]]:
     """Say the name and the first rows of each visible worksheet; return the rows that follow."""
     sheets = []
     held = 0
-    for place, sheet in enumerate(book.sheets_metadata):
+    for index, sheet in enumerate(book.sheets_metadata):
         # A chart sheet has no cells.
         if sheet.visible != SheetVisibleEnum.Visible or sheet.typ != SheetTypeEnum.WorkSheet:
             continue
         name = sheet.name[:MAX_NAME]
         try:
-            rows = rows_of(book.get_sheet_by_index(place))
+            rows = rows_of(book.get_sheet_by_index(index))
         except WorksheetNotFound:
             raise Refused(f"sheet {name!r} is listed but not in the file; export again") from None
         head = list(islice(rows, HEAD_ROWS))

@@ -74,9 +74,9 @@ def tokenize(
         beside(report).write_text(json_text(summary), encoding="utf-8")
     for split in SPLITS:
         share = summary[split]["unknown_share"]
-        said = f"{share:.1%} of the {split} tokens are [UNK]"
+        complaint = f"{share:.1%} of the {split} tokens are [UNK]"
         if share > UNKNOWN_ERROR:
-            raise InputError(f"{said}: the encoder's vocabulary does not fit the text")
+            raise InputError(f"{complaint}: the encoder's vocabulary does not fit the text")
         if share > UNKNOWN_WARNING:
-            print(f"WARNING: {said}; does the encoder know this language?", file=sys.stderr)
+            print(f"WARNING: {complaint}; does the encoder know this language?", file=sys.stderr)
     return summary

@@ -28,21 +28,21 @@ def push(record: Record, folder: Path, root: Path) -> None:
     client, experiment_id = connect(record.experiment, root)
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-    found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{record.key}'")
-    found.sort(key=lambda run: run.info.run_id)
+    runs = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{record.key}'")
+    runs.sort(key=lambda run: run.info.run_id)
     # A server that hung may carry out a request that was given up and redone.
-    for twin in found[1:]:
+    for twin in runs[1:]:
         client.delete_run(twin.info.run_id)
-    if found:
-        run_id, shown = found[0].info.run_id, found[0].data.metrics
-        ended = record.status == "RUNNING" != found[0].info.status
-        if ended or found[0].info.run_name != record.name:  # it goes on, under a new name
+    if runs:
+        run_id, shown = runs[0].info.run_id, runs[0].data.metrics
+        ended = record.status == "RUNNING" != runs[0].info.status
+        if ended or runs[0].info.run_name != record.name:  # it goes on, under a new name
             client.update_run(run_id, status="RUNNING" if ended else None, name=record.name)
     else:
         tags = {KEY_TAG: record.key}
         run = client.create_run(experiment_id, record.start, tags, run_name=record.name)
         run_id, shown = run.info.run_id, {}
-    if not (found and found[0].inputs.dataset_inputs):
+    if not (runs and runs[0].inputs.dataset_inputs):
         context = [InputTag("mlflow.data.context", "training")]
         inputs = [
             DatasetInput(Dataset(name, digest, "local", json.dumps({"corpus": name})), context)
@@ -100,9 +100,9 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
         if known is not None:
             return client, known.experiment_id
         # MLflow's default is relative to a working folder that DVC may delete.
-        place = (root / "mlartifacts" / experiment).as_uri() if not server else None
+        artifacts = (root / "mlartifacts" / experiment).as_uri() if not server else None
         try:
-            return client, client.create_experiment(experiment, artifact_location=place)
+            return client, client.create_experiment(experiment, artifact_location=artifacts)
         except MlflowException:  # another host made it in the meantime
             known = client.get_experiment_by_name(experiment)
             if known is None:

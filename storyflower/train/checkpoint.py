@@ -39,7 +39,7 @@ KEPT = 2
 class Checkpoints:
     """The checkpoints of one run; a context that holds the run's lock and finds the newest.
 
-    A folder that cannot be written costs one line of warning, never the training. `found` is what
+    A folder that cannot be written costs one line of warning, never the training. `saved` is what
     `more` gave when the newest checkpoint was saved, None where there is none. Of several `ranks`
     the first one saves; the others only read, and end when the first one has ended.
     """
@@ -51,10 +51,10 @@ class Checkpoints:
         self.ranks = ranks
         self.more: Callable[[], dict[str, Any]] = dict  # what else each checkpoint shall keep
         self.stop = PendingStop()
-        self.found: dict[str, Any] | None = None
+        self.saved: dict[str, Any] | None = None
         self._newest: Path | None = None
         self._numbers: dict[str, Any] = {}
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
         self._warned = False
         self._held = ExitStack()
 
@@ -86,13 +86,13 @@ class Checkpoints:
         if self._newest is not None:
             state.restore(safetensors.torch.load_file(self._newest), self._numbers)
             if self.ranks.first:
-                print(f"going on from the checkpoint after {state.place()}", flush=True)
+                print(f"going on from the checkpoint after {state.moment()}", flush=True)
 
     def after_step(self, state: State) -> None:
         """Save when it is time to, or when a signal asks to stop, which ends the process."""
         if not self.ranks.first:
             return  # a signal reaches the first one too: without it the next sum fails
-        if self.stop or time.monotonic() - self._saved >= 60 * self.minutes:
+        if self.stop or time.monotonic() - self._saved_at >= 60 * self.minutes:
             self.after_epoch(state)
 
     def after_epoch(self, state: State) -> None:
@@ -102,7 +102,7 @@ class Checkpoints:
         saved = self._save(state)
         if self.stop:
             how = f"saved; go on with: {same_command()}" if saved else "could not be saved"
-            self.stop.leave(f"stopped after {state.place()}; {how}")
+            self.stop.leave(f"stopped after {state.moment()}; {how}")
 
     def _save(self, state: State) -> bool:
         numbers = {**state.numbers(), "fingerprint": self.fingerprint, "more": self.more()}
@@ -129,7 +129,7 @@ class Checkpoints:
             self._warn(error)
             return False
         finally:
-            self._saved = time.monotonic()
+            self._saved_at = time.monotonic()
 
     def _all(self) -> list[Path]:
         """The run's checkpoints, newest first."""
@@ -146,7 +146,7 @@ class Checkpoints:
             try:
                 numbers = read_numbers(path)
                 if numbers["fingerprint"] == self.fingerprint:
-                    self._newest, self._numbers, self.found = path, numbers, numbers["more"]
+                    self._newest, self._numbers, self.saved = path, numbers, numbers["more"]
                     return
             except OSError as error:  # Drive is gone, perhaps: the file may be good
                 print(f"warning: checkpoint {path}: {error}", file=sys.stderr)

@@ -42,13 +42,13 @@ class Replayed:
                 self.graphs[shape] = self.record(batch, weight)
             except RuntimeError as error:
                 self.usable = False
-                said = one_line(error)
-                print(f"note: no CUDA graph ({said}); training goes on without", file=sys.stderr)
+                reason = one_line(error)
+                print(f"note: no CUDA graph ({reason}); training goes on without", file=sys.stderr)
         if shape not in self.graphs:
             return self.compute(batch, weight)
         graph, inputs, result = self.graphs[shape]
-        for place, value in zip(inputs, values, strict=True):
-            place.copy_(value)
+        for recorded, value in zip(inputs, values, strict=True):
+            recorded.copy_(value)
         graph.replay()
         return result
 

@@ -101,7 +101,7 @@ def train(
                 },
                 dataset=dialogues,
             )
-            with Run(continued(new, checkpoints.found)) as run:
+            with Run(continued(new, checkpoints.saved)) as run:
 
                 def note(rows: list[Epoch]) -> None:
                     write_history(rows, history)  # our own file first, then its mirror
@@ -123,7 +123,7 @@ def machine(placement: Placement) -> dict[str, Any]:
     elif placement.device.type == "cpu":
         processor = [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
     else:
-        processor = placement.found
+        processor = placement.accelerators
     libraries = {name: version(name) for name in ("torch", "transformers", "numpy")}
     return {"processor": processor, "precision": placement.precision, **libraries}
 

@@ -24,7 +24,7 @@ class State:
     seconds: float = 0.0  # of training in this epoch
     history: list[Epoch] = field(default_factory=list)  # of the epochs before
 
-    def place(self) -> str:
+    def moment(self) -> str:
         return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
 
     def next_epoch(self) -> None:
@@ -34,11 +34,11 @@ class State:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything of more than one number, on the CPU."""
-        found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-        found |= {"sum.loss": self.loss_sum, "sum.correct": self.correct}
-        return {name: value.detach().cpu().contiguous() for name, value in found.items()}
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        tensors |= {"sum.loss": self.loss_sum, "sum.correct": self.correct}
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
     def numbers(self) -> dict[str, Any]:
         """The rest, as JSON."""
