@@ -20,6 +20,9 @@ from storyflower.model import forward
 from storyflower.model.batch import Batch
 
 
+STEP = 32  # hidden tokens
+
+
 @dataclass(frozen=True)
 class Masked:
     """A batch whose ids hide some of its tokens, and what they were."""
@@ -30,15 +33,18 @@ class Masked:
 
 
 def mask(batch: Batch, share: float, vocabulary: int) -> Masked:
-    """Hide a share of the tokens, by torch's random state; never a special one, at least one."""
+    """Hide a share of the tokens, by torch's random state; never a special one, at least one.
+
+    Their number is a multiple of 32 where there are so many: a matrix library on a CPU prepares
+    itself anew for each shape.
+    """
     ids = batch.ids
     inside = batch.text < len(batch.first)  # the texts that fill up come last
-    ordinary = (ids >= len(SPECIAL)) & inside
-    chance = torch.rand(ids.shape, device=ids.device)
-    chosen = ordinary & (chance < share)
-    if not chosen.any():
-        chosen[torch.where(ordinary, chance, 2.0).argmin()] = True
-    indices = chosen.nonzero().squeeze(1)
+    ordinary = ((ids >= len(SPECIAL)) & inside).nonzero().squeeze(1)
+    count = max(1, round(share * len(ordinary)))
+    count = min(max(count // STEP * STEP, min(count, STEP)), len(ordinary))
+    order = torch.rand(len(ordinary), device=ids.device).argsort()
+    indices = ordinary[order[:count]].sort().values
     kind = torch.rand(indices.shape, device=ids.device)
     random_ids = torch.randint(len(SPECIAL), vocabulary, indices.shape, device=ids.device)
     shown = torch.where(kind < 0.8, MASK_ID, torch.where(kind < 0.9, random_ids, ids[indices]))

@@ -1,6 +1,6 @@
 """Writes data/sample from the pieces: two workbooks in AI Hub's header, and situations.csv.
 
-    python data/writers/build.py
+    python data/writers/build.py            # or another folder as the argument
 
 Rows stand in the order of writers and pieces, as written. As in the real files a few labels end in
 a blank. The same pieces give the same bytes.
@@ -8,6 +8,7 @@ a blank. The same pieces give the same bytes.
 
 import csv
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -51,10 +52,11 @@ def cells_of(row: dict, number: int) -> list[str | int]:
 
 
 def main() -> None:
+    folder = Path(sys.argv[1]) if sys.argv[1:] else SAMPLE
     listed = []
     for split in ("Training", "Validation"):
         rows = rows_of(split)
-        path = SAMPLE / f"감성대화_표본_{split}.xlsx"
+        path = folder / f"감성대화_표본_{split}.xlsx"
         with xlsxwriter.Workbook(
             path, {"strings_to_formulas": False, "strings_to_urls": False}
         ) as book:
@@ -66,7 +68,7 @@ def main() -> None:
                 # As the sheet numbers them
                 listed.append([split, number + 1, row["writer"], row["situation"]])
         print(f"{path.name}: {len(rows)} rows")
-    with (SAMPLE / "situations.csv").open("w", encoding="utf-8", newline="") as file:
+    with (folder / "situations.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["split", "row", "작가", "situation"])
         writer.writerows(listed)

@@ -1,16 +1,19 @@
 """Prints the figures of data/sample/README.md: what the pieces give away, and what they do not.
 
-    PYTHONPATH=. python data/writers/measure.py
+    PYTHONPATH=. python data/writers/measure.py            # some minutes
+    PYTHONPATH=. python data/writers/measure.py --quick    # without what is left out
 
-Everything is deterministic; the left-out topics take some minutes.
+Everything is deterministic.
 """
 
 import re
+import sys
 from collections import Counter
 
 import numpy as np
 from build import rows_of
 from check import NAMES, STEMS, trigrams
+from scipy import sparse
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -79,8 +82,6 @@ def most_alike(rows: list[dict]) -> float:
     """The largest share of the shorter one's character trigrams that two rows have in common."""
     grams = [trigrams(whole(row)) for row in rows]
     number = {gram: column for column, gram in enumerate(sorted(set().union(*grams)))}
-    from scipy import sparse
-
     columns = np.array([number[gram] for row in grams for gram in row])
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in grams])])
     matrix = sparse.csr_matrix((np.ones(len(columns), np.int32), columns, offsets))
@@ -122,6 +123,8 @@ def main() -> None:
         if count <= len(train):
             part = [train[index] for index in order[:count]]
             print(f"TF-IDF, {count} rows, on Validation: {tfidf(part, test):.3f}", flush=True)
+    if "--quick" in sys.argv:
+        return
     for key in ("writer", "topic"):
         strangers, folds = left_out(train, key)
         print(

@@ -117,7 +117,17 @@ def test_whatever_is_imported_is_declared() -> None:
     names = {canonicalize_name(requirement.name) for requirement in declared()}
     owners = packages_distributions()
     # kobert, gluonnlp and mxnet are the originals, which the tests meet in an environment apart.
-    own = {"storyflower", "stages", "pretrain", "benchmarks", "tests", "docs", "kobert", "gluonnlp", "mxnet"}
+    own = {
+        "storyflower",
+        "stages",
+        "pretrain",
+        "benchmarks",
+        "tests",
+        "docs",
+        "kobert",
+        "gluonnlp",
+        "mxnet",
+    }
     undeclared = set()
     for folder in ("storyflower", "stages", "pretrain", "benchmarks", "tests", "docs"):
         for file in (ROOT / folder).rglob("*.py"):
