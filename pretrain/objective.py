@@ -19,7 +19,6 @@ from pretrain.vocabulary import MASK_ID, SPECIAL
 from storyflower.model import forward
 from storyflower.model.batch import Batch
 
-
 STEP = 32  # hidden tokens
 
 
