@@ -39,6 +39,7 @@ def printable(value: str) -> str:
 
 Number = Annotated[float, BeforeValidator(number_text)]
 Rate = Annotated[float, Field(gt=0, le=1), BeforeValidator(number_text)]
+Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number_text)]
 # A folder or file name and nothing else: it becomes part of a path.
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*\Z")]
 Text = Annotated[str, AfterValidator(printable)]
@@ -96,10 +97,11 @@ class Params(BaseModel):
     max_grad_norm: Number = knob(1.0, "gradients are scaled down to this L2 norm", gt=0)
     weight_decay: Number = knob(0.01, "AdamW's, not on biases and LayerNorm", ge=0, le=1)
     dr_rate: Number = knob(0.5, "dropout before the linear layer", ge=0, lt=1)
-    mask_rate: Number = knob(
-        0.0, "share of a text's tokens that [MASK] hides, anew at each step; helps few rows",
-        ge=0, lt=1,
-    )  # fmt: skip
+    mask_rate: Literal["auto"] | Share = knob(
+        "auto",
+        "share of a text's tokens that [MASK] hides, anew at each step; helps where rows are few; "
+        "auto: the value on the encoder's card",
+    )
     shuffle: bool = knob(
         True, "a new order each epoch; false: the order of the file, as in the original notebook"
     )
@@ -149,9 +151,9 @@ class Params(BaseModel):
         """The params that a result may depend on: all but those of logging and saving."""
         return self.model_dump(exclude=set(WITHOUT_EFFECT))
 
-    def resolved(self, *, learning_rate: float, optimizer: str) -> "Params":
+    def resolved(self, *, learning_rate: float, optimizer: str, mask_rate: float) -> "Params":
         """These params, with what the encoder's card says in the place of "auto"."""
-        card = {"learning_rate": learning_rate, "optimizer": optimizer}
+        card = {"learning_rate": learning_rate, "optimizer": optimizer, "mask_rate": mask_rate}
         auto = {key: value for key, value in card.items() if getattr(self, key) == "auto"}
         return self.model_copy(update=auto)
 

@@ -22,14 +22,22 @@ from pydantic import (
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_yaml, write_json
-from storyflower.common.params import Optimizer, Rate
+from storyflower.common.params import Optimizer, Rate, Share
 
 VOCABULARY = {"sentencepiece": "spiece.model", "wordpiece": "vocab.txt"}  # tokenizer → its file
 NAME = r"\w[\w.-]*"  # a file's or a card's
 HUB_ID = rf"{NAME}(/{NAME})?"
 
 ALWAYS = {"kind", "license"}
-FETCHED = {"tokenizer", "pretokenize", "vocabulary", "pad_id", "learning_rate", "optimizer"}
+FETCHED = {
+    "tokenizer",
+    "pretokenize",
+    "vocabulary",
+    "pad_id",
+    "learning_rate",
+    "optimizer",
+    "mask_rate",
+}
 # kind → the keys it needs, and those it may have
 KEYS = {
     "hub": (ALWAYS | {"source"}, FETCHED | {"golden", "revision", "files"}),
@@ -96,6 +104,9 @@ class Card(Strict):
         "a number in (0, 1]", "the peak rate that learning_rate: auto means", default=5e-5
     )
     optimizer: Optimizer = key("", "what optimizer: auto means", default="adamw")
+    mask_rate: Share = key(
+        "a number in [0, 1)", "the share of tokens that mask_rate: auto means", default=0.0
+    )
     golden: Golden | None = key(
         "a text, its ids, and pretokenize or nothing", "what the tokenizer is tried on"
     )

@@ -74,7 +74,7 @@ def random_table(rows: int, seed: int = 0) -> TokenArrays:
     return TokenArrays(ids, offsets, rng.integers(0, CLASSES, rows))
 
 
-RATE = {"learning_rate": 1e-2, "optimizer": "adamw"}
+RATE = {"learning_rate": 1e-2, "optimizer": "adamw", "mask_rate": 0.0}
 
 
 def fit(network: nn.Module, table: TokenArrays, **values: object) -> list[Epoch]:
