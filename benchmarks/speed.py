@@ -50,7 +50,9 @@ def random_table(rows: int, mean: float, width: int, seed: int) -> TokenArrays:
 def params_of(**values: Any) -> Params:
     """params.yaml with KoBERT's rate and some values changed."""
     shipped = read_yaml(Path("params.yaml"), "run this in the root")
-    return Params.check({**shipped, "learning_rate": 5e-5, "optimizer": "adamw", **values})
+    return Params.check(
+        {**shipped, "learning_rate": 5e-5, "optimizer": "adamw", "mask_rate": 0.0, **values}
+    )
 
 
 def work_per_token(config: BertConfig) -> float:

@@ -65,7 +65,7 @@ def classifier(interim: Path) -> Path:
     from storyflower.model.folder import build_classifier, save_classifier
     from storyflower.train import fit
 
-    rate = {"learning_rate": 3e-3, "optimizer": "adamw"}
+    rate = {"learning_rate": 3e-3, "optimizer": "adamw", "mask_rate": 0.0}
     params = params_of(**{**TINY_PARAMS, **rate, "num_epochs": 8, "dr_rate": 0.1})
     index = LabelIndex.load(interim / "labels.json")
     torch.manual_seed(params.seed)

@@ -28,7 +28,7 @@ TABLE = random_table(40)  # five steps of eight
 
 
 def fit(network: Bag, checkpoints: Checkpoints | None = None, **values: object) -> list:
-    rate = {"learning_rate": 0.05, "optimizer": "adamw"}
+    rate = {"learning_rate": 0.05, "optimizer": "adamw", "mask_rate": 0.0}
     return fit_module.fit(
         network,
         train=TABLE,
