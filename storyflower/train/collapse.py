@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 WINDOW = 100  # steps whose mean is compared
-STEPS = 200  # behind the warm-up, after which a training has learned something
+LATE = 200  # steps behind the warm-up, after which a training has learned something
 LEARNED = 0.98  # of the entropy of the classes: above it, the mean loss is that of their shares
 
 
 def note_one_class(predicted: np.ndarray, actual: np.ndarray, epoch: int, rate: float) -> None:
-    """Say so where an epoch's predictions, (dialogues,), are one class and the labels are not."""
+    """Say so where the predictions of a classifier, (dialogues,), are one class.
+
+    Not where the labels are one class, too.
+    """
     if (predicted == predicted[0]).all() and (actual != actual[0]).any():
         say(f"epoch {epoch} gives all {len(actual)} Validation dialogues one class", rate)
 
@@ -27,7 +30,7 @@ class LossWatch:
     def __init__(self, labels: np.ndarray, warmup: int, rate: float):
         shares = np.unique(np.asarray(labels), return_counts=True)[1] / len(labels)
         self.entropy = float(-(shares * np.log(shares)).sum())  # nats
-        self.last = warmup + STEPS
+        self.last = warmup + LATE
         self.rate = rate
         self.losses: list[torch.Tensor] = []
 
@@ -50,8 +53,8 @@ class LossWatch:
 
 def say(what: str, rate: float) -> None:
     print(
-        f"WARNING: {what}: nothing was learned yet; try a lower learning_rate (it is {rate:g}), "
-        f"such as {rate / 3:.1g}, or more epochs",
+        f"WARNING: {what}: nothing was learned yet; try more epochs, learning_rate {rate / 3:.1g} "
+        f"(it is {rate:g}), or a higher one if the loss has never moved",
         file=sys.stderr,
         flush=True,
     )

@@ -1,21 +1,28 @@
 """A part of Training that is held back, to choose an epoch by.
 
 In: the token arrays of Training and a share.
-Out: which rows are held back: that share of each class, chosen by a hash of the text, so that
-neither the file's order nor rows that are added decide about the others. Equal texts (after
-tokenization) are on one side.
+Out: which rows are held back: that share of the distinct texts of each class, chosen by a hash of
+the text, so the order of the file does not matter and a few more rows change little. Equal texts
+(after tokenization) are on one side.
+Not supported: texts that differ in little; two that share most of their words may be on two sides.
 """
+
+import sys
 
 import numpy as np
 
 from storyflower.common.errors import InputError
 from storyflower.interim.tokens import TokenArrays
 
+MOST_IDS = 1 << 20  # of a vocabulary
 BLOCK = 65_536  # rows hashed at a time, which bounds the memory
 
 
 def held_back(tokens: TokenArrays, share: float, seed: int) -> np.ndarray:
-    """bool (rows,): the dev part. Raises InputError where a side would be empty."""
+    """bool (rows,): the dev part. Raises InputError where a side would be empty.
+
+    Says on standard error how many classes have too few texts to be in it.
+    """
     hashes = hash_texts(tokens, seed)
     distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     labels = np.asarray(tokens.labels)[first]  # a text of two classes goes with its first one
@@ -24,6 +31,12 @@ def held_back(tokens: TokenArrays, share: float, seed: int) -> np.ndarray:
         mine = np.flatnonzero(labels == label)  # in the order of the hashes, which is any order
         chosen[mine[: round(share * len(mine))]] = True
     dev = chosen[inverse]
+    if absent := set(labels.tolist()) - set(labels[chosen].tolist()):
+        print(
+            f"note: {len(absent)} classes have too few texts for a part of {share:g}: the dev part "
+            "has none of them",
+            file=sys.stderr,
+        )
     if not dev.any() or dev.all():
         raise InputError(
             f"dev_share {share:g} of {len(tokens)} rows leaves a side empty; change dev_share"
@@ -32,9 +45,9 @@ def held_back(tokens: TokenArrays, share: float, seed: int) -> np.ndarray:
 
 
 def hash_texts(tokens: TokenArrays, seed: int) -> np.ndarray:
-    """uint64 (rows,): equal for equal ids, else different but for a chance of 2**-64 a pair."""
+    """uint64 (rows,): equal for equal ids, for others by a chance of some 2**-63 a pair."""
     rng = np.random.default_rng(seed)
-    of_id = rng.integers(2**64, size=1 << 17, dtype=np.uint64)
+    of_id = rng.integers(2**64, size=MOST_IDS, dtype=np.uint64)
     of_position = rng.integers(2**64, size=512, dtype=np.uint64) | np.uint64(1)
     result = np.empty(len(tokens), dtype=np.uint64)
     for start in range(0, len(tokens), BLOCK):
@@ -42,7 +55,7 @@ def hash_texts(tokens: TokenArrays, seed: int) -> np.ndarray:
         lengths = np.diff(offsets)
         ids = np.asarray(tokens.ids[offsets[0] : offsets[-1]]).astype(np.int64)
         position = np.arange(len(ids)) - np.repeat(offsets[:-1] - offsets[0], lengths)
-        terms = of_id[ids % len(of_id)] * of_position[position]  # modulo 2**64
+        terms = of_id[ids] * of_position[position]  # modulo 2**64
         result[start : start + len(lengths)] = np.add.reduceat(terms, offsets[:-1] - offsets[0])
     return result
 

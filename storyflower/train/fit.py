@@ -27,8 +27,9 @@ from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement
 from storyflower.model.processes import ALONE, Ranks
 from storyflower.train.checkpoint import Checkpoints
-from storyflower.train.collapse import LossWatch, note_one_class
+from storyflower.train.collapse import LATE, LossWatch, note_one_class
 from storyflower.train.cuda_graphs import Replayed
+from storyflower.train.dev import take
 from storyflower.train.masking import hide
 from storyflower.train.optimizer import make_optimizer, prepare_update, schedule
 from storyflower.train.progress import Progress
@@ -40,7 +41,7 @@ def fit(
     *,
     train: TokenArrays,
     test: TokenArrays,
-    dev: TokenArrays | None = None,
+    held: np.ndarray | None = None,
     params: Params,
     placement: Placement,
     on_epoch: Callable[[list[Epoch]], None],
@@ -51,24 +52,38 @@ def fit(
     """Train the model in place and return the history.
 
     `params` are resolved (train/run.py): their learning_rate and optimizer are no longer "auto".
-    `dev` is scored like `test`; by it, keep: best and patience choose. `mask_id` is what mask_rate
-    needs. `on_epoch` gets the history so far after each epoch. With `checkpoints` it goes on from
-    the newest one and saves more. Each of several `ranks` trains on its share of every batch, and
-    all return the same. Raises InputError when the loss is no longer finite.
+    `held`, bool (dialogues,), are the rows of `train` that are not trained on but scored like
+    `test`; by them, keep: best and patience choose. `mask_id` is what mask_rate needs. `on_epoch`
+    gets the history so far after each epoch. With `checkpoints` it goes on from the newest one and
+    saves more. Each of several `ranks` trains on its share of every batch, and all return the same.
+    Raises InputError when the loss is no longer finite.
     """
+    if held is None and (params.keep == "best" or params.patience):
+        raise ValueError("keep: best and patience need rows that are held back")
+    rows = np.arange(len(train)) if held is None else np.flatnonzero(~held)
+    dev = None if held is None else take(train, held)
     state = new_state(model, params, placement)
     if checkpoints:
         checkpoints.restore(state)
     if not ranks.agree([state.epoch, state.step]):
         raise InputError("the processes found different checkpoints; let checkpoint_dir be shared")
+    steps = math.ceil(len(rows) / params.batch_size)  # of an epoch
+    warmup = int(steps * params.num_epochs * params.warmup_ratio)
     train_step = make_step(
-        state, train=train, params=params, placement=placement, mask_id=mask_id, ranks=ranks
+        state,
+        train=train,
+        steps=steps,
+        warmup=warmup,
+        params=params,
+        placement=placement,
+        mask_id=mask_id,
+        ranks=ranks,
     )
     for epoch in range(state.epoch, params.num_epochs):
         if is_over(state.history, params):
             break
-        order = epoch_order(len(train), epoch, params)
-        progress = Progress(state, params, steps_of(train, params), silent=not ranks.first)
+        order = rows[epoch_order(len(rows), epoch, params)]
+        progress = Progress(state, params, steps, silent=not ranks.first)
         started = time.perf_counter() - state.seconds
         model.train()
         for start in range(state.step * params.batch_size, len(order), params.batch_size):
@@ -80,7 +95,15 @@ def fit(
         placement.synchronize()
         state.seconds = time.perf_counter() - started
         progress.close()
-        row = score_epoch(state, train=train, test=test, dev=dev, placement=placement, ranks=ranks)
+        row = score_epoch(
+            state,
+            tokens=int(train.lengths[rows].sum()),
+            judged=epoch + 1 == params.num_epochs or (epoch + 1) * steps >= LATE + warmup,
+            test=test,
+            dev=dev,
+            placement=placement,
+            ranks=ranks,
+        )
         if ranks.first:
             print(f"epoch {row.epoch}/{params.num_epochs}: {row}", flush=True)
         state.history.append(row)
@@ -97,8 +120,9 @@ def fit(
 
 def is_over(history: list[Epoch], params: Params) -> bool:
     """Whether the last `patience` epochs have all failed to be the best on the dev part."""
-    waited = len(history) - best_epoch(history) if history and params.patience else 0
-    return waited >= params.patience > 0
+    if not (history and params.patience):
+        return False
+    return len(history) - best_epoch(history) >= params.patience
 
 
 def new_state(model: EmotionClassifier, params: Params, placement: Placement) -> State:
@@ -116,25 +140,23 @@ def new_state(model: EmotionClassifier, params: Params, placement: Placement) ->
     )
 
 
-def steps_of(train: TokenArrays, params: Params) -> int:
-    """Optimizer steps in an epoch."""
-    return math.ceil(len(train) / params.batch_size)
-
-
 def make_step(
     state: State,
     *,
     train: TokenArrays,
+    steps: int,
+    warmup: int,
     params: Params,
     placement: Placement,
     mask_id: int | None,
     ranks: Ranks,
 ) -> Callable[[np.ndarray], None]:
-    """A function that trains on rows of `train`, (dialogues,): one update, counted in the state."""
+    """A function that trains on rows of `train`, (dialogues,): one update, counted in the state.
+
+    An epoch has `steps` of them; in the first `warmup` the rate rises.
+    """
     device = placement.device
-    steps = steps_of(train, params)
     total = steps * params.num_epochs
-    warmup = int(total * params.warmup_ratio)
     backward = make_backward(ranks.wrap(state.model), state.scaler, placement, ranks)
     watch = LossWatch(train.labels, warmup, params.learning_rate)
 
@@ -171,13 +193,17 @@ def make_step(
 def score_epoch(
     state: State,
     *,
-    train: TokenArrays,
+    tokens: int,
+    judged: bool,
     test: TokenArrays,
     dev: TokenArrays | None,
     placement: Placement,
     ranks: Ranks,
 ) -> Epoch:
-    """The row of history of an epoch whose steps are done; raises InputError for a lost loss."""
+    """The row of history of an epoch whose steps are done; raises InputError for a lost loss.
+
+    `tokens` were trained on. It is `judged` late enough to have learned something.
+    """
     mean_loss = state.loss_sum.item() / state.seen
     if not math.isfinite(mean_loss):
         rate = state.optimizer.defaults["lr"]
@@ -186,7 +212,7 @@ def score_epoch(
         )
     probability = scoring.probabilities(state.model, test, placement, ranks)  # (rows, classes)
     predicted = probability.argmax(axis=1)
-    if ranks.first:
+    if ranks.first and judged:
         note_one_class(predicted, test.labels, state.epoch + 1, state.optimizer.defaults["lr"])
     dev_figures = {}
     if dev is not None:
@@ -202,7 +228,7 @@ def score_epoch(
         test_loss=scoring.cross_entropy(probability, test.labels),
         test_accuracy=int((predicted == test.labels).sum()) / len(test),
         seconds=state.seconds,
-        tokens=int(train.offsets[-1]),
+        tokens=tokens,
         **dev_figures,
     )
 

@@ -31,7 +31,7 @@ from storyflower.model.processes import joined
 from storyflower.tracking.record import continued, new_record
 from storyflower.tracking.run import Run
 from storyflower.train import checkpoint
-from storyflower.train.dev import held_back, take
+from storyflower.train.dev import held_back
 from storyflower.train.fit import fit
 
 
@@ -75,19 +75,18 @@ def train(
         root = checkpoint_folders.root_of(params.checkpoint_dir, repository.main_root())
         minutes = params.checkpoint_minutes
         with checkpoint.Checkpoints(root, fingerprint, minutes, ranks) as checkpoints:
+            table, held = TokenArrays.load(tokens, "Training"), None
+            if params.dev_share:
+                held = held_back(table, params.dev_share, params.seed)
             torch.manual_seed(params.seed)
             network = build_classifier(encoder, len(index), params.dr_rate)
 
             def train_epochs(on_epoch: Callable[[list[Epoch]], None]) -> list[Epoch]:
-                table, dev = TokenArrays.load(tokens, "Training"), None
-                if params.dev_share:
-                    held = held_back(table, params.dev_share, params.seed)
-                    table, dev = take(table, ~held), take(table, held)
                 with checkpoints.stop:
                     return fit(
                         network,
                         train=table,
-                        dev=dev,
+                        held=held,
                         mask_id=card["mask_id"],
                         test=TokenArrays.load(tokens, "Validation"),
                         params=params,

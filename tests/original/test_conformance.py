@@ -344,6 +344,7 @@ def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
         **{**TINY_PARAMS, "batch_size": batch_size, "shuffle": False, "max_len": MAX_LEN},
         learning_rate=5e-5,
         optimizer="notebook",
+        mask_rate=0.0,
     )
     losses: list[float] = []
 
