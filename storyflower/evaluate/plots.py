@@ -61,17 +61,19 @@ def confusion_matrix(counts: np.ndarray, names: tuple[str, ...], path: Path) -> 
 
 
 def learning_curves(history: list[dict[str, float]], path: Path) -> None:
-    """Draw loss and accuracy of Training and Validation against the epoch."""
+    """Draw loss and accuracy of Training, Validation and, where there is one, the dev part."""
     epochs = [row["epoch"] for row in history]
     panels = (
-        ("손실 (loss, nats)", "loss", "test_loss"),
-        ("정확도 (accuracy)", "train_accuracy", "test_accuracy"),
+        ("손실 (loss, nats)", "loss", "test_loss", "dev_loss"),
+        ("정확도 (accuracy)", "train_accuracy", "test_accuracy", "dev_accuracy"),
     )
     with matplotlib.rc_context(use_korean_font()):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
-        for axes, (title, train, test) in zip(figure.subplots(1, 2), panels, strict=True):
+        for axes, (title, train, test, dev) in zip(figure.subplots(1, 2), panels, strict=True):
             axes.plot(epochs, [row[train] for row in history], "o-", label="Training (드롭아웃 켬)")
             axes.plot(epochs, [row[test] for row in history], "s--", label="Validation")
+            if dev in history[0]:
+                axes.plot(epochs, [row[dev] for row in history], "^:", label="dev (떼어 둔 부분)")
             axes.set_title(title)
             axes.set_xlabel("에폭 (epoch)")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
