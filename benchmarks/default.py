@@ -188,9 +188,7 @@ def main() -> None:
         work = Path(name)
         encoder = work / "encoder"
         card = prepare(options.card, encoder)
-        params = params.resolved(
-            learning_rate=card.learning_rate, optimizer=card.optimizer, mask_rate=card.mask_rate
-        )
+        params = params.resolved(card.model_dump())
         if options.epochs:
             params = params.model_copy(update={"num_epochs": options.epochs})
         if options.what == "nsmc":

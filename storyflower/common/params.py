@@ -8,6 +8,7 @@ Not supported: nesting. The keys are flat so that `dvc exp run -S num_epochs=10`
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,6 +20,8 @@ from storyflower.common.files import read_yaml
 # adamw: torch's; notebook: transformers 3's AdamW, whose eps comes before the bias correction
 Optimizer = Literal["adamw", "notebook"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
+# Where params.yaml may say "auto"
+ON_THE_CARD = ("batch_size", "learning_rate", "optimizer", "mask_rate")
 # On the model. (Two processes add up in another order than one; MLflow has their number as a tag.)
 WITHOUT_EFFECT = ("log_interval", "checkpoint_minutes", "checkpoint_dir", "launcher")
 
@@ -40,6 +43,7 @@ def printable(value: str) -> str:
 Number = Annotated[float, BeforeValidator(number_text)]
 Rate = Annotated[float, Field(gt=0, le=1), BeforeValidator(number_text)]
 Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number_text)]
+BatchSize = Annotated[int, Field(ge=1, le=65536)]
 # A folder or file name and nothing else: it becomes part of a path.
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*\Z")]
 Text = Annotated[str, AfterValidator(printable)]
@@ -84,7 +88,9 @@ class Params(BaseModel):
     max_len: int = knob(64, "token ids per text, [CLS] and [SEP] included", ge=3, le=512)
     # Training
     num_epochs: int = knob(5, "passes over Training", ge=1, le=1000)
-    batch_size: int = knob(64, "dialogues per optimizer step", ge=1, le=65536)
+    batch_size: Literal["auto"] | BatchSize = knob(
+        "auto", "dialogues per optimizer step; auto: the value on the encoder's card"
+    )
     learning_rate: Literal["auto"] | Rate = knob(
         "auto", "peak of the schedule; auto: the value on the encoder's card"
     )
@@ -151,10 +157,9 @@ class Params(BaseModel):
         """The params that a result may depend on: all but those of logging and saving."""
         return self.model_dump(exclude=set(WITHOUT_EFFECT))
 
-    def resolved(self, *, learning_rate: float, optimizer: str, mask_rate: float) -> "Params":
-        """These params, with what the encoder's card says in the place of "auto"."""
-        card = {"learning_rate": learning_rate, "optimizer": optimizer, "mask_rate": mask_rate}
-        auto = {key: value for key, value in card.items() if getattr(self, key) == "auto"}
+    def resolved(self, card: Mapping[str, Any]) -> "Params":
+        """These params, with what an encoder's card says in the place of "auto"."""
+        auto = {key: card[key] for key in ON_THE_CARD if getattr(self, key) == "auto"}
         return self.model_copy(update=auto)
 
     @classmethod

@@ -22,22 +22,14 @@ from pydantic import (
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_yaml, write_json
-from storyflower.common.params import Optimizer, Rate, Share
+from storyflower.common.params import ON_THE_CARD, BatchSize, Optimizer, Rate, Share
 
 VOCABULARY = {"sentencepiece": "spiece.model", "wordpiece": "vocab.txt"}  # tokenizer → its file
 NAME = r"\w[\w.-]*"  # a file's or a card's
 HUB_ID = rf"{NAME}(/{NAME})?"
 
 ALWAYS = {"kind", "license"}
-FETCHED = {
-    "tokenizer",
-    "pretokenize",
-    "vocabulary",
-    "pad_id",
-    "learning_rate",
-    "optimizer",
-    "mask_rate",
-}
+FETCHED = {"tokenizer", "pretokenize", "vocabulary", "pad_id", *ON_THE_CARD}
 # kind → the keys it needs, and those it may have
 KEYS = {
     "hub": (ALWAYS | {"source"}, FETCHED | {"golden", "revision", "files"}),
@@ -100,6 +92,9 @@ class Card(Strict):
         "a file name", "else spiece.model or vocab.txt", pattern=rf"^{NAME}\Z"
     )
     pad_id: Id | None = key("a whole number from 0", "id of [PAD]; else what the vocabulary says")
+    batch_size: BatchSize = key(
+        "a whole number in [1, 65536]", "the dialogues that batch_size: auto means", default=64
+    )
     learning_rate: Rate = key(
         "a number in (0, 1]", "the peak rate that learning_rate: auto means", default=5e-5
     )

@@ -60,9 +60,7 @@ def train(
             print(placement, flush=True)
         ranks.wait()
         card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
-        params = params.resolved(
-            **{key: card[key] for key in ("learning_rate", "optimizer", "mask_rate")}
-        )
+        params = params.resolved(card)
         if params.mask_rate and card["mask_id"] is None:
             raise InputError("mask_rate: this encoder's vocabulary has no [MASK]; set it to 0")
         used = params.decisive()

@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 def test_shipped_params_are_the_notebook_s() -> None:
     params = Params.load(ROOT / "params.yaml")
     assert (params.corpus, params.encoder, params.target) == ("sample", "seedling", "major")
-    assert (params.num_epochs, params.batch_size, params.max_len) == (5, 64, 64)
+    assert (params.num_epochs, params.batch_size, params.max_len) == (5, "auto", 64)
     assert (params.warmup_ratio, params.max_grad_norm) == (0.1, 1.0)
     assert (params.dr_rate, params.weight_decay) == (0.5, 0.01)
     assert (params.turns, params.log_interval) == (2, 200)
@@ -116,9 +116,20 @@ def test_wrong_type(path: Path, key: str, value: str) -> None:
     assert refusal(path, **{key: value}).startswith(f"{key} must be ")
 
 
-WHOLE = ("turns", "max_len", "num_epochs", "batch_size", "seed", "log_interval")
+WHOLE = ("turns", "max_len", "num_epochs", "patience", "seed", "log_interval")
 REAL = ("max_dropped", "learning_rate", "warmup_ratio", "max_grad_norm", "weight_decay", "dr_rate")
+REAL += ("mask_rate", "dev_share")
 REAL += ("checkpoint_minutes",)
+
+
+def test_auto_is_what_the_card_says() -> None:
+    card = {"batch_size": 8, "learning_rate": 0.1, "optimizer": "notebook", "mask_rate": 0.2}
+    params = Params.check(SHIPPED)
+    assert {key: getattr(params, key) for key in card} == dict.fromkeys(card, "auto")
+    resolved = params.resolved({**card, "license": "unknown"})
+    assert {key: getattr(resolved, key) for key in card} == card
+    own = {"batch_size": 9, "learning_rate": 0.2, "optimizer": "adamw", "mask_rate": 0.0}
+    assert Params.check({**SHIPPED, **own}).resolved(card).model_dump() == {**SHIPPED, **own}
 
 
 @pytest.mark.parametrize("key", WHOLE)
@@ -159,6 +170,8 @@ def test_not_a_number_in_range(path: Path, key: str, value: str) -> None:
         ("max_grad_norm", [1e-6, 1e6], [0, -1.0]),
         ("weight_decay", [0, 1], [-0.01, 1.01]),
         ("dr_rate", [0, 0.99], [-0.01, 1]),
+        ("mask_rate", [0, 0.99], [-0.01, 1]),
+        ("dev_share", [0, 0.5], [-0.01, 0.51]),
         ("checkpoint_minutes", [0.001, 10**6], [0, 1e7]),
     ],
 )
@@ -179,7 +192,7 @@ def test_message_shows_rule_and_value(path: Path) -> None:
     )
     assert refusal(path, target="minor") == "target must be one of major, fine, got 'minor'"
     assert refusal(path, batch_size="'10'") == (
-        "batch_size must be a whole number in [1, 65536], got '10'"
+        "batch_size must be auto or a whole number in [1, 65536], got '10'"
     )
     assert refusal(path, shuffle="1") == "shuffle must be true or false, got 1"
 
