@@ -1,8 +1,9 @@
 """How fast text comes in: our ingest beside pandas with openpyxl, our tokenizer beside gluonnlp.
 
-Enters: the sample corpus's sentences, put together anew to as many dialogues as AI Hub's corpus has
-in a third. Leaves: a table, and the key "input" of reports/bench.json. gluonnlp runs where
-`make conformance` has installed it (.venv-original), on a part of the sentences.
+In: the sample corpus's sentences, put together anew to as many dialogues as --rows says (a third
+of AI Hub's), and encoders/seedling.
+Out: two lines, and the key "input" of reports/bench.json. gluonnlp runs where `make conformance`
+has installed it (.venv-original), on a quarter of the sentences.
 """
 
 import argparse
