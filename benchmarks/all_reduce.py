@@ -5,6 +5,8 @@
 KoBERT at batch 64, half of an H100's 798 TFLOP/s, a ring in which nothing overlaps.
 """
 
+from storyflower.common.errors import exit_with_line
+
 PARAMETERS = 92.19e6  # of the classifier, float32
 LAYER_WEIGHTS = 85e6  # of them in matrix products
 TOKENS = 64 * 35.7  # a batch
@@ -23,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_line(main)

@@ -27,6 +27,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from pretrain.corpora import is_test, rows
+from storyflower.common.errors import exit_with_line
 from storyflower.common.params import Params
 from storyflower.encoder.prepare import prepare
 from storyflower.evaluate.baseline import tfidf_logistic_regression
@@ -35,11 +36,12 @@ from storyflower.ingest.ingest import ingest
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.device import choose
-from storyflower.model.folder import build_classifier
+from storyflower.model.folder import build_classifier, need
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train.fit import fit
 
 CHAT_ROWS = Path("docs/chat-rows.csv")
+RATINGS, CHAT = "ratings_train.tsv.gz", "ChatbotData.csv.gz"
 HEADER = (
     "| rows | encoder | TF-IDF | difference (95% interval) | random weights |\n"
     "| --- | --- | --- | --- | --- |"
@@ -79,7 +81,8 @@ def read_corpus(folder: Path, work: Path, turns: int) -> tuple[Texts, Texts, lis
 
 def read_nsmc(folder: Path) -> tuple[Texts, Texts, list[str]]:
     """NSMC's ratings without the tenth of pretrain/corpora.py, and that tenth."""
-    listed = list(rows(folder / "ratings_train.tsv.gz", "\t", ["id", "document", "label"]))
+    need(folder, [RATINGS], "FOLDER must be the one with NSMC's ratings")
+    listed = list(rows(folder / RATINGS, "\t", ["id", "document", "label"]))
     sides = []
     for wanted in (False, True):
         mine = [row for row in listed if is_test(row[0]) is wanted and row[1]]
@@ -89,7 +92,9 @@ def read_nsmc(folder: Path) -> tuple[Texts, Texts, list[str]]:
 
 def read_chat(folder: Path, classes: list[str]) -> Texts:
     """The sentences of ChatbotData that two readers gave one and the same feeling."""
-    with gzip.open(folder / "ChatbotData.csv.gz", "rt", encoding="utf-8", newline="") as file:
+    need(folder, [CHAT], "FOLDER must be the one with ChatbotData")
+    need(CHAT_ROWS.parent, [CHAT_ROWS.name], "run this in the repository's root")
+    with gzip.open(folder / CHAT, "rt", encoding="utf-8", newline="") as file:
         questions = [row["Q"] for row in csv.DictReader(file)]
     with CHAT_ROWS.open(encoding="utf-8", newline="") as file:
         listed = [(int(row["row"]), row["label"]) for row in csv.DictReader(file)]
@@ -208,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_line(main)

@@ -1,8 +1,9 @@
 """How fast text comes in: our ingest beside pandas with openpyxl, our tokenizer beside gluonnlp.
 
-Enters: the sample corpus's sentences, put together anew to as many dialogues as AI Hub's corpus has
-in a third. Leaves: a table, and the key "input" of reports/bench.json. gluonnlp runs where
-`make conformance` has installed it (.venv-original), on a part of the sentences.
+In: the sample corpus's sentences, put together anew to as many dialogues as --rows says (a third
+of AI Hub's), and encoders/seedling.
+Out: two lines, and the key "input" of reports/bench.json. gluonnlp runs where `make conformance`
+has installed it (.venv-original), on a quarter of the sentences.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from typing import Any
 import openpyxl
 import pandas
 
-from storyflower.common.files import write_json
+from storyflower.common.errors import InputError, exit_with_line
+from storyflower.common.files import read_json, write_json
 from storyflower.encoder import prepare
 from storyflower.ingest import ingest
 from storyflower.tokenizer.load import load_tokenizer
@@ -31,7 +33,7 @@ ROUNDS = 3
 
 def make_workbooks(folder: Path, rows: int) -> list[str]:
     """A corpus of `rows` Training dialogues as xlsx; returns its texts, both turns joined."""
-    sample = next(Path("data/sample").glob("*Training*.xlsx"))
+    sample = ingest.find_files(Path("data/sample"))["Training"]
     table = pandas.read_excel(sample, engine="openpyxl")
     label = table["감정_대분류"].tolist()
     turns = [table[name].dropna().tolist() for name in TURNS]
@@ -70,14 +72,14 @@ def by_pandas(folder: Path) -> None:
 def measure(rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
+        prepare.prepare(Path("encoders/seedling.yaml"), work / "encoder")
+        tokenizer = load_tokenizer(work / "encoder")
         (work / "bench").mkdir()
         texts = make_workbooks(work / "bench", rows)
         table, report = work / "dialogues.parquet", work / "report.json"
 
         def ingest_all() -> None:
-            ingest.ingest(
-                work / "bench", table, report, turns=2, target="major", max_dropped=0
-            )  # fmt: skip
+            ingest.ingest(work / "bench", table, report, turns=2, target="major", max_dropped=0)
 
         ours, theirs = [], []
         for _ in range(ROUNDS):
@@ -89,8 +91,6 @@ def measure(rows: int) -> dict[str, Any]:
             "ratio_ingest_vs_pandas": ratio(theirs, ours),
         }
 
-        prepare.prepare(Path("encoders/seedling.yaml"), work / "encoder")
-        tokenizer = load_tokenizer(work / "encoder")
         times = [seconds_of(lambda: tokenizer.encode(texts, 64)) for _ in range(ROUNDS + 1)][1:]
         tokens = tokenizer.encode(texts, 64)
         figures["sentences"] = len(texts)
@@ -108,8 +108,11 @@ def measure(rows: int) -> dict[str, Any]:
                     [ORIGINAL, "-W", "ignore", script, *words],
                     capture_output=True,
                     text=True,
-                    check=True,
+                    check=False,
                 )
+                if done.returncode:
+                    last = done.stderr.strip().rpartition("\n")[2]
+                    raise InputError(f"{ORIGINAL} {script}: {last}")
                 slow.append(float(done.stdout.split()[-1]))
                 quick.append(seconds_of(lambda: tokenizer.encode(part, 64)))
             figures["ratio_tokenizer_vs_gluonnlp"] = ratio(slow, quick)
@@ -128,9 +131,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("reports/bench.json"))
     options = parser.parse_args()
     figures = measure(options.rows)
-    document = {}
-    if options.output.exists():
-        document = json.loads(options.output.read_text(encoding="utf-8"))
+    document = read_json(options.output, missing={})
     write_json({**document, "input": figures}, options.output)
     ratio_text = "ours is {median:.1f} times as fast ({min:.1f} to {max:.1f})"
     print(f"ingest: {figures['ingest_rows_a_second']:,.0f} rows/s;", end=" ")
@@ -144,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_line(main)

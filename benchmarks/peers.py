@@ -1,7 +1,7 @@
-"""Other loops that do the same job, for comparison: the notebook's, the Hugging Face Trainer's, and
-our own loop on transformers' own forward pass.
+"""Loops that do the same job, for comparison: the notebook's, the Hugging Face Trainer's and ours.
 
-Enters: the same weights, token table and rows for each. Leaves: seconds of each step, and its loss.
+In: the same weights, token table and rows for each.
+Out: the seconds and the loss of each step.
 """
 
 import io
@@ -43,10 +43,10 @@ class Steps:
     tokens: list[int] = field(default_factory=list)  # real ones
 
 
-def classifier(config: BertConfig, dr_rate: float, kind: type | None = None) -> EmotionClassifier:
+def classifier(config: BertConfig, dr_rate: float) -> EmotionClassifier:
     """The classifier on an encoder of random weights; equal ones at each call."""
     torch.manual_seed(0)
-    return (kind or EmotionClassifier)(BertModel(config), CLASSES, dr_rate)
+    return EmotionClassifier(BertModel(config), CLASSES, dr_rate)
 
 
 def padded(table: TokenArrays, rows: np.ndarray, width: int) -> dict[str, torch.Tensor]:
@@ -175,13 +175,10 @@ class HuggingFace:
 
 
 class Ours:
-    """StoryFlower's fit(), as the train stage calls it; `kind` is another classifier to put in."""
+    """StoryFlower's fit(), as the train stage calls it."""
 
-    def __init__(
-        self, config: BertConfig, params: Params, dr_rate: float, placement: Placement,
-        kind: type | None = None,
-    ):  # fmt: skip
-        self.model = classifier(config, dr_rate, kind)
+    def __init__(self, config: BertConfig, params: Params, dr_rate: float, placement: Placement):
+        self.model = classifier(config, dr_rate)
         # The rows come in the order in which the other loops take them.
         self.params, self.placement = params.model_copy(update={"shuffle": False}), placement
 

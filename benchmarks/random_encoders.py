@@ -10,17 +10,21 @@ nothing about the families.
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 from transformers import DistilBertConfig, DistilBertModel, ElectraConfig, ElectraModel
+
+from storyflower.common.errors import exit_with_line
+from storyflower.interim import dialogues
+from storyflower.model.folder import need
 
 DIALOGUES = Path("data/interim/dialogues.parquet")
 PARTS = 3000  # most frequent parts of words in the vocabulary
 
 
-def wordpiece_vocabulary(texts: list[str]) -> list[str]:
+def wordpiece_vocabulary(texts: Iterable[str]) -> list[str]:
     words = " ".join(texts).split()
     characters = sorted(set("".join(words)))
     parts: Counter[str] = Counter()  # ## begins a piece that continues a word
@@ -34,8 +38,8 @@ def wordpiece_vocabulary(texts: list[str]) -> list[str]:
 
 
 def main() -> None:
-    table = pq.read_table(DIALOGUES, filters=[("split", "=", "Training")])
-    pieces = wordpiece_vocabulary(table["text"].to_pylist())
+    need(DIALOGUES.parent, [DIALOGUES.name], "'dvc repro ingest' makes it")
+    pieces = wordpiece_vocabulary(dialogues.texts(DIALOGUES, "Training"))
     torch.manual_seed(42)
     electra = ElectraConfig(
         vocab_size=len(pieces), embedding_size=128, hidden_size=256, num_hidden_layers=3,
@@ -58,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_line(main)

@@ -1,13 +1,17 @@
 """How much memory and time a corpus of many rows takes, stage by stage.
 
-Enters: a number of rows. Leaves: a table with one line a stage: seconds, and the peak of its
-anonymous memory (what no file backs; memory-mapped files are not counted), looked at every 20 ms.
-Ends with an error when a stage fails or takes over 1 GB. The corpus is put together from the
-sample's sentences and a number, so every text but one in 50 is its own, and so are its words.
-`epoch` reads all batches of an epoch in training's order; `train` is ended after 100 steps, and
-`evaluate` scores a classifier that has learnt nothing. Given up: systems without /proc.
-
     make bench-scale ROWS=2000000
+
+In: a number of rows.
+Out: a table with one line a stage: seconds, and the peak of its anonymous memory (what no file
+backs; memory-mapped files are not counted), looked at every 20 ms. Ends with an error when a stage
+fails or takes over 1 GB.
+Not supported: systems without /proc.
+
+The corpus is put together from the sample's sentences and a number, so every text but one in 50 is
+its own, and so are its words. The encoder is tiny, with random weights. `epoch` reads all batches
+of an epoch in training's order; `train` is ended after 100 steps, and `evaluate` scores a
+classifier that has learnt nothing.
 """
 
 import argparse
@@ -207,7 +211,7 @@ def iterate_epoch() -> None:
 
 
 def make_classifier() -> None:
-    """What the train stage leaves, untrained."""
+    """What the train stage writes, untrained."""
     from storyflower.interim.history import Epoch, write_history
     from storyflower.interim.labels import LabelIndex
     from storyflower.model.folder import build_classifier, save_classifier

@@ -13,7 +13,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from transformers import BertConfig
 from transformers.utils import logging
 
 from benchmarks.peers import CLASSES, HuggingFace, Notebook, Ours, Steps, classifier
+from storyflower.common.errors import exit_with_line
 from storyflower.common.files import read_yaml, write_json
 from storyflower.common.params import Params
 from storyflower.interim.tokens import TokenArrays
@@ -319,4 +319,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with_line(main)

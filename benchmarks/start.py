@@ -1,40 +1,82 @@
-"""Seconds from the start of the train stage to its first step, most of it imports.
+"""Seconds from the start of the train stage's process to its first step, most of it imports.
 
     dvc repro tokenize && python -m benchmarks.start
 
-Each of five runs is a process of its own, which ends where the first step would begin. They leave
-no run in MLflow.
+In: what the stages before training have written here.
+Out: five lines, one a process, which ends where its first step would begin. It works in a folder
+of its own, so it finds no checkpoint to go on from, and models/, reports/ and MLflow's runs stay
+as they are.
 """
 
+import os
 import subprocess
 import sys
-
-FIRST_STEP = """
+import tempfile
 import time
-start = time.perf_counter()
-import contextlib, os
+from pathlib import Path
+
+import yaml
+
+from storyflower.common.errors import InputError, exit_with_line
+from storyflower.common.files import read_yaml
+
+ROOT = Path(__file__).parents[1]
+TIMES = 5
+INPUTS = ("data/interim/dialogues.parquet", "data/interim/labels.json", "data/interim/tokens")
+INPUTS += ("models/encoder",)
+MARK = "the first step"
+TRAIN = f"""
+import os
 from stages import train
-from storyflower.train import fit, run
+from storyflower.common.errors import exit_with_line
+from storyflower.train import fit
 
 def first_step(*_):
-    print(f"{time.perf_counter() - start:.1f}", flush=True)
+    print({MARK!r}, flush=True)
     os._exit(0)
 
 fit.seed_step = first_step  # what a step does first
-run.Run = contextlib.nullcontext
-train.main()
+exit_with_line(train.main)
 """
 
 
 def main() -> None:
-    for _ in range(5):
-        result = subprocess.run(
-            [sys.executable, "-c", FIRST_STEP], capture_output=True, text=True, check=False
-        )
-        if result.returncode:
-            sys.exit(result.stderr or result.stdout)
-        print(f"{result.stdout.splitlines()[-1]} s", flush=True)
+    for name in INPUTS:
+        if not Path(name).exists():
+            raise InputError(f"{name}: not found; 'dvc repro tokenize' makes it")
+    params = read_yaml(Path("params.yaml"), "run this in the repository's root")
+    with tempfile.TemporaryDirectory(prefix="storyflower-start-") as temporary:
+        folder = Path(temporary)
+        for name in INPUTS:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(Path(name).resolve())
+        text = yaml.safe_dump({**params, "checkpoint_dir": "auto"}, allow_unicode=True)
+        (folder / "params.yaml").write_text(text, encoding="utf-8")
+        for _ in range(TIMES):
+            print(f"{seconds_to_first_step(folder):.1f} s", flush=True)
+
+
+def seconds_to_first_step(folder: Path) -> float:
+    """Start the stage in the folder; raises InputError, with its last line, when no step comes."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    started = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAIN],
+        cwd=folder,
+        env={**kept, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    ) as process:
+        line = ""
+        for line in process.stdout:
+            if line.strip() == MARK:
+                return time.perf_counter() - started
+    reason = line.strip().removeprefix("error: ")
+    raise InputError(f"the train stage ended before its first step: {reason}")
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_line(main)

@@ -1,6 +1,7 @@
 """The benchmark runs at toy size, and its loops do the same job. Nothing here is about time."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,14 @@ def test_the_benchmark_writes_its_table(tmp_path: Path) -> None:
     assert limit > 0
     assert {"by_batch", "by_mean_tokens"} == set(found["scaling"])
     assert found["machine"]["threads"] >= 1
+
+
+def test_the_page_shows_the_loops_that_are_measured() -> None:
+    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| loop \|.*\n\|[ -|]*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    assert tables
+    for table in tables:
+        assert tuple(row.split("|")[1].strip() for row in table.splitlines()) == LOOPS
 
 
 @pytest.mark.slow

@@ -32,6 +32,16 @@ def test_a_module_that_is_run_or_imported_is_there(page):
     assert [module for module in modules if importlib.util.find_spec(module) is None] == []
 
 
+def test_tests_that_are_chosen_by_name_are_there(page):
+    _, text = page
+    for file, names in re.findall(r"(tests/[\w/]+\.py) -k (\w+|\"[^\"]+\")", text):
+        tests = re.findall(
+            r"^def (test_\w+)", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE
+        )
+        for name in names.strip('"').split(" or "):
+            assert any(name in test for test in tests), f"{file} -k {name}"
+
+
 def test_a_program_lies_in_a_file_not_in_prose(page):
     _, text = page
     assert "python - <<" not in text
