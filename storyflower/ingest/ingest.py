@@ -91,8 +91,8 @@ def find_files(folder: Path) -> dict[str, Path]:
 def files_below(folder: Path) -> Iterator[Path]:
     """The files in a folder and below it, without hidden files and those that programs left there.
 
-    Links are followed, but no folder is entered twice, so a link to a parent folder is no endless
-    loop. Raises InputError for a folder that the system refuses to open.
+    Links are followed, but no folder is entered twice, so a link to a parent folder cannot cause an
+    endless loop. Raises InputError for a folder that the system refuses to open.
     """
 
     def refuse(error: OSError) -> None:

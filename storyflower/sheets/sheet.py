@@ -130,7 +130,7 @@ def column_of(sheet: Sheet, name: str) -> int:
 
 
 def cell_text(sheet: Sheet, number: int, column: int, cells: list) -> str:
-    """A cell as stripped text, "" where it says nothing; raises InputError like cell_string."""
+    """A cell as stripped text, "" if it says nothing; raises InputError like cell_string."""
     text = cell_string(sheet, number, column, cells)
     return "" if says_nothing(text) else text
 
