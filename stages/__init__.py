@@ -5,9 +5,10 @@ import sys
 
 from storyflower.common import errors
 
-# `.venv/bin/dvc repro` where the environment is not active: `python` is another, without packages.
+# If the environment is not active, `.venv/bin/dvc repro` runs another `python`, which lacks the
+# packages. The hook then prints one line instead of a traceback.
 sys.excepthook = errors.excepthook
 
-# What torch and transformers make when imported stays, some 600,000 objects. Looking through them
-# for garbage again and again was a fifth of a stage's start.
+# Importing torch and transformers creates about 600,000 objects, which all stay alive. Scanning
+# them for garbage again and again took a fifth of a stage's start.
 gc.set_threshold(1_000_000)

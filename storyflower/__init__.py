@@ -1,4 +1,4 @@
-"""StoryFlower (담화): which of six feelings a Korean diary text carries."""
+"""StoryFlower (담화): which of six emotions a Korean diary text expresses."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __all__ = ["Classifier", "Prediction"]
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported at the top: every stage imports this package, and few of them need torch.
+    # Not imported at the top: every stage imports this package, and few stages need torch.
     if name in __all__:
         from storyflower import predict
 

@@ -1,11 +1,11 @@
 """The command line: python -m storyflower {predict, card, lock, sync, ui}.
 
 In: arguments.
-Out: one call of the library each, and its result in lines. No stage of the pipeline depends on
-this file, so a change here retrains nothing.
+Out: each subcommand makes one library call and prints the result. No stage of the pipeline depends
+on this file, so a change here retrains nothing.
 """
 
-from __future__ import annotations  # a Python that is too old comes as far as to say so
+from __future__ import annotations  # lets a Python that is too old get as far as its error message
 
 import argparse
 import gc
@@ -22,15 +22,15 @@ from storyflower import __version__
 from storyflower.common.errors import InputError, can_hold, exit_with_line
 
 ENCODERS = Path("encoders")
-# Of files that somebody means to have read
+# A sentence that ends in one of these is probably the name of a file to read
 SUFFIXES = (".xlsx", ".xls", ".ods", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".hwp", ".docx")
-# What is meant as an option, known or not. "-_-" is a face.
+# A word that looks like an option, known or not. "-_-" is an emoticon, not an option.
 OPTION = re.compile("--?[A-Za-z][A-Za-z0-9_-]*(=.*)?", re.DOTALL)
-MARK = "\0"  # before a sentence that begins with a dash; no argument can hold it
+MARK = "\0"  # put before a sentence that begins with a dash; no argument can contain it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one subcommand; raises InputError, and SystemExit(2) for arguments that make no sense."""
+    """Run one subcommand. Raises InputError, and SystemExit(2) for invalid arguments."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["predict"]:
         words = marked(words)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse repeats what it refuses, which may be somebody's sentence; this one does not."""
+    """A parser whose errors do not repeat the bad argument, which may be a user's sentence."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("argument COMMAND: "):
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def marked(words: Sequence[str]) -> list[str]:
-    """Arguments with a MARK before each sentence that begins with a dash; `--` is done with."""
+    """The arguments with MARK before each sentence that begins with a dash, without the `--`."""
     result, only_sentences = [], False
     for word in words:
         if word == "--" and not only_sentences:
@@ -155,7 +155,7 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def check_words(sentences: Sequence[str], column: str) -> None:
-    """Raise InputError for arguments that are no sentences; it repeats none."""
+    """Raise InputError for arguments that are not sentences; the message does not repeat them."""
     for number, sentence in enumerate(sentences, start=1):
         if not is_utf8(sentence):
             raise InputError(
@@ -172,18 +172,18 @@ def check_words(sentences: Sequence[str], column: str) -> None:
 
 
 def is_utf8(word: str) -> bool:
-    """Whether an argument is text; Python puts half surrogate pairs for bytes that are none."""
+    """Whether an argument is UTF-8; Python turns other bytes into lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in word)
 
 
 def json_line(row: dict) -> str:
-    """A JSON object that any program reads, whatever encoding the output was given."""
+    """A JSON object that any program can read, whatever the encoding of the output."""
     line = json.dumps(row, ensure_ascii=False)
     return line if can_hold(sys.stdout, line) else json.dumps(row)
 
 
 def note_unknown(rows: Sequence[int]) -> None:
-    """Say which rows are mostly [UNK]; not what they say."""
+    """Print the numbers of the rows that are mostly [UNK], but not their text."""
     if rows:
         one = len(rows) == 1
         more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
@@ -196,7 +196,7 @@ def note_unknown(rows: Sequence[int]) -> None:
 
 
 def lines_of_standard_input() -> list[str]:
-    """Split where an editor does: other separators, such as U+2028, stand inside a text."""
+    """Split lines as an editor does: other separators, such as U+2028, are part of a text."""
     if sys.stdin is None:  # closed
         return []
     try:

@@ -1,15 +1,15 @@
 """The two functions of the kobert package, for notebooks written against it.
 
-In: the encoder folder of a kobert card (`dvc repro encoder` with `encoder: kobert` makes it).
+In: the encoder folder of a kobert card (made by `dvc repro encoder` with `encoder: kobert`).
 Out: what `kobert` returned: a path for BERTSPTokenizer, and (model, vocab). Instead of
 
     from kobert.utils import get_tokenizer
     from kobert.pytorch_kobert import get_pytorch_kobert_model
 
 write `from storyflower.kobert import get_tokenizer, get_pytorch_kobert_model`.
-Not supported: fetching. The old functions downloaded on their own and returned None when that
-failed. torch is imported when a model is asked for: Vocab must also work beside gluonnlp, where
-there is none.
+Not supported: downloads. The old functions downloaded the files themselves and returned None if
+that failed. torch is imported only when a model is loaded: Vocab must also work beside gluonnlp,
+where torch is not installed.
 """
 
 from collections.abc import Sequence
@@ -28,17 +28,17 @@ REMEDY = "set encoder: kobert in params.yaml and run 'dvc repro encoder'"
 
 
 class TokenToIdx(dict):
-    """token → id; [UNK]'s id for an unknown one, as gluonnlp's answers."""
+    """token → id; an unknown token gets the id of [UNK], as in gluonnlp."""
 
     def __missing__(self, token: str) -> int:
         return self[Vocab.unknown_token]
 
 
 class Vocab:
-    """Pieces and their ids, with the names that gluonnlp's BERTVocab has.
+    """Pieces and their ids, with the same attribute names as gluonnlp's BERTVocab.
 
-    BERTSPTokenizer and BERTSentenceTransform work with it: they look up tokens by `vocab[...]` and
-    `to_indices`, and ask for the special tokens by attribute.
+    It works with BERTSPTokenizer and BERTSentenceTransform, which look up tokens with `vocab[...]`
+    and `to_indices` and read the special tokens as attributes.
     """
 
     unknown_token, padding_token = "[UNK]", "[PAD]"
@@ -46,7 +46,7 @@ class Vocab:
     reserved_tokens = ["[CLS]", "[SEP]", "[MASK]", "[PAD]"]
 
     def __init__(self, pieces: Sequence[str], bos: int = -1, eos: int = -1):
-        """`pieces` in the order of their ids; bos and eos are ids as SentencePiece says them."""
+        """`pieces` in the order of their ids; bos and eos are SentencePiece's ids, -1 for none."""
         self.idx_to_token = list(pieces)
         self.token_to_idx = TokenToIdx((piece, index) for index, piece in enumerate(pieces))
         self.bos_token = pieces[bos] if bos >= 0 else None
@@ -59,7 +59,7 @@ class Vocab:
         return token in self.token_to_idx
 
     def __getitem__(self, tokens: str | Sequence[str]) -> int | list[int]:
-        """The id of a token, or of each of several; [UNK]'s id for an unknown one."""
+        """The id of a token, or a list of ids for several; an unknown token gets [UNK]'s id."""
         if isinstance(tokens, str):
             return self.token_to_idx[tokens]
         return [self[token] for token in tokens]
@@ -67,7 +67,7 @@ class Vocab:
     to_indices = __call__ = __getitem__
 
     def to_tokens(self, indices: int | Sequence[int]) -> str | list[str]:
-        """The token of an id, or of each of several; raises ValueError for an id out of range."""
+        """The token of an id, or a list for several. Raises ValueError for an id out of range."""
         if isinstance(indices, Integral):  # numpy's integers too
             if not 0 <= indices < len(self):
                 raise ValueError(f"token index {indices} is not in [0, {len(self) - 1}]")
@@ -76,11 +76,11 @@ class Vocab:
 
 
 def get_tokenizer(cachedir: str | Path | None = None) -> str:
-    """Path of the SentencePiece model in an encoder folder, models/encoder unless told otherwise.
+    """Path of the SentencePiece model in an encoder folder, by default models/encoder.
 
-    In the old calls `cachedir` was where downloads went (".cache"), so a folder without a
-    spiece.model counts as not given. Raises InputError when models/encoder is needed and has none,
-    or holds the encoder that ships; such a folder is served only where `cachedir` names it.
+    In the old calls `cachedir` was the download folder (".cache"), so a `cachedir` without a
+    spiece.model is ignored. Raises InputError if models/encoder is needed and has no spiece.model,
+    or holds the encoder that ships; that encoder is used only if `cachedir` names its folder.
     """
     return str(encoder_folder(cachedir) / "spiece.model")
 
@@ -90,9 +90,10 @@ def get_pytorch_kobert_model(
 ) -> tuple["PreTrainedModel", Vocab]:
     """(model, vocab) of an encoder folder, on device `ctx`, in evaluation mode.
 
-    The model answers with tuples, (sequence output, pooled output), as the notebook's
+    The model returns tuples, (sequence output, pooled output), as the notebook's
     `_, pooler = bert(input_ids=..., token_type_ids=..., attention_mask=...)` expects. `cachedir`
-    and errors as for `get_tokenizer`; InputError also for a model that is no BERT or has no pooler.
+    and errors are as in `get_tokenizer`. Raises InputError also if the model is not a BERT or has
+    no pooler.
     """
     import torch
     from sentencepiece import SentencePieceProcessor
@@ -113,7 +114,7 @@ def get_pytorch_kobert_model(
 
 
 def encoder_folder(cachedir: str | Path | None) -> Path:
-    """The folder that is meant; raises InputError as `get_tokenizer` says."""
+    """The encoder folder to use; raises InputError as described in `get_tokenizer`."""
     if cachedir is not None and (Path(cachedir) / "spiece.model").is_file():
         return Path(cachedir)
     if not (ENCODER / "spiece.model").is_file():

@@ -1,8 +1,8 @@
 """Text → emotion, for the command line, for spreadsheets and for programs.
 
 In: a classifier's folder and sentences.
-Out: for each sentence its label and the probability of every class. Sentences are personal: they
-are shown only with --show-text, and written only to the file that --output names.
+Out: for each sentence its label and the probability of every class. Sentences are personal data:
+they are printed only with --show-text and written only to the --output file.
 """
 
 import os
@@ -26,10 +26,10 @@ from storyflower.sheets.read import open_sheet
 from storyflower.tokenizer.base import Tokens
 from storyflower.tokenizer.load import load_tokenizer
 
-# A text with this share of [UNK] is hardly read. SentencePiece knows the blank before each word, so
-# that half is all.
+# If this share of a text's tokens is [UNK], the model can read hardly any of it. SentencePiece
+# knows the blank before each word, so a share of one half can mean that every word is unknown.
 MOSTLY = 0.5
-# Of a file, held in memory at a time: this many rows, and about this many characters
+# Limits on how much of a file is in memory at a time: rows, and roughly characters
 BATCH, BATCH_TEXT = 4096, 2**24
 
 
@@ -44,14 +44,14 @@ class Prediction:
 class Classifier:
     """A trained classifier, ready to predict.
 
-    On a CPU it also serves in processes that are forked off later (gunicorn --preload), each with
-    one thread. A GPU does not outlive a fork: there, predict raises RuntimeError.
+    On a CPU it also works in processes forked later (gunicorn --preload), with one thread in each.
+    On a GPU it does not survive a fork: in the forked process, predict raises RuntimeError.
     """
 
     def __init__(
         self, network: EmotionClassifier, document: dict, folder: Path, placement: Placement
     ):
-        """Use `Classifier.load`."""
+        """Use `Classifier.load` instead."""
         self.labels: tuple[str, ...] = tuple(document["labels"])
         self._network = network.to(placement.device)
         self._placement = placement
@@ -73,13 +73,13 @@ class Classifier:
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """One Prediction for each text, in order; [] for no texts.
 
-        They are read as NFC, as in training; of NFD, which some keyboards and macOS write, a
-        vocabulary knows nothing.
+        Texts are normalized to NFC, as in training. Some keyboards and macOS write NFD, which is
+        not in the vocabulary.
         """
         return self.predict_with_unknown(texts)[0]
 
     def predict_with_unknown(self, texts: Sequence[str]) -> tuple[list[Prediction], np.ndarray]:
-        """As predict, and of each text the share of its tokens that are [UNK], (texts,) float."""
+        """As predict, plus the share of each text's tokens that are [UNK], (texts,) float."""
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts, not one text")
         if self._placement.device.type != "cpu" and os.getpid() != self._process:
@@ -113,9 +113,9 @@ class Classifier:
 
 @cache
 def one_thread_after_fork() -> None:
-    """Have torch count with one thread in a process that is forked off this one.
+    """Make torch use one thread in any process forked from this one.
 
-    OpenMP would wait there for the other threads, which a fork does not copy, and wait for ever.
+    A fork does not copy the other threads, so OpenMP would wait for them forever.
     """
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
@@ -123,10 +123,9 @@ def one_thread_after_fork() -> None:
 def predict_file(*, folder: Path, source: Path, column: str, output: Path) -> tuple[int, list[int]]:
     """Predict one column of an .xlsx or .csv file; write row, text, label and p(class) of each row.
 
-    Rows keep their order and the number that they have in `source`; blank rows are left out, and a
-    row whose text says nothing gets no label. Returns the number of rows written, and the numbers
-    of those that are mostly [UNK]. Raises InputError for bad input, and for an output that is the
-    input.
+    Rows keep their order and their numbers from `source`. Blank rows are left out, and a row whose
+    text says nothing gets no label. Returns how many rows were written, and the numbers of the rows
+    that are mostly [UNK]. Raises InputError for bad input, and if the output is the input file.
     """
     for path in (source, output):
         if path.suffix.lower() not in write.SUFFIXES:

@@ -1,1 +1,1 @@
-"""The ground: params, files, errors, signals, locks, the repository."""
+"""What every room uses: params, files, errors, signals, locks, the repository."""

@@ -1,7 +1,7 @@
-"""How a command ends on bad input: in one line and with exit code 1.
+"""How a command ends on bad input: with one line and exit code 1.
 
-This module is also read by a Python that is too old for the others, to say so: it needs only 3.9
-and no package.
+This module needs only Python 3.9 and no packages, so that it can tell the user of an older Python
+that 3.11 is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import TracebackType
 
 from storyflower.common.signals import catch, stop
 
-# What the system refuses → what to do about it.
+# What the operating system refuses → what the user can do about it.
 REMEDIES = {
     errno.ENOSPC: "make room and run it again",
     errno.EDQUOT: "make room and run it again",
@@ -27,12 +27,12 @@ REMEDIES = {
     errno.EACCES: "change its owner or its mode, or use another folder",
     errno.EPERM: "change its owner or its mode, or use another folder",
     errno.EIO: "check the disk",
-    errno.ENOTCONN: "connect the disk again",  # what Colab's Drive says when it is gone
+    errno.ENOTCONN: "connect the disk again",  # Colab's Drive, when it is disconnected
 }
 
 
 class InputError(Exception):
-    """Bad input, said in one line: where (file, sheet, row, key), what was found, what to do."""
+    """Bad input. One line: where (file, sheet, row, key), what was found, what to do."""
 
     exit_code = 1
 
@@ -40,18 +40,18 @@ class InputError(Exception):
 def exit_with_line(main: Callable[[], None]) -> None:
     """Run a command's main(); an InputError becomes one line on stderr and exit code 1.
 
-    So does what the system refuses. SIGTERM and Ctrl-C become SystemExit with the codes 143 and
-    130, so that what main() has open is closed; where nobody reads its output any more (`| head`),
-    it ends without a word, as other commands do. Anything else is a defect of ours and keeps its
-    traceback.
+    So do the system errors in REMEDIES. SIGTERM and Ctrl-C become SystemExit with codes 143 and
+    130, so that main() can close what it has open. If nobody reads the output any more (`| head`),
+    the command ends silently, as other commands do. Any other exception is a bug in this project
+    and keeps its traceback.
     """
     catch(stop)
-    os.umask(0o077)  # what a command writes may hold somebody's words: it is the owner's alone
+    os.umask(0o077)  # output may contain personal text, so only the owner may read it
     open_streams()
     try:
         try:
             main()
-        except SystemExit:  # of --help, too
+        except SystemExit:  # also raised by --help
             flush_output()
             raise
         flush_output()
@@ -76,13 +76,13 @@ def exit_with_line(main: Callable[[], None]) -> None:
 
 
 def open_streams() -> None:
-    """Have every text go out, whatever encoding the output was given.
+    """Make every text printable, whatever the encoding of the output.
 
-    What cp949 cannot hold (emoji) becomes a backslash and a number. An encoding without Hangul gets
-    it in UTF-8 all the same: labels in numbers could not be read.
+    A character that cp949 lacks (emoji) becomes a backslash escape. If the encoding lacks Hangul,
+    such characters are written as UTF-8: nobody could read labels written as escapes.
     """
     codecs.register_error("storyflower.utf-8", in_utf8)
-    if sys.stderr is None:  # closed; print(file=None) would write to standard output
+    if sys.stderr is None:  # stderr is closed; print(file=None) would write to standard output
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -96,7 +96,7 @@ def in_utf8(error: UnicodeError) -> tuple[bytes, int]:
 
 
 def can_hold(stream: io.TextIOBase, text: str) -> bool:
-    """Whether the encoding of a stream has all characters of a text."""
+    """Whether a stream's encoding has every character of a text."""
     try:
         text.encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -105,12 +105,12 @@ def can_hold(stream: io.TextIOBase, text: str) -> bool:
 
 
 def flush_output() -> None:
-    if sys.stdout is not None:  # it is None where standard output was closed
+    if sys.stdout is not None:  # None if standard output is closed
         sys.stdout.flush()
 
 
 def drop_output() -> None:
-    """Drop what cannot be written: Python would try again at its end, and complain."""
+    """Drop output that cannot be written; else Python retries at exit and prints an error."""
     try:
         flush_output()
     except OSError:
@@ -118,7 +118,7 @@ def drop_output() -> None:
 
 
 def wrong_python(error: BaseException) -> str | None:
-    """What to say of a Python that lacks what a command imports; None for any other error."""
+    """The message for a Python that is too old or lacks a package; None for any other error."""
     remedy = "type '. .venv/bin/activate' first, or 'make repro', which makes .venv"
     if sys.version_info < (3, 11):  # noqa: UP036
         number = ".".join(map(str, sys.version_info[:2]))
@@ -126,7 +126,7 @@ def wrong_python(error: BaseException) -> str | None:
     package = (isinstance(error, ModuleNotFoundError) and error.name or "").partition(".")[0]
     if package in ("", "storyflower", "stages") or package in sys.stdlib_module_names:
         return None
-    if not os.path.exists("dvc.yaml"):  # installed, and run in any folder
+    if not os.path.exists("dvc.yaml"):  # an installed package, run outside the repository
         remedy = "type: pip install 'storyflower[pipeline]'"
     return f"{sys.executable} has no package {package}; {remedy}"
 
@@ -134,7 +134,7 @@ def wrong_python(error: BaseException) -> str | None:
 def excepthook(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """As Python's own, but for a wrong Python it prints one line: for imports before main()."""
+    """Python's own hook, but with one line for a wrong Python, which can fail before main()."""
     if reason := wrong_python(error):
         print(f"error: {reason}", file=sys.stderr)
     else:
@@ -144,7 +144,7 @@ def excepthook(
 def disk_fault(error: BaseException) -> str | None:
     """Why the system refuses to write or read, and what to do; None for any other error.
 
-    safetensors puts the system's number into an exception of its own, as text.
+    safetensors raises its own exception and gives the system's error number only in the message.
     """
     number = error.errno if isinstance(error, OSError) else None
     if wrapped := re.search(r"\(os error (\d+)\)", str(error)):
@@ -156,14 +156,14 @@ def disk_fault(error: BaseException) -> str | None:
 
 
 def one_line(error: object, limit: int = 200) -> str:
-    """What an error says, on one line of at most `limit` characters; its kind if it says nothing.
+    """An error's message on one line of at most `limit` characters; its type if it has no message.
 
-    For what libraries raise: their messages have lines of their own, or none.
+    For exceptions from libraries, whose messages may have several lines or be empty.
     """
     message = " ".join(str(error).split()) or type(error).__name__
     return message if len(message) <= limit else f"{message[: limit - 1]}…"
 
 
 def path_of(error: BaseException) -> str | None:
-    """The file that an error of the system is about, if it says so; of a copy, the new one."""
+    """The file that a system error names, if any; for a copy, the new file."""
     return getattr(error, "filename2", None) or getattr(error, "filename", None)

@@ -1,7 +1,7 @@
-"""Files that people or stages read: YAML and JSON in, JSON out, and how any output is written.
+"""Read YAML and JSON, write JSON, and replace any output file or folder as a whole.
 
-Every output goes through `replacing`, so it appears whole or not at all, and a full disk or a
-missing permission ends in one line that names it.
+Every output goes through `replacing`, so it appears whole or not at all. A full disk or a missing
+permission gives a one-line error that names the output.
 """
 
 import json
@@ -18,9 +18,9 @@ from storyflower.common.errors import InputError, disk_fault, one_line, path_of
 
 
 def read_yaml(path: Path, if_missing: str) -> dict[str, Any]:
-    """A YAML file's mapping, without tags that make objects.
+    """The mapping in a YAML file, read without the tags that create Python objects.
 
-    Raises InputError for anything else; `if_missing` says what to do when there is no file.
+    Raises InputError for anything else. `if_missing` tells the user what to do if there is no file.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -41,13 +41,13 @@ def read_yaml(path: Path, if_missing: str) -> dict[str, Any]:
 
 @contextmanager
 def replacing() -> Iterator[Callable[[Path], Path]]:
-    """Yield a function that gives, for an output, a path beside it to write a file or a folder to.
+    """Yield a function: output path → temporary path beside it, for a file or a folder.
 
-    When the block ends well, each takes its output's place; else the outputs stay as they were and
-    nothing is left beside them. Raises InputError when the system refuses to write; it names the
-    output that was asked for last.
+    If the block succeeds, each temporary path replaces its output. If not, the outputs stay as they
+    were and the temporary paths are removed. Raises InputError if the system refuses to write; if
+    the system's error names no file, it names the output that was requested last.
     """
-    partials: dict[Path, Path] = {}  # output → what is written beside it
+    partials: dict[Path, Path] = {}  # output → temporary path beside it
 
     def beside(output: Path) -> Path:
         partials[output] = output.with_name(f"{output.name}.part")
@@ -59,12 +59,12 @@ def replacing() -> Iterator[Callable[[Path], Path]]:
         yield beside
         for output, partial in partials.items():
             if partial.is_dir():
-                remove(output)  # a folder cannot be renamed to one that is there
+                remove(output)  # os.replace cannot replace an existing folder
             os.replace(partial, output)
     except Exception as error:
         if (reason := disk_fault(error)) is None:
             raise
-        named = where = path_of(error)  # a refused write names no file, a refused open does
+        named = where = path_of(error)  # None for a failed write; a failed open names its file
         for output, partial in partials.items():
             if named is None or Path(named).is_relative_to(partial) or Path(named) == output:
                 where = f"cannot write {output}"
@@ -76,7 +76,7 @@ def replacing() -> Iterator[Callable[[Path], Path]]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; nothing there is fine."""
+    """Remove a file, or a folder and everything in it; does nothing if the path does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -84,7 +84,7 @@ def remove(path: Path) -> None:
 
 
 def write_json(document: Any, path: Path) -> None:
-    """Write JSON for people and programs; a reader sees the old file or the new, never half."""
+    """Write indented JSON. A reader sees the old file or the new one, never a partial file."""
     with replacing() as beside:
         beside(path).write_text(json_text(document), encoding="utf-8")
 
@@ -94,7 +94,7 @@ def json_text(document: Any) -> str:
 
 
 def read_json(file: Path, missing: Any = None) -> Any:
-    """A JSON file's content, or `missing` where there is no file; raises InputError."""
+    """A JSON file's content, or `missing` if there is no file. Raises InputError."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Locks that one process holds and that the system frees when it dies, however it dies.
+"""Locks held by one process; the system frees them when the process ends, even if it is killed.
 
 In: the path of a lock file, or the folder that it guards.
-Out: the lock, held. A file beside it says which process holds it.
+Out: the lock, held. A .pid file beside it names the process that holds it.
 """
 
 import os
@@ -19,10 +19,10 @@ def beside(folder: Path) -> Path:
 
 
 def acquire(path: Path, what: str) -> filelock.AcquireReturnProxy:
-    """Hold a lock, also as a context; while another process does, say once what it does, and wait.
+    """Hold a lock, also as a context; if another process holds it, say so once and wait.
 
-    The usual other process is a stage whose dvc was killed: it lives on, and a second `dvc repro`
-    must not work beside it.
+    `what` says what the other process does. Usually it is a stage whose dvc was killed: the stage
+    goes on, and a second `dvc repro` must not run at the same time.
     """
     held = acquire_free(path)
     if held is None:
@@ -40,21 +40,21 @@ def acquire(path: Path, what: str) -> filelock.AcquireReturnProxy:
 
 
 def acquire_free(path: Path, seconds: float = 0) -> filelock.AcquireReturnProxy | None:
-    """Hold a lock, also as a context; None where another process still does after `seconds`."""
+    """Hold a lock, also as a context; None if another process still holds it after `seconds`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, thread_local=False)
     try:
         held = lock.acquire(timeout=seconds)
     except filelock.Timeout:
         return None
-    with suppress(OSError):  # a full disk: the number is for messages alone
+    with suppress(OSError):  # such as a full disk; the number is only used in messages
         path.with_suffix(".pid").write_text(str(os.getpid()), encoding="utf-8")
     return held
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder and its lock, which the caller holds, as far as the system lets us."""
+    """Remove a folder and its lock, which the caller holds; ignores what cannot be removed."""
     shutil.rmtree(folder, ignore_errors=True)
     for path in (beside(folder).with_suffix(".pid"), beside(folder)):
-        with suppress(OSError):  # Windows keeps a file that is open
+        with suppress(OSError):  # Windows does not remove an open file
             path.unlink()

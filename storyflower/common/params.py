@@ -2,8 +2,8 @@
 
 In: a YAML file with exactly the keys of `Params`.
 Out: a frozen `Params`. Every stage reads it once, at its start, because a queued experiment may
-rewrite the file while another one runs. README's table and the comments of params.yaml are made
-from the fields below (`make readme`).
+rewrite the file while another one runs. `make readme` generates README's table and the comments
+of params.yaml from the fields below.
 Not supported: nesting. The keys are flat so that `dvc exp run -S num_epochs=10` needs no path.
 """
 
@@ -20,14 +20,15 @@ from storyflower.common.files import read_yaml
 # adamw: torch's; notebook: transformers 3's AdamW, whose eps comes before the bias correction
 Optimizer = Literal["adamw", "notebook"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
-# Where params.yaml may say "auto"
+# Params whose "auto" means the value on the encoder's card
 ON_THE_CARD = ("batch_size", "learning_rate", "optimizer", "mask_rate")
-# On the model. (Two processes add up in another order than one; MLflow has their number as a tag.)
+# Params that do not change the model. (Two processes add up sums in another order than one; the
+# number of processes is a tag in MLflow.)
 WITHOUT_EFFECT = ("log_interval", "checkpoint_minutes", "checkpoint_dir", "launcher")
 
 
 def number_text(value: object) -> object:
-    """YAML 1.1 reads 5e-5, which `dvc exp run -S` writes, as text: that is a number, too."""
+    """Text such as 5e-5 → float: `dvc exp run -S` writes it so, and YAML 1.1 reads it as text."""
     plain = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
     if isinstance(value, str) and re.fullmatch(plain, value, re.ASCII):
         return float(value)
@@ -44,15 +45,15 @@ Number = Annotated[float, BeforeValidator(number_text)]
 Rate = Annotated[float, Field(gt=0, le=1), BeforeValidator(number_text)]
 Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number_text)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
-# A folder or file name and nothing else: it becomes part of a path.
+# One folder or file name, without slashes: it becomes part of a path.
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*\Z")]
 Text = Annotated[str, AfterValidator(printable)]
 
 
 def knob(shipped: object, prose: str, rule: str | None = None, **limits: float) -> Any:
-    """A field: its value in params.yaml as it ships, one line of prose, and its range.
+    """A field: its value in params.yaml as shipped, a one-line description, and its range.
 
-    `rule` says in words what a text must be; `limits` are pydantic's ge, gt, le and lt.
+    `rule` says in words what a text value must be; `limits` are pydantic's ge, gt, le and lt.
     """
     extra = {"shipped": shipped} | ({"rule": rule} if rule else {})
     return Field(description=prose, json_schema_extra=extra, **limits)
@@ -65,14 +66,14 @@ class Params(BaseModel):
     """The knobs of a run."""
 
     model_config = ConfigDict(
-        strict=True,  # else 1 becomes true, and '10' becomes 10
+        strict=True,  # without it, 1 becomes true and '10' becomes 10
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
         regex_engine="python-re",
     )
 
-    # What is read
+    # The data
     corpus: Name = knob("sample", "folder under data/; aihub: your own files", PLAIN_NAME)
     target: Literal["major", "fine"] = knob(
         "major", "major: 감정_대분류; fine: the pair of 대분류 and 소분류 (60 classes)"
@@ -81,7 +82,7 @@ class Params(BaseModel):
     max_dropped: Number = knob(
         0.05, "share of rows without text or label above which ingest stops", ge=0, le=1
     )
-    # How it is read
+    # The encoder and its input
     encoder: Name = knob(
         "seedling", "a card in encoders/; seedling ships and needs no download", PLAIN_NAME
     )
@@ -154,11 +155,11 @@ class Params(BaseModel):
     )
 
     def decisive(self) -> dict[str, Any]:
-        """The params that a result may depend on: all but those of logging and saving."""
+        """The params that can change a result: all except those in WITHOUT_EFFECT."""
         return self.model_dump(exclude=set(WITHOUT_EFFECT))
 
     def resolved(self, card: Mapping[str, Any]) -> "Params":
-        """These params, with what an encoder's card says in the place of "auto"."""
+        """These params with each "auto" replaced by the value on an encoder's card."""
         auto = {key: card[key] for key in ON_THE_CARD if getattr(self, key) == "auto"}
         return self.model_copy(update=auto)
 
@@ -194,7 +195,7 @@ class Params(BaseModel):
         must = rule(cls.model_json_schema()["properties"][key])
         try:
             shown = repr(raw[key])
-        except ValueError:  # Python writes no whole number of over 4,300 digits
+        except ValueError:  # Python does not print an int of more than 4,300 digits
             shown = "a number of thousands of digits"
         raise InputError(f"{where}: {key} must be {must}, got {shown}")
 

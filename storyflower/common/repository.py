@@ -1,11 +1,10 @@
 """The repository that a command runs in: its root, its commit, and its folders of dialogues.
 
-Diary text is personal data. What the stages write is the owner's alone (exit_with_line sets the
-umask), but DVC makes readable copies of it: in its cache, in the folders of its experiments, in
-data/interim. So their parents are closed.
+Diary text is personal data. Only the owner can read what the stages write (exit_with_line sets the
+umask), but DVC makes copies that others can read: in its cache, in the folders of its experiments,
+in data/interim. So the parent folders are closed to other users.
 
-Not supported: a cache that `dvc cache dir` moved elsewhere, whose readers are somebody's
-decision.
+Not supported: a cache moved elsewhere with `dvc cache dir`; whoever moved it decides who reads it.
 """
 
 import os
@@ -17,7 +16,8 @@ from pathlib import Path
 
 from storyflower.common.errors import InputError
 
-# Of the main repository, which holds the cache and the experiments' folders; and of this one.
+# Folders to close: MAIN in the main repository, which holds the cache and the experiments' folders;
+# HERE in the folder that this command runs in.
 MAIN = (".dvc/cache", ".dvc/tmp", ".storyflower")
 HERE = ("data/interim",)
 SHALLOW = (
@@ -33,25 +33,25 @@ class NotKept(InputError):
 
 
 def close_folders() -> None:
-    """Make them, where they are missing, and close them to everyone but their owner."""
+    """Create the folders in MAIN and HERE if missing, and close them to all but their owner."""
     root = main_root()
     folders = [Path(name) for name in HERE]
     folders += [root / name for name in MAIN if name[:4] != ".dvc" or (root / ".dvc").is_dir()]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        with suppress(PermissionError):  # another's folder, which is another's decision
+        with suppress(PermissionError):  # another user's folder; its owner decides
             folder.chmod(0o700)
 
 
 def main_root() -> Path:
-    """The main repository, whatever folder an experiment runs in (DVC sets DVC_ROOT)."""
+    """The root of the main repository, also from an experiment's folder (DVC sets DVC_ROOT)."""
     return Path(os.environ.get("DVC_ROOT") or os.getcwd()).resolve()
 
 
 def refuse_what_is_lost() -> None:
-    """Raise NotKept in an experiment whose result DVC would drop without a word.
+    """Raise NotKept in an experiment whose result DVC would silently lose.
 
-    It cannot push what ran in --temp or in the queue into a shallow clone.
+    DVC cannot bring a result from --temp or from the queue back into a shallow clone.
     """
     root = main_root()
     if Path.cwd().resolve() != root and is_shallow(root):
@@ -59,7 +59,7 @@ def refuse_what_is_lost() -> None:
 
 
 def check_clone() -> None:
-    """Say what of this clone loses results or the commit; raises as refuse_what_is_lost()."""
+    """Warn if this clone loses results or hides its commit; raises as refuse_what_is_lost()."""
     refuse_what_is_lost()
     root = main_root()
     if is_shallow(root):
@@ -84,8 +84,8 @@ def git_commit() -> str | None:
 
 
 def git(*words: str, folder: Path) -> tuple[str, str]:
-    """What git answers in a folder, and what it complains of; both "" where there is no git."""
-    english = {**os.environ, "LC_ALL": "C"}  # it complains in Korean, too
+    """git's output and its error text, run in a folder; both "" if git is not installed."""
+    english = {**os.environ, "LC_ALL": "C"}  # git's errors may be in Korean otherwise
     try:
         done = subprocess.run(
             ["git", *words],

@@ -1,6 +1,6 @@
-"""How a command ends on a signal: without a traceback, and its work at hand whole."""
+"""How a command ends on a signal: without a traceback and without half-done work."""
 
-from __future__ import annotations  # as in errors.py: an old Python reads it, too
+from __future__ import annotations  # an old Python imports this module too, as in errors.py
 
 import os
 import select
@@ -12,13 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-# Ctrl-C is SIGINT; a closed terminal sends SIGHUP, which Windows does not know.
+# Ctrl-C sends SIGINT; a closed terminal sends SIGHUP, which Windows does not have.
 HANGUP = getattr(signal, "SIGHUP", None)
 SIGNALS = tuple(filter(None, (signal.SIGTERM, signal.SIGINT, HANGUP)))
 
 
 def stop(number: int, _: object) -> NoReturn:
-    """Leave through every finally and except; a second signal must not cut those short."""
+    """Exit through every finally and except block; a second signal must not interrupt them."""
     signal.signal(number, signal.SIG_IGN)
     if number == HANGUP:
         let_go_of_terminal()
@@ -26,9 +26,9 @@ def stop(number: int, _: object) -> NoReturn:
 
 
 class PendingStop:
-    """A context in which a signal to stop is only noted, so that the work at hand ends whole.
+    """A context in which a stop signal is only noted, so that the current step can finish.
 
-    It is true once one has come; leave() then ends the process.
+    The object is true once a signal has arrived; leave() then ends the process.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class PendingStop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> PendingStop:
-        if threading.current_thread() is threading.main_thread():  # others get no signals
+        if threading.current_thread() is threading.main_thread():  # other threads get no signals
             self._before = catch(self._note)
         return self
 
@@ -59,12 +59,12 @@ class PendingStop:
             self.number = number
             if number == HANGUP:
                 let_go_of_terminal()
-            with suppress(OSError):  # its reader may end only now
-                os.write(2, b"stopping, after this step\n")  # print() may be what was interrupted
+            with suppress(OSError):  # the reader of stderr may have just ended
+                os.write(2, b"stopping, after this step\n")  # the signal may interrupt a print()
 
 
 def catch(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Set the handler of all signals, unless one is ignored (nohup); return those before."""
+    """Set the handler of all SIGNALS that are not ignored (nohup); return the old handlers."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heard = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
     for number in heard:
@@ -73,18 +73,19 @@ def catch(handler: Callable[[int, Any], None]) -> dict[int, Any]:
 
 
 def let_go_of_terminal() -> None:
-    """Send to nowhere what a closed terminal, or a pipe that it took along (`| tee`), would get.
+    """Redirect output to /dev/null if the terminal, or a pipe that closed with it, is gone.
 
-    Else the next line that a training prints would end it before it has saved.
+    Such a pipe is `| tee`. Otherwise the next line that a training prints would end the training
+    before it has saved.
     """
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (1, 2):
-        with suppress(OSError):  # it was closed before
+        with suppress(OSError):  # it was already closed
             mode = os.fstat(number).st_mode
             dead = stat.S_ISCHR(mode) and not os.isatty(number)
             if stat.S_ISFIFO(mode):
                 reader = select.poll()
                 reader.register(number, 0)
-                dead = bool(reader.poll(0))  # an error, which is all that was asked for
+                dead = bool(reader.poll(0))  # any answer is an error: no other event was requested
             if dead:
                 os.dup2(nowhere, number)

@@ -1,9 +1,9 @@
 """encoders/<name>.yaml and its lock, checked.
 
-In: a card, which people write, and encoders/<name>.lock.json, which pins what the card's source
-held on the day of `python -m storyflower lock <name>`.
-Out: a Card and a Lock, frozen. The lock is a file of its own so that no program edits what people
-write, comments included.
+In: a card, written by a person, and encoders/<name>.lock.json, which pins what the card's source
+held when `python -m storyflower lock <name>` was run.
+Out: a Card and a Lock, frozen. The lock is a separate file so that no program edits a file, or its
+comments, that a person wrote.
 """
 
 import json
@@ -25,12 +25,12 @@ from storyflower.common.files import read_yaml, write_json
 from storyflower.common.params import ON_THE_CARD, BatchSize, Optimizer, Rate, Share
 
 VOCABULARY = {"sentencepiece": "spiece.model", "wordpiece": "vocab.txt"}  # tokenizer → its file
-NAME = r"\w[\w.-]*"  # a file's or a card's
+NAME = r"\w[\w.-]*"  # of a file or a card
 HUB_ID = rf"{NAME}(/{NAME})?"
 
 ALWAYS = {"kind", "license"}
 FETCHED = {"tokenizer", "pretokenize", "vocabulary", "pad_id", *ON_THE_CARD}
-# kind → the keys it needs, and those it may have
+# kind → required keys, optional keys
 KEYS = {
     "hub": (ALWAYS | {"source"}, FETCHED | {"golden", "revision", "files"}),
     "path": (ALWAYS | {"source"}, FETCHED | {"golden"}),
@@ -39,7 +39,7 @@ KEYS = {
 
 Pretokenize = Literal["bert", "none"]
 Id = Annotated[int, Field(ge=0)]
-# The kobert package publishes the first ten digits of one md5.
+# An md5 may be shortened: the kobert package publishes only the first ten digits of one.
 Checksum = Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{10,32}|sha256:[0-9a-f]{64})\Z")]
 Checksums = Annotated[
     dict[Annotated[str, Field(pattern=rf"^{NAME}(/{NAME})*\Z")], Checksum], Field(min_length=1)
@@ -47,7 +47,7 @@ Checksums = Annotated[
 
 
 class Strict(BaseModel):
-    """Nothing is converted, guessed or left over: 1 is not true, '10' not 10."""
+    """A model without conversions or unknown keys: 1 is not true, and '10' is not 10."""
 
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, regex_engine="python-re"
@@ -55,20 +55,20 @@ class Strict(BaseModel):
 
 
 class Golden(Strict):
-    """A text whose ids are known, [CLS] and [SEP] included."""
+    """A test text and its known ids, [CLS] and [SEP] included."""
 
     text: str
     ids: list[Id]
-    pretokenize: Pretokenize | None = None  # None: as the card says
+    pretokenize: Pretokenize | None = None  # None: the card's value
 
 
 def key(must: str, meaning: str, *, default: Any = None, **limits: Any) -> Any:
-    """A key of a card: what its value must be, as an error says it, and what it means."""
+    """A key of a card: what its value must be (for error messages), and what it means."""
     return Field(default, title=must, description=meaning, **limits)
 
 
 class Card(Strict):
-    """What a card says. Keys that it leaves out, or that its kind does not know, are None."""
+    """The content of a card. Keys it leaves out, or that its kind does not have, get defaults."""
 
     kind: Literal["hub", "path"] = key("", "where the encoder comes from")
     license: str = key("text", 'SPDX name, or "unknown"', pattern=r"^.+\Z")
@@ -128,7 +128,7 @@ class Card(Strict):
 
     @classmethod
     def load(cls, file: Path) -> "Card":
-        """Read and check a card; raises InputError naming the file, the key and the value."""
+        """Read and check a card. Raises InputError that names the file, the key and the value."""
         names = ", ".join(sorted(card.stem for card in file.parent.glob("*.yaml")))
         raw = read_yaml(
             file,
@@ -155,7 +155,7 @@ class Card(Strict):
 
 
 def is_inside(source: str) -> bool:
-    """Whether a source lies below its card, where DVC sees a change; it follows no links."""
+    """Whether a source lies below its card's folder, where DVC sees changes; ignores links."""
     path = Path(source)
     return source.isprintable() and not path.is_absolute() and ".." not in path.parts
 
@@ -174,7 +174,10 @@ class Lock(Strict):
 
     @classmethod
     def load(cls, card_file: Path, card: Card) -> "Lock | None":
-        """The lock of a card; None where it has none. Raises InputError when it does not fit."""
+        """A card's lock; None if it has none. Raises InputError if the lock does not fit the card.
+
+        Also if the lock is damaged.
+        """
         file = cls.beside(card_file)
         again = f"lock it again: python -m storyflower lock {card_file.stem}"
         try:
@@ -195,15 +198,15 @@ class Lock(Strict):
         return lock
 
     def save(self, card_file: Path) -> None:
-        """Write the lock beside its card; a reader sees the old or the new one, never half."""
+        """Write the lock beside its card; a reader sees the old or the new one, never a part."""
         write_json(self.model_dump(), self.beside(card_file))
 
 
 def write_card(name: str, source: str, folder: Path) -> Path:
     """Write a new card of three lines for a hub id or a folder; return its path.
 
-    Raises InputError when the name is no plain name, the card is there already, or the source is
-    neither.
+    Raises InputError if the name has other characters than NAME allows, the card already exists,
+    or the source is neither a hub id nor a folder below `folder`.
     """
     if not re.fullmatch(NAME, name):
         raise InputError(f"{name!r}: a card's name has letters, digits, '.', '_' and '-' only")
@@ -217,7 +220,7 @@ def write_card(name: str, source: str, folder: Path) -> Path:
         kind = "hub"
     else:
         raise InputError(f"{source}: neither a folder nor a hub id such as klue/bert-base")
-    # Quoted as in JSON, which YAML reads: a name such as 1e5 stays text.
+    # Quoted as JSON, which is valid YAML: a name such as 1e5 stays text.
     quoted = json.dumps(source, ensure_ascii=False)
     try:
         with file.open("x", encoding="utf-8") as card:

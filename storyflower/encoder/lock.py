@@ -1,4 +1,4 @@
-"""Pin what a card's source holds today, with checksums.
+"""Pin what a card's source holds now, with checksums.
 
 In: a card of kind hub or path.
 Out: encoders/<name>.lock.json.
@@ -16,7 +16,7 @@ from storyflower.tokenizer.load import load_tokenizer
 def lock(card_file: Path) -> Lock:
     """Fetch what a card's source holds now, verify it, and write the card's lock.
 
-    Raises InputError as `prepare` does; the old lock, if there is one, then stays.
+    Raises InputError as `prepare` does; an old lock then stays unchanged.
     """
     card = Card.load(card_file)
     with tempfile.TemporaryDirectory() as work:

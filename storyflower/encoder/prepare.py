@@ -1,8 +1,8 @@
 """A card → a verified encoder folder with its tokenizer.
 
-In: a card, encoders/<name>.yaml, and its lock beside it if it has one.
-Out: a folder in the from_pretrained format with the tokenizer's files and card.json. Two kinds of
-card: `hub` names a repository of the Hugging Face hub, `path` a folder beside the card.
+In: a card, encoders/<name>.yaml, and the lock beside it if there is one.
+Out: a folder in the from_pretrained format with the tokenizer's files and card.json. There are two
+kinds of card: `hub` names a repository on the Hugging Face hub, `path` a folder beside the card.
 Not supported: an encoder in any other format, such as ONNX or TensorFlow.
 """
 
@@ -20,16 +20,16 @@ from storyflower.encoder.sources import CheckedSource
 from storyflower.encoder.verify import check_golden, max_length, verify
 from storyflower.tokenizer.load import load_tokenizer
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
-SETTINGS = "tokenizer_config.json"  # whether a vocab.txt lower-cases, among others
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is used
+SETTINGS = "tokenizer_config.json"  # says, among other things, whether to lower-case the text
 
 
 def prepare(card_file: Path, output: Path) -> Card:
     """Fetch and verify the encoder that a card names; write it to `output`.
 
-    Returns the card, completed with what its source says. `output` appears whole or not at all; the
-    work is done beside it. Warns on stderr when the card is not locked. Raises InputError when the
-    card, its source, or their fit is wrong.
+    Returns the card, completed from its source. `output` appears whole or not at all; the work is
+    done beside it. Warns on stderr if a hub card is not locked. Raises InputError if the card or
+    its source is wrong, or if they do not fit together.
     """
     card = Card.load(card_file)
     with replacing() as beside:
@@ -50,10 +50,10 @@ def prepare(card_file: Path, output: Path) -> Card:
 def take_over(
     card_file: Path, card: Card, lock: Lock | None, folder: Path
 ) -> tuple[Card, dict[str, Any]]:
-    """Fetch what a card names; write its vocabulary and, as float32 safetensors, its weights.
+    """Fetch what a card names; write the vocabulary, and the weights as float32 safetensors.
 
-    Returns the card with its tokenizer's kind, and what was taken: the revision and the sha256 of
-    each file. Nothing is read before it has passed the lock. Raises InputError.
+    Returns the card with its tokenizer's kind, and what was fetched: the revision and the sha256 of
+    each file. No file is read before it is checked against the lock. Raises InputError.
     """
     source = CheckedSource(card_file, card, lock)
     find = source.find
@@ -82,9 +82,10 @@ def take_over(
 
 
 def choose_vocabulary(card: Card, first: Callable[..., Path]) -> tuple[Card, Path]:
-    """The card with its tokenizer's kind, and the vocabulary, which decides where it is silent.
+    """The card with its tokenizer's kind, and the path of the vocabulary.
 
-    `first` finds the first of some names that is there. Raises InputError.
+    If the card does not name a tokenizer, the vocabulary's suffix decides. `first` returns the path
+    of the first of the given names that exists. Raises InputError.
     """
     names = VOCABULARY.values() if card.tokenizer is None else [VOCABULARY[card.tokenizer]]
     vocabulary = first(card.vocabulary) if card.vocabulary else first(*names)
@@ -99,7 +100,7 @@ def choose_vocabulary(card: Card, first: Callable[..., Path]) -> tuple[Card, Pat
 
 def report_unlocked(card_file: Path, card: Card, pinned: Mapping[str, Any]) -> None:
     revision = f" at {pinned['revision']}" if pinned["revision"] else ""
-    # The whole checksums stand in card.json.
+    # Shortened here; card.json has the full checksums.
     files = ", ".join(f"{name} {checksum[:19]}…" for name, checksum in pinned["files"].items())
     print(
         f"WARNING: {card_file} is not locked, so its source may change unseen; got {card.source}"

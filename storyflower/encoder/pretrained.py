@@ -1,6 +1,6 @@
-"""A checkpoint's files → the encoder that they hold, in float32.
+"""A checkpoint's files → its encoder, in float32.
 
-In: config.json and weights (safetensors, or a .bin of which only tensors are read).
+In: config.json and weights (safetensors, or a .bin from which only tensors are read).
 Out: the encoder without its pretraining head.
 Not supported: code that comes with a checkpoint, pickled objects, weights in several files,
 families other than FAMILIES.
@@ -23,7 +23,7 @@ FAMILIES = ("bert", "roberta", "electra", "distilbert")  # model_type in config.
 
 
 def read_weights(card: Card, path: Path) -> "dict[str, torch.Tensor]":
-    """The tensors of a checkpoint by name; raises InputError for anything else in it."""
+    """The tensors of a checkpoint by name; raises InputError if it holds anything else."""
     import safetensors
     import safetensors.torch
     import torch
@@ -49,8 +49,9 @@ def load_body(
 ) -> Any:
     """The encoder of a checkpoint, float32, without its pretraining head; raises InputError.
 
-    `folder` holds the vocabulary. A checkpoint without a pooler gets none: one with random weights
-    would pass for pretrained, and the first token's last hidden state is what was trained.
+    `folder` holds the vocabulary. A checkpoint without a pooler gets none: a pooler with random
+    weights would look pretrained. The classifier then uses the first token's last hidden state,
+    which was pretrained.
     """
     import torch
     from transformers import AutoConfig
@@ -60,10 +61,10 @@ def load_body(
     family = model_type(card, settings)
     pad_id = pad_token(card, settings, family, folder)
     settings = {**settings, "pad_token_id": pad_id}
-    for key in ("model_type", "auto_map"):  # auto_map names code
+    for key in ("model_type", "auto_map"):  # auto_map names code to run
         settings.pop(key, None)
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # it reports the pretraining head that is left behind
+    logging.set_verbosity_error()  # else it reports the pretraining head, which is not loaded
     try:
         config = AutoConfig.for_model(family, **settings)
         body, report = MODEL_MAPPING[type(config)].from_pretrained(
@@ -71,15 +72,15 @@ def load_body(
             config=config,
             state_dict=weights,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # reported, and judged below
+            ignore_mismatched_sizes=True,  # checked below, from the report
             output_loading_info=True,
         )
-    except Exception as error:  # transformers raises many kinds for a config that makes no sense
+    except Exception as error:  # transformers raises many types of error for an invalid config
         raise InputError(f"{card.source}: config.json: {one_line(error)}") from None
     missing = report["missing_keys"]
     if missing and all(name.startswith("pooler.") for name in missing):
         body.pooler, missing = None, ()
-    # What has no place is the head that the checkpoint was pretrained with.
+    # Unexpected keys are ignored: they are the checkpoint's pretraining head.
     if wrong := misfit({**report, "missing_keys": missing, "unexpected_keys": ()}):
         raise InputError(f"{card.source}: the weights do not fit config.json: {wrong}")
     return body
@@ -89,7 +90,7 @@ def model_type(card: Card, settings: Mapping[str, Any]) -> str:
     """The family that config.json names; raises InputError unless it is one of FAMILIES."""
     named = settings.get("model_type")
     if named is None:
-        # Older than the key: the class says it, and before that there was BERT alone.
+        # An older config names only the class; the oldest name neither and are BERT.
         known = str((settings.get("architectures") or ["bert"])[0]).lower()
         named = next((family for family in FAMILIES if known.startswith(family)), known)
     if named not in FAMILIES:
@@ -100,10 +101,11 @@ def model_type(card: Card, settings: Mapping[str, Any]) -> str:
 
 
 def pad_token(card: Card, settings: Mapping[str, Any], family: str, folder: Path) -> int:
-    """The id of [PAD], on which card, vocabulary and config.json must agree; raises InputError.
+    """The id of [PAD]; card, vocabulary and config.json must agree. Raises InputError.
 
-    A config.json of old says 0, or nothing, for a vocabulary whose [PAD] is 1 (SKTBrain/KoBERT
-    #36): there the card decides. RoBERTa counts positions from it, so there it must be right.
+    An old config.json may say 0, or nothing, although [PAD] is 1 in the vocabulary (SKTBrain/KoBERT
+    #36); a pad_id on the card then overrides it. Not for RoBERTa, which counts positions from the
+    pad id, so its config.json must be right.
     """
     pad_id = load_tokenizer(folder, card.model_dump()).pad_id
     if card.pad_id not in (None, pad_id):

@@ -1,10 +1,10 @@
-"""A hub repository or a folder → files on this disk, each found by its name and checked.
+"""A hub repository or a folder → files on this disk, found by name and checked.
 
 In: a card that names a hub id or a folder, and its lock if it has one.
-Out: paths of whole files. Those of the hub live in huggingface_hub's own cache (HF_HOME,
-HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and the proxy variables mean what they mean there). A file
-that is there is not asked for again, so a second run needs no network.
-Not supported: files that nobody reads; above all code, which is neither fetched nor run.
+Out: paths of complete files. Files from the hub stay in huggingface_hub's own cache; HF_HOME,
+HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and the proxy variables work as usual. A cached file is not
+requested again, so a second run works without a network.
+Not supported: files that nothing here reads; above all code, which is neither fetched nor run.
 """
 
 import errno
@@ -21,7 +21,8 @@ from typing import Protocol
 from storyflower.common.errors import InputError, disk_fault, one_line, path_of
 from storyflower.encoder.card import Card, Lock
 
-# An archive may unpack to this many times its size. Weights hardly shrink; a zip bomb is all zeros.
+# An archive may unpack to 20 times its size, or to 100 MiB. Weights hardly compress; a zip bomb is
+# all zeros.
 MAX_UNPACKING, SMALL = 20, 100 << 20
 CHUNK = 1 << 20  # bytes
 
@@ -32,7 +33,7 @@ class Source(Protocol):
     revision: str | None  # of a hub source: the full commit, known after the first file
 
     def find(self, name: str) -> Path | None:
-        """The file of that name, on this disk; None where the source has none."""
+        """The path of a file on this disk; None if the source has no file of this name."""
         ...
 
 
@@ -52,11 +53,11 @@ class LocalFolder:
 
 
 class HubFolder:
-    """A repository of the Hugging Face hub at one commit.
+    """A repository on the Hugging Face hub at one commit.
 
-    The first file settles the commit. With a full commit hash, files in the cache need no network;
-    with a branch or none, the hub is asked where that stands, and the cache answers when the hub
-    cannot be reached.
+    The first file found fixes the commit. With a full commit hash, cached files need no network.
+    With a branch or no revision, the hub is asked for the current commit; if the hub cannot be
+    reached, the cache answers.
     """
 
     def __init__(self, repo: str, revision: str | None):
@@ -65,12 +66,12 @@ class HubFolder:
         self._settled = False
 
     def find(self, name: str) -> Path | None:
-        """Raises InputError when the hub refuses, is out of reach, or has no such repository."""
+        """Raises InputError if the hub refuses, is unreachable, or has no such repository."""
         from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import RemoteEntryNotFoundError
         from huggingface_hub.utils import disable_progress_bars, logging
 
-        logging.set_verbosity_error()  # it would report each attempt; the last one is ours to tell
+        logging.set_verbosity_error()  # else it reports every attempt; we report the last one
         if not sys.stderr.isatty():
             disable_progress_bars()
         found = None
@@ -83,7 +84,7 @@ class HubFolder:
                 found = hf_hub_download(self.repo, name, revision=self.revision)
             except RemoteEntryNotFoundError:
                 return None
-            # What its HTTP client raises shares no base class with its own errors.
+            # Errors of the HTTP client share no base class with huggingface_hub's own.
             except Exception as error:
                 raise InputError(refusal(self.repo, self.revision, name, error)) from None
         path = Path(found)
@@ -95,14 +96,14 @@ class HubFolder:
 
 
 def refusal(repo: str, revision: str | None, name: str, error: BaseException) -> str:
-    """Why a file of the hub cannot be had, and what to do, in one line."""
+    """Why a file cannot be downloaded from the hub, and what to do, in one line."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.LocalEntryNotFoundError):
         missing = f"{repo}: {name} is not in the hub cache"
         if constants.is_offline_mode():
             return f"{missing}, and HF_HUB_OFFLINE forbids to fetch it"
-        cause = error.__cause__ or error  # why it was not fetched either
+        cause = error.__cause__ or error  # why the download failed
         if isinstance(cause, errors.HfHubHTTPError):
             return refusal(repo, revision, name, cause)
         return (
@@ -133,7 +134,7 @@ def refusal(repo: str, revision: str | None, name: str, error: BaseException) ->
 
 
 class CheckedSource:
-    """A card's source, each file compared with the lock before anybody reads it."""
+    """A card's source; each file is compared with the lock before it is used."""
 
     def __init__(self, card_file: Path, card: Card, lock: Lock | None):
         self.source: Source
@@ -141,7 +142,7 @@ class CheckedSource:
             self.source = HubFolder(card.source, lock.revision if lock else card.revision)
         else:
             self.source = LocalFolder(card_file.parent / card.source)
-        self.taken: dict[str, str] = {}  # name → sha256 of what was found so far
+        self.taken: dict[str, str] = {}  # name → sha256 of each file found so far
         self._card_file, self._lock = card_file, lock
 
     @property
@@ -149,8 +150,8 @@ class CheckedSource:
         return self.source.revision
 
     def find(self, name: str) -> Path | None:
-        """The file of that name; None where there is none. Raises InputError."""
-        # A lock names all that was there; nothing else is looked for, so nothing asks the network.
+        """The path of a file; None if there is none of this name. Raises InputError."""
+        # A lock names every file that existed, so other names need no request to the network.
         if self._lock is not None and name not in self._lock.files:
             return None
         path = self.source.find(name)
@@ -162,10 +163,10 @@ class CheckedSource:
         return path
 
     def find_all(self, checksums: Mapping[str, str], unpacked: Path) -> dict[str, Path]:
-        """The files that a card names, and what is in those that are zips, by their last names.
+        """The files that a card names, and the contents of its zips: name without folder → path.
 
-        `unpacked` is a folder for the zips' content. Raises InputError for a file that is not
-        there or has another checksum, a zip that is not plain, and two files of one name.
+        `unpacked` is the folder to unpack zips to. Raises InputError for a missing file, a wrong
+        checksum, a zip that `unzip` refuses, or two files of the same name.
         """
         paths = []
         for name, checksum in checksums.items():
@@ -194,7 +195,10 @@ class CheckedSource:
 
 
 def unzip(archive: Path, folder: Path) -> None:
-    """Unpack plain files and folders; raises InputError for anything that could land elsewhere."""
+    """Unpack plain files and folders; raises InputError for members that could land elsewhere.
+
+    Also for a zip that is damaged, encrypted or would unpack to too much.
+    """
     try:
         with zipfile.ZipFile(archive) as file:
             members = file.infolist()
@@ -207,10 +211,11 @@ def unzip(archive: Path, folder: Path) -> None:
                 if not member.is_dir():
                     target = folder / member.filename
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    # Reads no more than the stated size, and checks the CRC at its end.
+                    # zipfile reads no more than the stated size and checks the CRC at the end.
                     with file.open(member) as source, target.open("wb") as sink:
                         shutil.copyfileobj(source, sink, CHUNK)
-    # An encrypted member is a RuntimeError, an unknown compression a NotImplementedError.
+    # An encrypted member raises RuntimeError, an unknown compression its subclass
+    # NotImplementedError.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise InputError(f"{archive}: not a usable zip ({one_line(error)})") from None
     except OSError as error:
@@ -222,7 +227,7 @@ def check_member(archive: Path, member: zipfile.ZipInfo) -> None:
     """Raise InputError unless a zip's member is a plain file or folder below the target."""
     path = PurePosixPath(member.filename)
     outside = path.is_absolute() or ".." in path.parts
-    foreign = "\\" in member.filename or ":" in member.filename  # a path to Windows
+    foreign = "\\" in member.filename or ":" in member.filename  # a path on Windows
     kind = stat.S_IFMT(member.external_attr >> 16)
     if outside or foreign or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise InputError(f"{archive}: refused: its member {member.filename!r} is not a plain file")

@@ -1,8 +1,8 @@
-"""Do the vocabulary, the weights and the card of an encoder folder belong together?
+"""Check that the vocabulary, the weights and the card of an encoder folder belong together.
 
 In: an encoder folder and its card.
 Out: the card, completed, or an InputError.
-Not supported: judging the weights; `model.folder` sees that they fit config.json.
+Not supported: checking the weights; `model.folder` checks that they fit config.json.
 """
 
 from pathlib import Path
@@ -12,15 +12,16 @@ from storyflower.common.files import read_json
 from storyflower.encoder.card import Card, Golden
 from storyflower.tokenizer.load import load_tokenizer
 
-SPARE_ROWS = 128  # some embeddings are padded to a multiple of this; more is another vocabulary
+SPARE_ROWS = 128  # some embeddings are padded to a multiple of 128; more means a wrong vocabulary
 GOLDEN_TEXT = "한국어 모델을 공유합니다."  # from KoBERT's README
-GOLDEN_LENGTH = 512  # ids, at most
+GOLDEN_LENGTH = 512  # max_len for golden texts, in ids
 
 
 def verify(folder: Path, card: Card) -> Card:
     """Check that vocabulary, weights and card belong together; return the card with its pad id.
 
-    Raises InputError. Else a wrong vocabulary shows only in the accuracy (SKTBrain/KoBERT #104).
+    Raises InputError if not. A wrong vocabulary would otherwise show only as low accuracy
+    (SKTBrain/KoBERT #104).
     """
     config = read_json(folder / "config.json")
     tokenizer = load_tokenizer(folder, card.model_dump())
@@ -36,7 +37,7 @@ def verify(folder: Path, card: Card) -> Card:
 
 
 def check_golden(folder: Path, card: Card, golden: Golden) -> None:
-    """Raise InputError unless the golden text gets its ids, [CLS] and [SEP] included."""
+    """Raise InputError unless the golden text gives its ids, [CLS] and [SEP] included."""
     way = golden.pretokenize or card.pretokenize
     tokenizer = load_tokenizer(folder, {"tokenizer": card.tokenizer, "pretokenize": way})
     ids = tokenizer.encode([golden.text], GOLDEN_LENGTH).ids.tolist()
@@ -48,10 +49,10 @@ def check_golden(folder: Path, card: Card, golden: Golden) -> None:
 
 
 def max_length(folder: Path) -> int:
-    """How many ids of a text the encoder has positions for."""
+    """The longest text, in ids, that the encoder has positions for."""
     config = read_json(folder / "config.json")
     positions = config["max_position_embeddings"]
-    # RoBERTa's first position is the one after its pad id.
+    # RoBERTa's positions start after its pad id.
     return (
         positions - config["pad_token_id"] - 1 if config["model_type"] == "roberta" else positions
     )

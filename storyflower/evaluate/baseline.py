@@ -1,8 +1,7 @@
-"""What a model must beat: the majority class, and TF-IDF + logistic regression.
+"""Baselines that a model must beat: the majority class, and TF-IDF + logistic regression.
 
 In: Training texts and classes, Validation texts.
-Out: predicted classes and probabilities on the same rows that the classifier is scored on. No
-random choice is made.
+Out: class probabilities for the same rows that the classifier is scored on. Nothing is random.
 """
 
 import warnings
@@ -11,17 +10,17 @@ from itertools import islice
 
 import numpy as np
 
-MAX_TEXTS = 60_000  # learnt from, at about 6 kB of n-grams each: more than the real corpus has
+MAX_TEXTS = 60_000  # training texts, about 6 kB of n-grams each; the real corpus has fewer
 BLOCK = 8192  # texts classified at a time
 
 
 def majority(train_labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
-    """Each class's share of Training, for every row: float32 (rows, classes), read-only.
+    """Each class's share of Training, repeated for every row: float32 (rows, classes), read-only.
 
-    Its most probable class is always the most frequent one.
+    So the predicted class is always the most frequent one.
     """
     shares = np.bincount(train_labels, minlength=classes) / len(train_labels)
-    return np.broadcast_to(shares.astype(np.float32), (rows, classes))  # one row in memory
+    return np.broadcast_to(shares.astype(np.float32), (rows, classes))  # stores only one row
 
 
 def tfidf_logistic_regression(
@@ -29,9 +28,9 @@ def tfidf_logistic_regression(
 ) -> np.ndarray:
     """Probabilities, float32 (rows, classes), of a linear model on character 1-4-grams.
 
-    scikit-learn's TfidfVectorizer (within words, sublinear counts, at least two texts) and
-    LogisticRegression with C=4, the usual strong baseline for short texts in Korean, where
-    particles and endings make whole words rare.
+    scikit-learn's TfidfVectorizer (n-grams within words, sublinear counts, n-grams of at least two
+    texts) and LogisticRegression with C=4. This is the usual strong baseline for short Korean
+    texts: because of particles and endings, most whole words are rare.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -47,11 +46,11 @@ def tfidf_logistic_regression(
         )
         return vectorizer, vectorizer.fit_transform(train_texts)
 
-    # A handful of texts may have no n-gram twice.
+    # In a very small corpus, perhaps no n-gram occurs in two texts.
     vectorizer, features = fit_features(2 if len(train_texts) >= 100 else 1)
     model = LogisticRegression(C=4.0, max_iter=300)
     with warnings.catch_warnings():
-        # 300 iterations short of convergence change the accuracy in the fourth place.
+        # Stopping at 300 iterations changes only the fourth decimal of the accuracy.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, train_labels)
     texts = iter(texts)

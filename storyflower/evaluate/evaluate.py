@@ -1,8 +1,8 @@
-"""Score the classifier on Validation, beside what it must beat.
+"""Score the classifier and its baselines on Validation.
 
-In: the classifier's folder, the token cache, the table of dialogues, the history. Out:
-metrics.json, the confusion matrix (csv for DVC, png), learning curves (png) and a table of
-predictions. Only the predictions hold text; DVC caches them and git never sees them.
+In: the classifier's folder, the token cache, the table of dialogues, the history.
+Out: metrics.json, the confusion matrix (csv for DVC, png), learning curves (png) and a table of
+predictions. Only the predictions hold text; they are in DVC's cache, never in git.
 """
 
 import csv
@@ -33,10 +33,10 @@ OTHER_NAMES = {
     "majority": "always answering the most frequent class",
     "tfidf_logistic_regression": "TF-IDF + logistic regression",
 }
-NOTES = {  # on what a corpus is worth
+NOTES = {  # corpus → a note on its limits
     "sample": "Language models wrote the corpus sample: these figures are no evidence about people."
 }
-FEWEST_APART = 10  # rows on which only one of two is right, for a verdict on who is better
+FEWEST_APART = 10  # a verdict needs this many rows on which only one of the two models is right
 
 
 def evaluate(
@@ -56,9 +56,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Write the reports, add them to the MLflow run of `record`; return metrics.json's content.
 
-    The training's checkpoints are discarded at the end: DVC has recorded its outputs.
+    Discards the training's checkpoints at the end: DVC has recorded the outputs by then.
     """
-    # Early, for MLflow takes seconds to import; a context, for it is closed whatever happens.
+    # Opened first, because importing MLflow takes seconds; a context closes it after errors, too.
     with Run(Record.load(record)) as run:
         network, document = load_classifier(classifier)
         names = tuple(document["labels"])
@@ -76,7 +76,7 @@ def evaluate(
             print(f"note: TF-IDF + logistic regression learns from {len(train)} Training texts")
         probability = {
             "majority": baseline.majority(train_labels, len(actual), len(names)),
-            # Before the classifier scores: what TF-IDF needs is given back to the system after it.
+            # Before the classifier, so that TF-IDF's memory is freed first.
             "tfidf_logistic_regression": baseline.tfidf_logistic_regression(
                 train, train_labels[::every], texts(dialogues, "Validation"), len(names)
             ),
@@ -96,7 +96,7 @@ def evaluate(
         ]
         result = {
             **ours,
-            # Two figures for the table of `dvc exp show`, which leaves lists out.
+            # Repeated here for the table of `dvc exp show`, which does not show lists.
             "tfidf_accuracy": baselines[1]["accuracy"],
             "accuracy_minus_tfidf": baselines[1]["difference"],
             "baselines": baselines,
@@ -125,13 +125,13 @@ def evaluate(
 
 
 def validation(dialogues: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Validation's rows, a batch at a time: all of them may be more than memory holds."""
+    """Validation's rows, a batch at a time: all of them may not fit in memory."""
     parts = batches(dialogues, columns)
     return (rows.select(columns) for split, rows in parts if split == "Validation")
 
 
 def same_classes(dialogues: Path, actual: np.ndarray, names: tuple[str, ...], target: str) -> bool:
-    """Whether the table's Validation has these class numbers, row for row."""
+    """Whether the Validation rows of the table have exactly these class numbers, in order."""
     start = 0
     for rows in validation(dialogues, ["label", "fine"]):
         stop = start + len(rows)
@@ -150,13 +150,13 @@ def compare(
     names: tuple[str, ...],
     seed: int,
 ) -> dict[str, Any]:
-    """A baseline's scores, and the classifier's accuracy minus its own on the same rows.
+    """A baseline's scores, and the classifier's accuracy minus the baseline's on the same rows.
 
     `baseline` and `classifier` are probabilities (rows, classes), `actual` class numbers (rows,).
-    `low` and `high` bound the difference: the paired-bootstrap 95% interval.
+    `low` and `high` are the 95% interval of the difference, from a paired bootstrap.
     """
     scores = metrics.summary(baseline, actual, names, seed)
-    # 1 where only the classifier is right, -1 where only the baseline is
+    # 1 if only the classifier is right, -1 if only the baseline is right, else 0
     gains = (classifier.argmax(axis=1) == actual).astype(np.int64)
     gains -= baseline.argmax(axis=1) == actual
     low, high = metrics.bootstrap_mean(gains, seed)
@@ -172,7 +172,7 @@ def compare(
 
 
 def verdict(result: dict[str, Any], gains: np.ndarray, absent: list[str]) -> str:
-    """One plain sentence on who is better, and one on the classes that Validation lacks."""
+    """One plain sentence on which model is better, and one on classes missing in Validation."""
     other = OTHER_NAMES[result["name"]]
     numbers = (
         f"{100 * result['difference']:+.1f} points of accuracy on {len(gains)} rows, "
@@ -180,7 +180,7 @@ def verdict(result: dict[str, Any], gains: np.ndarray, absent: list[str]) -> str
     )
     apart = int(np.count_nonzero(gains))
     if apart < FEWEST_APART and result["low"] * result["high"] > 0:
-        # A bootstrap of a handful of rows knows nothing of the rows that were not drawn.
+        # With so few differing rows, the bootstrap interval is too narrow to trust.
         sentence = (
             f"No verdict against {other}: only one of the two is right on {apart} of "
             f"{len(gains)} rows, and {FEWEST_APART} are needed."
@@ -199,7 +199,7 @@ def verdict(result: dict[str, Any], gains: np.ndarray, absent: list[str]) -> str
 def write_pairs(
     names: tuple[str, ...], actual: np.ndarray, predicted: np.ndarray, path: Path
 ) -> None:
-    """CSV for DVC's confusion plot: one row a dialogue, actual and predicted label."""
+    """Write the CSV for DVC's confusion plot: actual and predicted label, one row per dialogue."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["actual", "predicted"])
@@ -213,7 +213,7 @@ def write_predictions(
     names: tuple[str, ...],
     path: Path,
 ) -> None:
-    """Parquet: row, text, actual, predicted, right, and one probability column a class."""
+    """Write Parquet: row, text, actual, predicted, right, and one probability column per class."""
     predicted = probability.argmax(axis=1)
     path.touch(mode=0o600)
     writer, start = None, 0

@@ -1,7 +1,7 @@
-"""Counts → accuracy, F1, calibration, intervals. Pure functions of arrays.
+"""Probabilities and labels → accuracy, F1, calibration, intervals. Pure functions of arrays.
 
-Every score is whole counts divided once. Intervals are 95% percentile bootstraps over the scored
-rows (Efron, 1979): they say how far the score would move with other rows of the same kind, not
+Accuracy is one division of whole counts. Intervals are 95% percentile bootstraps over the scored
+rows (Efron, 1979): they show how much the score would vary with other rows of the same kind, not
 with another training run.
 """
 
@@ -18,8 +18,8 @@ CALIBRATION_BINS = 15
 def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
     """95% bootstrap interval of the mean of small whole numbers (hits, or differences of hits).
 
-    Drawing n rows with replacement and counting each value is one multinomial draw, so all
-    resamples together take milliseconds however many rows there are.
+    Drawing n rows with replacement and counting each value is one multinomial draw. So all
+    resamples together take milliseconds, for any number of rows.
     """
     kinds, counts = np.unique(values, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(
@@ -32,7 +32,7 @@ def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
 def calibration_error(probabilities: np.ndarray, actual: np.ndarray) -> float:
     """Expected calibration error of (rows, classes) probabilities (Guo et al., 2017), 15 bins.
 
-    The mean gap between how sure the model was and how often it was right.
+    The mean gap between the model's confidence and how often it was right.
     """
     confidence = probabilities.max(axis=1)
     hit = probabilities.argmax(axis=1) == actual
@@ -47,10 +47,10 @@ def summary(
 ) -> dict[str, Any]:
     """All scores of probabilities (rows, classes) against class numbers (rows,).
 
-    Precision is 0 for a class that was never predicted, recall for one that never occurs. macro_f1
-    is the mean over the classes that occur or were predicted.
+    Precision is 0 for a class that was never predicted, and recall is 0 for a class that never
+    occurs. macro_f1 is the mean over the classes that occur or were predicted.
     """
-    # Not at the top: only this stage needs scikit-learn, which takes a second to import.
+    # Not imported at the top: scikit-learn takes a second to import.
     from sklearn.metrics import f1_score, precision_recall_fscore_support
 
     predicted = probabilities.argmax(axis=1)

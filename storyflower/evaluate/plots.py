@@ -1,9 +1,9 @@
 """Confusion matrix and learning curves as PNG, with Korean labels in a Korean font.
 
 In: counts and history.
-Out: PNG files, the same bytes for the same input. The font is NanumGothic (SIL OFL), taken as a
-file from the koreanize-matplotlib package, whose own import needs a part of Python that 3.12 no
-longer has.
+Out: PNG files, the same bytes for the same input. The font is NanumGothic (SIL OFL). Its file comes
+from the koreanize-matplotlib package, which is not imported: that needs a module that Python 3.12
+removed.
 """
 
 from importlib.util import find_spec
@@ -21,10 +21,10 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.dpi": 120,
-    "savefig.bbox": "tight",  # constrained layout alone cuts off a rotated label
+    "savefig.bbox": "tight",  # constrained layout alone cuts off rotated labels
     "savefig.pad_inches": 0.1,
 }
-NUMBERS_UP_TO = 20  # classes; a larger matrix has no room for a number in each cell
+NUMBERS_UP_TO = 20  # classes; a larger matrix has no room for numbers in its cells
 
 
 def use_korean_font() -> dict[str, object]:
@@ -36,7 +36,7 @@ def use_korean_font() -> dict[str, object]:
 
 
 def confusion_matrix(counts: np.ndarray, names: tuple[str, ...], path: Path) -> None:
-    """Draw (classes, classes) counts, coloured by the share of the actual class."""
+    """Draw (classes, classes) counts; the colour is the share of the actual class."""
     classes = len(names)
     side = max(5.0, 0.28 * classes + 2)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -61,7 +61,7 @@ def confusion_matrix(counts: np.ndarray, names: tuple[str, ...], path: Path) -> 
 
 
 def learning_curves(history: list[dict[str, float]], path: Path) -> None:
-    """Draw loss and accuracy of Training, Validation and, where there is one, the dev part."""
+    """Draw loss and accuracy of Training, Validation and, if there is one, the dev part."""
     epochs = [row["epoch"] for row in history]
     panels = (
         ("손실 (loss, nats)", "loss", "test_loss", "dev_loss"),

@@ -1,1 +1,1 @@
-"""Workbooks → dialogues. Called by stages/ingest.py."""
+"""Corpus files → one table of dialogues. Called by stages/ingest.py."""

@@ -5,8 +5,9 @@ from storyflower.sheets.sheet import folded
 MAJOR, FINE = "감정_대분류", "감정_소분류"
 TURN = "사람문장{}"
 
-# E10-E69 of AI Hub's label JSON: the tens digit gives the major, the ones digit the place here.
-# E51 and E59 carry the workbook's names; the code list adds "(당황한)" to set them off.
+# E10-E69 of AI Hub's label JSON: the tens digit is the major, the ones digit the place in its list.
+# E51 and E59 have the workbook's names here. AI Hub's code list adds "(당황한)" to these two, to
+# tell them from others with the same name.
 CODES = {
     "분노": (
         "분노|툴툴대는|좌절한|짜증내는|방어적인|악의적인|안달하는|구역질 나는|노여워하는|성가신"
@@ -33,7 +34,7 @@ EMOTIONS = {
 
 
 def label_name(label: str) -> str:
-    """A label, folded, without the "(당황한)" by which the code list tells E51 from E43.
+    """A label, folded, without the "(당황한)" that tells E51 from E43 in the code list.
 
     Raises UnicodeEncodeError for half of a surrogate pair.
     """

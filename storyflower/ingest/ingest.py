@@ -1,14 +1,13 @@
 """Workbooks (xlsx, csv, json) → one table of dialogues.
 
-In: a folder with one Training and one Validation file of AI Hub's 감성대화말뭉치, in any of its
-releases' layouts; the files may lie in folders below it, as AI Hub packs them.
-Out: a Parquet table with the columns split, row, text, label, fine, and a report of what was read
-and what was dropped, per reason. Texts are in NFC and otherwise as they were.
+In: a folder with one Training and one Validation file of AI Hub's 감성대화말뭉치, in the layout of
+any of its releases; the files may be in subfolders, as AI Hub packs them.
+Out: a Parquet table with the columns split, row, text, label, fine, and a report that counts the
+rows read and the rows dropped, by reason. Texts are joined turns in NFC, otherwise unchanged.
 Not supported: the system's turns, and who was speaking.
 
-A value that cannot be right (a number in a text cell) is an error that names file,
-sheet and row. A row that lacks its text or its label is dropped and counted, up to a stated
-share.
+A value that cannot be right (a number in a text cell) is an error that names file, sheet and row. A
+row without text or label is dropped and counted; more than max_dropped of them are an error.
 """
 
 import functools
@@ -49,16 +48,16 @@ from storyflower.sheets.sheet import (
 )
 
 SUFFIXES = (".xlsx", ".csv", ".json", ".jsonl")
-# Held in memory at a time: this many rows, and about this many characters
+# Limits on what is in memory at a time: rows, and roughly characters
 ROW_GROUP, GROUP_TEXT = 65536, 2**24
 
 
 def find_files(folder: Path) -> dict[str, Path]:
     """Find the one Training and the one Validation file in and below a corpus folder.
 
-    A file is of the split that its name has in it, or else the nearest of the folders between it
-    and `folder`. Names are compared in NFC and without case, since a macOS unzip writes NFD. Raises
-    InputError when a split has no file or several.
+    A file belongs to the split named in its own name, or else in the nearest parent folder up to
+    `folder`. Names are compared in NFC and ignoring case, since unzip on macOS writes NFD. Raises
+    InputError if a split has no file or several.
     """
     if not folder.is_dir():
         raise InputError(
@@ -68,7 +67,7 @@ def find_files(folder: Path) -> dict[str, Path]:
     present = sorted(path.relative_to(folder) for path in files_below(folder))
     for path in present:
         if "\ufffd" in os.fsencode(path).decode("utf-8", "replace"):
-            # A cp949 name out of a Windows zip, which neither the report nor the table can hold.
+            # A cp949 name from a Windows zip; the report and the table cannot store it.
             raise InputError(f"{folder}: the file name {str(path)!a} is not utf-8; rename the file")
     tables = {path: splits_named(path) for path in present if path.suffix.lower() in SUFFIXES}
     files = {}
@@ -90,10 +89,10 @@ def find_files(folder: Path) -> dict[str, Path]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The files in a folder and the folders below it, without those that no person put there.
+    """The files in a folder and below it, without hidden files and those that programs left there.
 
-    A link is followed, and no folder is entered twice, so that a link to a folder above ends.
-    Raises InputError for a folder that the system refuses to open.
+    Links are followed, but no folder is entered twice, so a link to a parent folder cannot cause an
+    endless loop. Raises InputError for a folder that the system refuses to open.
     """
 
     def refuse(error: OSError) -> None:
@@ -106,7 +105,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
-        # "__MACOSX" and "._" come of zips made on macOS, "~$" is Excel's lock of an open workbook.
+        # macOS adds "__MACOSX" and "._" to zips; "~$" is Excel's lock file of an open workbook.
         folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
         for name in names:
             path = Path(parent, name)
@@ -115,7 +114,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def splits_named(path: Path) -> list[str]:
-    """The splits in the last part of a path that has one in it."""
+    """The splits named in a path: those in its last part that names any."""
     for part in reversed(path.parts):
         name = unicodedata.normalize("NFC", part).lower()
         if named := [split for split in SPLITS if split.lower() in name]:
@@ -128,9 +127,9 @@ def ingest(
 ) -> dict[str, Any]:
     """Read a corpus folder into one Parquet table and one JSON report; return the report.
 
-    `turns` human turns make a text, joined by one space, empty ones left out. `target` "fine" also
-    drops rows without 감정_소분류. Raises InputError for bad input; no output is written then. What
-    is odd but can be read is said on stderr.
+    A text is the first `turns` human turns joined with one space, without empty turns. With
+    `target` "fine", rows without 감정_소분류 are dropped too. Raises InputError for bad input; then
+    no output is written. Prints a note on stderr for input that is unusual but readable.
     """
     summary: dict[str, Any] = {"corpus": folder.name, "turns": turns, "splits": {}}
     hashes: dict[str, np.ndarray] = {}
@@ -159,7 +158,7 @@ def ingest(
 
 
 def open_file(path: Path, wanted: set[str]) -> Sheet:
-    """Open one file by its suffix; raise InputError when it is not what the suffix says."""
+    """Open one file by its suffix; raises InputError if the content does not fit the suffix."""
     if path.suffix.lower() in (".json", ".jsonl"):
         check_readable(path)
         return open_json(path)
@@ -168,7 +167,7 @@ def open_file(path: Path, wanted: set[str]) -> Sheet:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a sheet has what a dialogue is made of."""
+    """The positions of a dialogue's columns in a sheet."""
 
     turns: list[int]
     label: int
@@ -176,7 +175,7 @@ class Columns:
 
     @classmethod
     def find(cls, sheet: Sheet, turns: int, target: str) -> "Columns":
-        """Raises InputError for a column that is missing or there twice."""
+        """Find the columns by name; raises InputError for one that is missing or there twice."""
         columns = []
         for turn in range(1, turns + 1):
             try:
@@ -197,7 +196,7 @@ class Columns:
 
 @dataclass
 class Tally:
-    """What was read of a sheet, and what was dropped."""
+    """Counts what was read from a sheet, and what was dropped."""
 
     sheet: Sheet
     target: str
@@ -205,7 +204,7 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     first_dropped: tuple[str, int] | None = None  # reason, row
     labels: Counter[str] = field(default_factory=Counter)
-    classes: dict[str, list[int]] = field(default_factory=dict)  # → rows, the first one's number
+    classes: dict[str, list[int]] = field(default_factory=dict)  # class → [rows, first row number]
     no_text: NoTextCells = field(default_factory=NoTextCells)
     hashes: array = field(default_factory=lambda: array("Q"))  # of the texts
 
@@ -214,7 +213,7 @@ class Tally:
         self.first_dropped = self.first_dropped or (reason, number)
 
     def keep(self, number: int, text: str, label: str, fine: str) -> None:
-        """Count a usable row. Raises InputError when it has one class too many."""
+        """Count a usable row. Raises InputError for a second header or one class too many."""
         self.hashes.append(text_hash(folded(text)))
         self.labels[label] += 1
         name = f"{label}/{fine}" if self.target == "fine" else label
@@ -233,7 +232,7 @@ class Tally:
             )
 
     def check(self, max_dropped: float) -> None:
-        """Raise InputError when what was read is not what was to be read."""
+        """Raise InputError for cells that are not text, too many dropped rows, or no usable row."""
         where, total = self.sheet.where, self.dropped.total()
         self.no_text.raise_any()
         if not self.read:
@@ -252,7 +251,7 @@ class Tally:
     def note_classes_of_one_row(self) -> None:
         rows = [number for count, number in self.classes.values() if count == 1]
         if rows:
-            # Not the label: in a column that was mixed up it is somebody's words.
+            # Lists rows, not labels: if columns were mixed up, a label may be personal text.
             listed = ", ".join(map(str, rows[:MAX_NAMED])) + ", …" * (len(rows) > MAX_NAMED)
             note(
                 f"{self.sheet.where}: {len(rows)} of {len(self.classes)} classes have one row only "
@@ -260,9 +259,9 @@ class Tally:
             )
 
     def report(self) -> dict[str, Any]:
-        """Its part of the report; sorts `hashes`."""
+        """This sheet's part of the report; sorts `hashes`."""
         ordered = np.frombuffer(self.hashes, dtype=np.uint64)
-        ordered.sort()  # in place: 160 MB for 20 million texts, which np.unique would copy
+        ordered.sort()  # in place; np.unique would copy the hashes, 160 MB for 20 million texts
         return {
             "source": self.sheet.where,
             "read": self.read,
@@ -276,10 +275,10 @@ class Tally:
 def dialogues(
     sheet: Sheet, columns: Columns, tally: Tally
 ) -> Iterator[tuple[int, str, str, str | None]]:
-    """The usable rows of a sheet as (row, text, label, fine); the others are told to the tally.
+    """The usable rows of a sheet as (row, text, label, fine); the tally counts the others.
 
-    Raises InputError for what no row may hold, save cells that are no text: those are counted, and
-    Tally.check raises it for all of them.
+    Raises InputError for invalid content. Cells that are not text are only counted; Tally.check
+    raises one error for all of them.
     """
     for number, cells in sheet.rows:
         try:
@@ -291,7 +290,7 @@ def dialogues(
             continue
         text = unicodedata.normalize("NFC", " ".join(part for part in parts if part))
         if not text and not any(cell not in ("", None) for cell in cells):
-            continue  # a blank line is no dialogue
+            continue  # a blank row is not a dialogue
         tally.read += 1
         try:
             label, fine, fault = class_of(label, fine, tally.target)
@@ -309,7 +308,7 @@ def dialogues(
 
 @functools.lru_cache(maxsize=1024)
 def class_of(label: str, fine: str, target: str) -> tuple[str, str, str]:
-    """감정_대분류 and 감정_소분류 of two cells, and why no class can be had of them, or "".
+    """감정_대분류 and 감정_소분류 from two cells, and why they give no class ("" if they do).
 
     Raises UnicodeEncodeError for half of a surrogate pair.
     """
@@ -327,7 +326,7 @@ def class_of(label: str, fine: str, target: str) -> tuple[str, str, str]:
 def add_no_text(
     sheet: Sheet, number: int, cells: list, columns: Columns, no_text: NoTextCells
 ) -> None:
-    """Count every cell of a row that had to hold text and does not."""
+    """Count every cell of a row that should hold text and does not."""
     for column in (*columns.turns, columns.label, columns.fine):
         try:
             if column is not None:
@@ -339,7 +338,7 @@ def add_no_text(
 def write_split(
     split: str, rows: Iterator[tuple[int, str, str, str | None]], writer: pq.ParquetWriter
 ) -> None:
-    """Append (row, text, label, fine) of one split to the table, a group of rows at a time."""
+    """Append the (row, text, label, fine) of one split to the table, a group of rows at a time."""
     group: list[tuple] = []
     size = 0
 
@@ -362,9 +361,9 @@ def write_split(
 
 
 def text_hash(text: str) -> int:
-    """64 bits of BLAKE2b; two of 20 million texts collide with a chance of 1e-5.
+    """64 bits of BLAKE2b; among 20 million texts, the chance of a collision is 1e-5.
 
-    Raises UnicodeEncodeError for half of a surrogate pair, which JSON escapes can spell.
+    Raises UnicodeEncodeError for half of a surrogate pair, which a JSON escape can produce.
     """
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")

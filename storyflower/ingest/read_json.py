@@ -1,7 +1,7 @@
 """AI Hub's .json and .jsonl files → a sheet with the columns of its workbooks.
 
-In: one JSON list of dialogues, or one dialogue a line, whatever the file's suffix; of either no
-more than a piece is held in memory.
+In: one JSON list of dialogues, or one dialogue per line, with either suffix. Only a piece of the
+file is in memory at a time.
 Out: rows of 감정_대분류, 감정_소분류 and 사람문장1 to 4, numbered as items.
 """
 
@@ -18,9 +18,9 @@ from storyflower.sheets.sheet import NOTHING, Sheet, folded
 
 
 def open_json(path: Path) -> Sheet:
-    """Open a file by what it holds: a list if it begins with "[", else one dialogue a line.
+    """Open a file by its content: a list if it begins with "[", else one dialogue per line.
 
-    `rows` raises InputError for what is not AI Hub's JSON.
+    `rows` raises InputError for anything that is not AI Hub's JSON.
     """
     columns = [MAJOR, FINE] + [TURN.format(turn) for turn in range(1, 5)]
 
@@ -58,7 +58,7 @@ def open_json(path: Path) -> Sheet:
         code = folded(code)
         if code in EMOTIONS:
             return [*EMOTIONS[code], *turns]
-        if not code or code.lower() in NOTHING:  # a row to drop, and count by that name
+        if not code or code.lower() in NOTHING:  # this row is dropped, with the code as the reason
             return [code, code, *turns]
         raise InputError(f"{where}: unknown emotion code in profile.emotion.type, not E10-E69")
 
@@ -69,7 +69,7 @@ BLANK = object()  # an empty line of a jsonl file
 
 
 def first_character(file: TextIO) -> str:
-    """The first one that is no white space, "" where there is none; the file is rewound."""
+    """The first character that is not white space, or "" if there is none; rewinds the file."""
     while (character := file.read(1)).isspace():
         pass
     file.seek(0)
@@ -77,7 +77,7 @@ def first_character(file: TextIO) -> str:
 
 
 def json_lines(file: TextIO) -> Iterator[Any]:
-    """One value a line. Raises ValueError and RecursionError, like json_list."""
+    """One value per line. Raises ValueError and RecursionError, like json_list."""
     for line in bounded_lines(file):
         if len(line) > MAX_RECORD:
             raise ValueError(f"over {MAX_RECORD:,} characters")
@@ -85,9 +85,9 @@ def json_lines(file: TextIO) -> Iterator[Any]:
 
 
 def json_list(file: TextIO) -> Iterator[Any]:
-    """The elements of one JSON list, of which no more than a piece is held in memory."""
+    """The elements of one JSON list; only a piece of the file is in memory at a time."""
     decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*")
-    text, position, expected = "", 0, "["  # wanted: "[", an item, or "," as the sign between two
+    text, position, expected = "", 0, "["  # then "first" or "item", "," between two items, "end"
     while piece := file.read(MAX_RECORD // 4):
         text, position = text[position:] + piece, 0
         while (position := blank.match(text, position).end()) < len(text):
@@ -109,11 +109,11 @@ def json_list(file: TextIO) -> Iterator[Any]:
                 except json.JSONDecodeError:
                     if len(text) - position > MAX_RECORD:
                         raise
-                    break  # the rest of it may be in the next piece
+                    break  # the rest of the item may be in the next piece
                 if stop == len(text):
-                    break  # so may the rest of a number
+                    break  # the rest of a number, too
                 yield item
                 position, expected = stop, ","
     if expected != "end":
-        decode(text, position)  # raises, and says why
+        decode(text, position)  # raises an error that says why
         raise ValueError("the list does not end")

@@ -1,1 +1,1 @@
-"""The files between the stages, in data/interim/ and reports/: written and read here."""
+"""Reads and writes the files between the stages, in data/interim/ and reports/."""

@@ -1,8 +1,8 @@
-"""Where the checkpoints of runs lie, and when they go.
+"""Where the checkpoints of runs are stored, and when they are removed.
 
 In: the checkpoint_dir of the params and a run's fingerprint.
-Out: the run's own folder, which the train stage fills and the evaluate stage discards. The folder
-is no output of a DVC stage: DVC removes a stage's outputs before it runs the stage.
+Out: one folder per run, which the train stage fills and the evaluate stage discards. The folder is
+not an output of a DVC stage: DVC removes a stage's outputs before it runs the stage.
 """
 
 import re
@@ -13,19 +13,19 @@ from pathlib import Path
 from storyflower.common import locks
 
 DEFAULT = Path(".storyflower") / "checkpoints"  # under the main repository's root
-STALE_SECONDS = 14 * 24 * 3600  # after that long nobody comes back to a run that died
+STALE_SECONDS = 14 * 24 * 3600  # after two weeks, nobody is expected to resume a run that died
 SAYS_WHICH = 16  # hex digits of a fingerprint that name its folder
 
 
 def root_of(checkpoint_dir: str, repository: Path) -> Path:
-    """The folder of all runs' checkpoints; a relative one lies below the repository's root."""
+    """The folder of all runs' checkpoints; a relative path is below the repository's root."""
     return repository / (DEFAULT if checkpoint_dir == "auto" else Path(checkpoint_dir).expanduser())
 
 
 def discard(root: Path, name: str) -> None:
     """Remove a finished run's checkpoints; `name` is the start of its fingerprint.
 
-    Where another process trains that very run, they are its own by now and stay.
+    They stay if another process is training the same run and so holds the folder's lock.
     """
     folder = root / name[:SAYS_WHICH]
     if re.fullmatch(r"[0-9a-f]{16}", folder.name) and folder.is_dir():
@@ -37,7 +37,7 @@ def prune(root: Path) -> None:
     for folder in root.iterdir():
         if not re.fullmatch(r"[0-9a-f]{16}", folder.name) or not folder.is_dir():
             continue
-        with suppress(FileNotFoundError):  # its own training is writing there
+        with suppress(FileNotFoundError):  # a running training may replace files here
             newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
             if time.time() - newest > STALE_SECONDS:
                 remove(folder)

@@ -1,7 +1,7 @@
 """The table of dialogues: its columns, and how the later stages read it.
 
 In: the Parquet file that ingest wrote.
-Out: batches or splits of it, and each row's class.
+Out: its batches or splits, and each row's class.
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SPLITS = ("Training", "Validation")
-ROWS = 16_384  # read at a time; more is no faster
+ROWS = 16_384  # read at a time; larger batches are no faster
 SCHEMA = pa.schema(
     [
         ("split", pa.string()),  # Training or Validation; all of Training comes first
-        ("row", pa.int64()),  # as the file numbers it: the sheet's row, the csv record, the item
+        ("row", pa.int64()),  # the number in the source: sheet row, csv record or JSON item
         ("text", pa.string()),
         ("label", pa.string()),  # 감정_대분류, stripped
         ("fine", pa.string()),  # 감정_소분류, stripped; null where the file has none
@@ -25,8 +25,8 @@ SCHEMA = pa.schema(
 
 
 def batches(path: Path, columns: list[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Yield (split, up to 16,384 rows of it) in the table's order, in bounded memory."""
-    file = pq.ParquetFile(path, pre_buffer=False)  # which would keep all that it has read
+    """Yield (split, up to 16,384 of its rows) in the table's order, in bounded memory."""
+    file = pq.ParquetFile(path, pre_buffer=False)  # pre_buffer would keep everything it has read
     for batch in file.iter_batches(ROWS, columns=["split", *columns]):
         # The rows before `first` are Training, those after Validation.
         first = pc.sum(pc.equal(batch.column("split"), SPLITS[0]), min_count=0).as_py()
@@ -50,14 +50,14 @@ def count(path: Path, split: str) -> int:
 
 
 def source(path: Path, split: str) -> str:
-    """The file, and sheet, that a split was read from; for messages."""
+    """The file (and sheet) that a split was read from; for messages."""
     return pq.read_schema(path).metadata[split.encode()].decode()
 
 
 def class_names(rows: pa.Table | pa.RecordBatch, target: str) -> list[str]:
     """The class of every row: 감정_대분류, or 감정_대분류/감정_소분류 for target "fine".
 
-    고립된 and 혼란스러운 stand under two majors each, so a fine emotion alone is no class.
+    고립된 and 혼란스러운 each belong to two majors, so a fine emotion alone is not a class.
     """
     majors = rows.column("label").to_pylist()
     if target == "major":

@@ -1,4 +1,4 @@
-"""history.csv: what each epoch of a training did."""
+"""history.csv: the results of each epoch of a training."""
 
 import csv
 from dataclasses import asdict, dataclass, fields
@@ -13,12 +13,12 @@ class Epoch:
 
     epoch: int  # from 1
     loss: float  # mean cross-entropy over the epoch's dialogues, nats, dropout on
-    train_accuracy: float  # correct / seen, dropout on, weights moving
+    train_accuracy: float  # correct / seen during the epoch: dropout on, weights changing
     test_loss: float  # over Validation, after the epoch
     test_accuracy: float  # correct / seen, over Validation, after the epoch
     seconds: float  # wall time of the training steps, evaluation not included
     tokens: int  # real tokens trained on, [CLS] and [SEP] included, padding not
-    dev_loss: float | None = None  # over the part of Training that is held back; None without one
+    dev_loss: float | None = None  # over the dev part, held back from Training; None without one
     dev_accuracy: float | None = None
 
     def __str__(self) -> str:
@@ -33,9 +33,9 @@ class Epoch:
 
 
 def write_history(history: list[Epoch], path: Path) -> None:
-    """history.csv: one row an epoch, the columns of Epoch that have a value in some row.
+    """Write history.csv: one row per epoch, without the dev columns if there is no dev part.
 
-    The old file or the new one, never half.
+    A reader sees the old file or the new one, never a partial file.
     """
     with replacing() as beside, beside(path).open("w", encoding="utf-8", newline="") as file:
         rows = [asdict(row) for row in history]
@@ -47,11 +47,11 @@ def write_history(history: list[Epoch], path: Path) -> None:
 
 
 def best_epoch(history: list[Epoch]) -> int:
-    """The epoch, from 1, with the best dev accuracy; of several, that with the lowest dev loss."""
+    """The epoch, from 1, with the best dev accuracy; in a tie, the one with the lowest dev loss."""
     return min(history, key=lambda row: (-row.dev_accuracy, row.dev_loss, row.epoch)).epoch
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """history.csv as a list of column → number."""
+    """history.csv as a list of rows, each column → number."""
     with path.open(encoding="utf-8", newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]

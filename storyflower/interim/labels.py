@@ -1,8 +1,9 @@
-"""The label index: which class has which number.
+"""The label index: class name ↔ class number.
 
 In: the table of dialogues.
-Out: a JSON file with the classes in order of their first appearance in Training, as the original
-notebook numbered them. Works for 2 to 100 classes.
+Out: a JSON file with the classes in order of first appearance in Training, as in the original
+notebook.
+Not supported: fewer than 2 or more than 100 classes.
 """
 
 import json
@@ -22,7 +23,7 @@ class LabelIndex:
     """A bijection between class names and 0..len-1."""
 
     def __init__(self, names: Iterable[str]):
-        """Raises InputError for fewer than 2 or more than 100 names, or a repeated one."""
+        """Raises InputError for fewer than 2 or more than 100 names, or a repeated name."""
         self.names = tuple(names)
         self._index = {name: number for number, name in enumerate(self.names)}
         if len(self._index) != len(self.names):
@@ -53,7 +54,7 @@ class LabelIndex:
 def build(table: Path, output: Path, *, target: str) -> LabelIndex:
     """Number the classes of Training and write the index.
 
-    Raises InputError, naming file and row, for a Validation label that Training lacks.
+    Raises InputError that names file and row if a Validation label is not in Training.
     """
     names: dict[str, None] = {}  # keeps the order of first appearance
     for split, batch in dialogues.batches(table, ["row", "label", "fine"]):
@@ -63,7 +64,7 @@ def build(table: Path, output: Path, *, target: str) -> LabelIndex:
             continue
         for row, name in zip(batch.column("row").to_pylist(), class_names, strict=True):
             if name not in names:
-                # Not the label: in a column that was mixed up it is somebody's words.
+                # Names the row, not the label: if columns were mixed up, it may be personal text.
                 raise InputError(
                     f"{dialogues.source(table, split)}, row {row}: its label is none of the "
                     f"{len(names)} of Training; correct it or remove the row"

@@ -1,7 +1,7 @@
-"""The token arrays: every dialogue's ids, end to end, without padding.
+"""The token arrays: the ids of all dialogues, end to end, without padding.
 
-In: ids as they are made.
-Out: a folder with three npy files a split, read back memory-mapped: ids (tokens,), offsets
+In: ids, a batch of dialogues at a time.
+Out: a folder with three npy files per split, read back memory-mapped: ids (tokens,), offsets
 (dialogues + 1,) and labels (dialogues,). Dialogue i is ids[offsets[i]:offsets[i + 1]], [CLS] and
 [SEP] included.
 """
@@ -28,12 +28,12 @@ class TokenArrays:
     ids: np.ndarray  # (tokens,) uint16, or int32 for a vocabulary over 65,536
     offsets: np.ndarray  # (dialogues + 1,) int64
     labels: np.ndarray  # (dialogues,) int64
-    # Copies of `ids` on devices, which model/batch.py makes and finds again here
+    # Copies of `ids` on devices, cached here by model/batch.py
     resident: "dict[torch.device, torch.Tensor]" = field(default_factory=dict, compare=False)
 
     @classmethod
     def load(cls, folder: Path, split: str) -> "TokenArrays":
-        """Raises InputError for a file that is missing, damaged, or holds objects."""
+        """Map a split's files; raises InputError if one is missing, damaged or holds objects."""
         arrays = {}
         for name in NAMES:
             file = folder / f"{split}.{name}.npy"
@@ -50,12 +50,12 @@ class TokenArrays:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each dialogue, (dialogues,) int64."""
+        """Number of tokens of each dialogue, (dialogues,) int64."""
         return np.diff(self.offsets)
 
 
 class TokenWriter:
-    """Appends dialogues to one split of the cache; a context manager."""
+    """Context manager that appends dialogues to one split of the token arrays."""
 
     def __init__(self, folder: Path, split: str, ids_dtype: np.dtype):
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class TokenWriter:
         self._files["offsets"].append(np.zeros(1, np.int64))
 
     def append(self, ids: np.ndarray, offsets: np.ndarray, labels: np.ndarray) -> None:
-        """ids (tokens,), offsets (dialogues + 1,) from 0, labels (dialogues,)."""
+        """Append ids (tokens,), offsets (dialogues + 1,) that start at 0, labels (dialogues,)."""
         self._files["offsets"].append(offsets[1:] + self._files["ids"].length)
         self._files["ids"].append(ids)
         self._files["labels"].append(labels)
@@ -90,7 +90,7 @@ class NpyWriter:
         self._header()
 
     def _header(self) -> None:
-        # numpy pads the header so that a longer shape takes no more room.
+        # numpy pads the header, so rewriting it with a longer shape needs no more space.
         header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
         np.lib.format.write_array_header_1_0(self.file, header)
 

@@ -1,1 +1,1 @@
-"""The classifier: its forward pass without padding, its folder, and scoring with it."""
+"""The classifier: its forward pass without padding, its folder, and scoring."""

@@ -1,10 +1,10 @@
 """Attention without padding: the texts of a batch lie end to end.
 
 In: the queries, keys and values of all tokens of a batch in one tensor, (tokens, 3 * hidden).
-Out: each token's attention over its own text, (tokens, hidden). On a CPU the texts of one length
-are one rectangle, so a batch is a few dense products, and neither a mask nor a pad exists. On a
-GPU, where kernel launches cost more than arithmetic, all texts go into one rectangle as wide as
-the longest, with a mask; only this product, 3% of the work, sees pads.
+Out: each token's attention over its own text, (tokens, hidden). On a CPU, texts of the same length
+form one rectangle: a batch takes a few dense products, without masks or padding. On a GPU, where
+kernel launches cost more than arithmetic, all texts go into one rectangle as wide as the batch,
+with a mask. Only this product, 3% of the work, has padding.
 Not supported: one kernel for the whole batch on the CPU; a batch of 64 has about 30 different
 lengths.
 """
@@ -29,13 +29,13 @@ def attend(qkv: torch.Tensor, batch: Batch, heads: int, dropout: float) -> torch
 
 
 def attend_rectangle(qkv: torch.Tensor, batch: Batch, heads: int, dropout: float) -> torch.Tensor:
-    """As attend, by one masked product; the kernels that torch ships for it know dropout."""
+    """As attend, with one masked product; torch's GPU kernels for it include dropout."""
     texts, width = len(batch.lengths), batch.width
-    slots = batch.text * width + batch.positions  # (tokens,): where in the rectangle
+    slots = batch.text * width + batch.positions  # (tokens,): place of each token in the rectangle
     rectangle = qkv.new_zeros(texts * width, qkv.shape[1]).index_copy(0, slots, qkv)
     query, key, value = rectangle.view(texts, width, 3, heads, -1).permute(2, 0, 3, 1, 4)
     columns = torch.arange(width, device=qkv.device)
-    # An empty text sees one zero token: a row without any would be 0 / 0.
+    # An empty text attends to one zero token: a fully masked row would be 0 / 0.
     seen = columns < batch.lengths.clamp(min=1).unsqueeze(1)  # (texts, width)
     result = functional.scaled_dot_product_attention(
         query, key, value, attn_mask=seen[:, None, None, :], dropout_p=dropout
@@ -44,10 +44,10 @@ def attend_rectangle(qkv: torch.Tensor, batch: Batch, heads: int, dropout: float
 
 
 class GroupedAttention(torch.autograd.Function):
-    """One dense product for all texts of one length; the gradient is written out.
+    """One dense product for all texts of the same length, with a hand-written backward pass.
 
-    torch's scaled_dot_product_attention has no CPU kernel with dropout: it falls back on a dozen
-    small operations a group, each recorded for the backward pass.
+    torch's scaled_dot_product_attention has no CPU kernel with dropout. It falls back to a dozen
+    small operations per group, each recorded for the backward pass.
     """
 
     @staticmethod
@@ -66,7 +66,7 @@ class GroupedAttention(torch.autograd.Function):
             for texts, length in groups:
                 stop = start + texts * length
                 group = qkv[start:stop].view(texts, length, 3, heads, size)
-                # (texts * heads, length, size) each
+                # each (texts * heads, length, size)
                 query, key, value = group.permute(2, 0, 3, 1, 4).reshape(3, -1, length, size)
                 scores = torch.bmm(query, key.transpose(1, 2)).mul_(size**-0.5)
                 weights = torch.softmax(scores, dim=-1)  # (texts * heads, length, length)

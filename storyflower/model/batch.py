@@ -1,8 +1,8 @@
 """Dialogues of the token arrays → one batch on a device, without padding.
 
 In: the token arrays of one split and the numbers of some rows.
-Out: a Batch: the rows' tokens end to end, sorted by length, and what the forward pass must know
-of where each text lies.
+Out: a Batch: the rows' tokens end to end, sorted by length, and where each text lies, for the
+forward pass.
 Not supported: padded batches.
 """
 
@@ -14,26 +14,26 @@ import torch
 
 from storyflower.interim.tokens import TokenArrays
 
-WIDTH_STEP = 64  # a batch is as wide as its longest text, up to a multiple of this
+WIDTH_STEP = 64  # a batch's width is its longest text, rounded up to a multiple of this
 
 
 @dataclass(frozen=True)
 class Batch:
     """Dialogues end to end, the shortest first; no padding."""
 
-    rows: np.ndarray  # (dialogues,) which rows of the arrays these are, in this order
+    rows: np.ndarray  # (dialogues,) row numbers in the token arrays, in the batch's order
     ids: torch.Tensor  # (tokens,) int64
     positions: torch.Tensor  # (tokens,) int64: place of the token in its own text, from 0
     text: torch.Tensor  # (tokens,) int64: which text of the batch the token belongs to
-    first: torch.Tensor  # (dialogues,) int64: where each dialogue's [CLS] lies
+    first: torch.Tensor  # (dialogues,) int64: index of each dialogue's [CLS]
     labels: torch.Tensor  # (dialogues,) int64
-    lengths: torch.Tensor  # (texts,) int64: tokens of each; texts that fill up come last
-    groups: list[tuple[int, int]]  # (texts, tokens in each) of one length after the other
+    lengths: torch.Tensor  # (texts,) int64: tokens in each text; filler texts come last
+    groups: list[tuple[int, int]]  # runs of texts of equal length: (texts, tokens in each)
     width: int  # no text has more tokens
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All tensors; two batches for which their shapes and width agree do the same work."""
+        """All tensors. Batches with the same shapes and width can share a CUDA graph."""
         return self.ids, self.positions, self.text, self.first, self.labels, self.lengths
 
 
@@ -45,10 +45,10 @@ def make_batch(
 ) -> Batch:
     """The given dialogues, sorted by length and laid end to end, on a device.
 
-    Texts that nobody reads fill it up to a multiple of `token_step` tokens, so that there are few
-    shapes of batches: a CUDA graph is of one shape, and on a CPU the matrix library prepares itself
-    anew for each. They lie behind the dialogues. Without a value: 256 on CUDA, elsewhere at most a
-    32nd of the batch.
+    Filler texts behind the dialogues, whose results are ignored, round the batch up to a multiple
+    of `token_step` tokens, so that batches have few shapes: a CUDA graph has one fixed shape, and
+    on a CPU the matrix library has setup work for each new shape. The default is 256 on CUDA,
+    elsewhere a power of two of at most 1/32 of the batch.
     """
     starts = tokens.offsets[rows]
     lengths = tokens.offsets[rows + 1] - starts
@@ -66,11 +66,11 @@ def make_batch(
     labels = np.zeros(len(lengths), np.int64)
     labels[: len(rows)] = tokens.labels[rows[order]]
     small = np.stack([starts, lengths, np.cumsum(lengths) - lengths, labels])
-    # Four numbers a dialogue travel to the device, in one copy that does not wait for the step
-    # before; all else is made there.
+    # Only four numbers per text are copied to the device, in one copy that does not wait for the
+    # previous step. Everything else is computed on the device.
     numbers = torch.from_numpy(small)
     if torch.device(device).type == "cuda":
-        numbers = numbers.pin_memory()  # a copy from other memory may wait for the stream
+        numbers = numbers.pin_memory()  # a copy from unpinned memory may wait for the stream
     starts_, lengths_, first, labels_ = numbers.to(device, non_blocking=True)
     texts = torch.arange(len(lengths), device=device)
     text = torch.repeat_interleave(texts, lengths_, output_size=total)
@@ -89,15 +89,18 @@ def make_batch(
 
 
 def fill(tokens: int, width: int, most: int) -> np.ndarray:
-    """Lengths of texts of at most `width` tokens, `tokens` in all; as many texts as `most` need."""
+    """Lengths of filler texts: `tokens` in total, each at most `width`.
+
+    Returns as many lengths as `most` tokens need, some of them 0, so that the count is fixed.
+    """
     texts = -(-most // width)
     return np.clip(tokens - width * np.arange(texts), 0, width)
 
 
 def gather_ids(tokens: TokenArrays, indices: torch.Tensor) -> torch.Tensor:
-    """The ids at these indices, int64, on the indices' device; all ids are copied there once."""
-    indices = indices.clamp(max=len(tokens.ids) - 1)  # a filling may be longer than the split
-    if indices.device.type == "cpu":  # the memory map: a corpus may be larger than memory
+    """The ids at these indices, int64, on the same device; a GPU gets one copy of all ids."""
+    indices = indices.clamp(max=len(tokens.ids) - 1)  # a filler text may be longer than the split
+    if indices.device.type == "cpu":  # read from the memory map: a corpus may not fit in memory
         return torch.from_numpy(tokens.ids[indices.numpy()].astype(np.int64))
     if indices.device not in tokens.resident:
         ids = torch.from_numpy(tokens.ids.astype(np.int32)).to(indices.device)

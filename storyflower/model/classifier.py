@@ -10,22 +10,22 @@ from storyflower.model.batch import Batch
 class EmotionClassifier(nn.Module):
     """The notebook's classifier: the encoder's summary of a text, dropout, one linear layer.
 
-    The summary is the pooler's output where the checkpoint has a pooler (KoBERT), and the last
-    hidden state of the first token where it has none: ELECTRA and DistilBERT never have one, BERT
-    and RoBERTa that were trained on masked words alone (klue/roberta-base) neither.
+    The summary is the pooler's output if the checkpoint has a pooler (KoBERT), else the last hidden
+    state of the first token. ELECTRA and DistilBERT never have a pooler; nor do BERT and RoBERTa
+    models that were pretrained only on masked words (klue/roberta-base).
     """
 
     def __init__(self, encoder: nn.Module, num_classes: int, dr_rate: float):
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(dr_rate)
-        # nn.Linear's own initialisation, as in the notebook, not BERT's normal(0, 0.02).
+        # Initialised by nn.Linear, as in the notebook, not with BERT's normal(0, 0.02).
         self.linear = nn.Linear(encoder.config.hidden_size, num_classes)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """A batch of dialogues end to end → logits (dialogues, classes), in the batch's order."""
+        """A batch → logits (dialogues, classes), in the batch's order."""
         states = forward.states(self.encoder, batch, batch.first)  # (dialogues, hidden)
         pooler = getattr(self.encoder, "pooler", None)
-        # A pooler takes sequences and reads their first token.
+        # A pooler takes a sequence and reads its first token.
         summary = states if pooler is None else pooler(states.unsqueeze(1))
         return self.linear(self.dropout(summary))  # (batch, classes)

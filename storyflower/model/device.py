@@ -1,6 +1,6 @@
-"""Which device, and which precision it does natively.
+"""Choose the device, and a precision that it supports natively.
 
-Nothing is chosen by timing: the same machine always gives the same answer.
+Nothing is timed: the same machine always gives the same choice.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +28,7 @@ class Placement:
         return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
 
     def synchronize(self) -> None:
-        """Wait until the device has done what was asked of it."""
+        """Wait until the device has finished all work submitted to it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -41,7 +41,7 @@ class Placement:
 def choose(device: str, precision: str) -> Placement:
     """Turn the params' device and precision ("auto" or a name) into a Placement.
 
-    Raises InputError when the named device or precision is not to be had here.
+    Raises InputError if this machine does not have the named device or precision.
     """
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     has_mps = torch.backends.mps.is_available()
@@ -61,7 +61,7 @@ def choose(device: str, precision: str) -> Placement:
 
 
 def native_precision(device: str) -> str:
-    """bf16 where the hardware multiplies it, fp16 on older CUDA GPUs (T4), fp32 elsewhere."""
+    """bf16 if the hardware multiplies it natively, fp16 on older CUDA GPUs (T4), else fp32."""
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device == "cpu":

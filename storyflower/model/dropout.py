@@ -1,10 +1,10 @@
-"""Dropout whose random numbers are cheap on a CPU.
+"""Dropout with cheap random numbers on a CPU.
 
 In: activations and a probability p.
-Out: each value kept with probability 1 - p and scaled up, so that the mean stays. On a CPU one
-random byte decides about a value: p becomes the nearest 256th (0.1 becomes 26/256 = 0.1016, 0.5
-stays), and the scale fits the p that is used, so the mean stays exactly. torch's bernoulli_ was
-8% of a training step. On other devices torch's own kernel, with the exact p.
+Out: each value kept with probability 1 - p and scaled up, so that the mean does not change. On a
+CPU, one random byte decides for each value, so p is rounded to a multiple of 1/256 (0.1 becomes
+26/256 = 0.1016, 0.5 stays). The scale uses the rounded p, so the mean is exact. With torch's
+bernoulli_, random numbers took 8% of a training step. Other devices use torch's kernel and exact p.
 """
 
 import math
@@ -12,11 +12,11 @@ import math
 import torch
 from torch.nn import functional
 
-ALL_INT64 = -(2**63)  # from here without an upper end, random_ fills all 64 bits
+ALL_INT64 = -(2**63)  # as random_'s lower bound, without an upper bound: all 64 bits are random
 
 
 def dropout(values: torch.Tensor, p: float) -> torch.Tensor:
-    """Values kept with probability 1 - p and divided by it, the others 0; any shape."""
+    """Keep each value with probability 1 - p and divide it by 1 - p; else 0. Any shape."""
     if p == 0:
         return values
     if values.device.type != "cpu":
@@ -25,7 +25,7 @@ def dropout(values: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def scale_mask(shape: torch.Size, p: float, dtype: torch.dtype) -> torch.Tensor:
-    """0 with probability p (in 256ths), else 1 / (1 - p); on the CPU, of any shape."""
+    """A CPU tensor: 0 with probability p (rounded to 1/256), else 1 / (1 - p). Any shape."""
     cut = min(round(p * 256), 255)
     count = math.prod(shape)
     words = torch.empty(-(-count // 8), dtype=torch.int64).random_(ALL_INT64, None)

@@ -1,9 +1,9 @@
-"""The folders of an encoder and of a classifier: reading, checking, writing.
+"""Read, check and write the folders of an encoder and of a classifier.
 
 In: a verified encoder folder.
-Out: the classifier, and its own folder on disk: the encoder in the from_pretrained format (so
-`transformers` loads it by itself), the linear layer beside it as safetensors, the tokenizer's
-files, and classifier.json, which names labels and params.
+Out: the classifier, and its folder on disk: the encoder in the from_pretrained format (so that
+`transformers` alone can load it), the linear layer as safetensors, the tokenizer's files, and
+classifier.json with labels and params.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ POOLED = ("bert", "roberta")  # the families that may have a pooler
 
 
 def build_classifier(encoder: Path, num_classes: int, dr_rate: float) -> EmotionClassifier:
-    """The classifier on a pretrained encoder, with a new linear layer from torch's random state.
+    """A classifier on a pretrained encoder; torch's random state initialises its linear layer.
 
-    Raises InputError when the encoder's folder is incomplete or damaged.
+    Raises InputError if the encoder's folder is incomplete or damaged.
     """
     return EmotionClassifier(read_encoder(encoder), num_classes, dr_rate)
 
@@ -39,18 +39,18 @@ def build_classifier(encoder: Path, num_classes: int, dr_rate: float) -> Emotion
 def read_encoder(folder: Path) -> PreTrainedModel:
     """The encoder of a folder, float32, in evaluation mode, every weight from the file.
 
-    It has a pooler only where the file has one. transformers draws at random what a file lacks and
-    leaves out what config.json does not ask for; here both raise InputError, as a folder does that
-    is incomplete or damaged.
+    It has a pooler only if the file has one. transformers initialises missing weights at random and
+    ignores weights that config.json does not need. Here both raise InputError, and so does an
+    incomplete or damaged folder.
     """
     need(folder, WEIGHTS, "'dvc repro' makes it")
-    logging.disable_progress_bar()  # a bar for reading one file says nothing
+    logging.disable_progress_bar()  # a progress bar for one file is useless
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would report what is judged below
+    logging.set_verbosity_error()  # else it reports what is checked below
     try:
         with safetensors.safe_open(folder / "model.safetensors", "pt") as weights:
             pooled = any(name.startswith("pooler.") for name in weights.keys())  # noqa: SIM118
-        # transformers would ask at the terminal whether to run code that lies in the folder.
+        # Without these, transformers may ask at the terminal whether to run code from the folder.
         closed = {"local_files_only": True, "trust_remote_code": False}
         family = AutoConfig.from_pretrained(folder, **closed).model_type
         without = {} if pooled or family not in POOLED else {"add_pooling_layer": False}
@@ -58,11 +58,11 @@ def read_encoder(folder: Path) -> PreTrainedModel:
             folder,
             **closed,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # reported, and judged below
+            ignore_mismatched_sizes=True,  # checked below, from the report
             output_loading_info=True,
             **without,
         )
-    except Exception as error:  # transformers raises many kinds for a config that makes no sense
+    except Exception as error:  # transformers raises many types of error for an invalid config
         raise damaged(folder, error) from None
     finally:
         logging.set_verbosity(verbosity)
@@ -72,9 +72,9 @@ def read_encoder(folder: Path) -> PreTrainedModel:
 
 
 def misfit(report: Mapping[str, Iterable]) -> str | None:
-    """What is wrong with weights, from transformers' loading report; None where they fit.
+    """What is wrong with the weights, from transformers' loading report; None if they fit.
 
-    transformers itself draws at random what a file lacks and leaves out what has no place.
+    transformers itself initialises missing weights at random and ignores unexpected ones.
     """
     wrong = [
         *(f"{name} is missing" for name in sorted(report["missing_keys"])),
@@ -95,7 +95,7 @@ def need(folder: Path, names: Iterable[str], remedy: str) -> None:
 
 
 def damaged(path: Path, reason: object) -> InputError:
-    """The error for a file or folder that cannot be used; an exception as the reason will do."""
+    """The error for a file or folder that cannot be used; `reason` may be an exception."""
     return InputError(f"{path}: damaged ({one_line(reason)}); restore it with 'dvc checkout'")
 
 
@@ -107,9 +107,9 @@ def save_classifier(
     labels: LabelIndex,
     facts: dict[str, Any],
 ) -> None:
-    """Write the classifier's folder whole, or leave the old one.
+    """Write the complete classifier folder, or leave the old one unchanged.
 
-    `encoder` is where its tokenizer and card come from.
+    The tokenizer's files and the card are copied from the folder `encoder`.
     """
     with replacing() as beside:
         part = beside(folder)
@@ -120,23 +120,24 @@ def save_classifier(
         tokenizer = sorted(path.name for path in encoder.iterdir() if path.name not in WEIGHTS)
         for name in tokenizer:
             shutil.copyfile(encoder / name, part / name)
-        # config.json too: other heads or another activation would load, and compute something else.
+        # config.json too: with another number of heads or another activation, the weights would
+        # load without an error and give other results.
         files = digests(part, [*tokenizer, "config.json"])
         document = {"labels": list(labels.names), "tokenizer": files, **facts}
         (part / "classifier.json").write_text(json_text(document), encoding="utf-8")
 
 
 def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
-    """Read a classifier's folder back; return (model in evaluation mode, classifier.json).
+    """Read a classifier's folder; return (model in evaluation mode, content of classifier.json).
 
-    Raises InputError when the folder is incomplete or its parts do not belong together.
+    Raises InputError if the folder is incomplete or its parts do not belong together.
     """
     names = ("classifier.json", "head.safetensors", *WEIGHTS)
     need(folder, names, "train a classifier with 'dvc repro'")
     try:
         document = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
         classes, files = len(document["labels"]), document["tokenizer"]
-        # The tokenizer's caller needs max_len.
+        # max_len is only checked here; the tokenizer's caller needs it.
         dr_rate, _ = (float(document["params"][key]) for key in ("dr_rate", "max_len"))
         changed = files != digests(folder, files)
     except KeyError as error:
@@ -152,7 +153,7 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
         head = safetensors.torch.load_file(folder / "head.safetensors")
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise damaged(folder / "head.safetensors", error) from None
-    # The new linear layer is overwritten whole, or refused: nothing stays random.
+    # The new linear layer is overwritten completely, or this fails: no weight stays random.
     model = build_classifier(folder, classes, dr_rate)
     expected = {name: tuple(value.shape) for name, value in model.linear.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in head.items()}
@@ -166,7 +167,7 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
 
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """sha256 of each named file; "missing" where there is none."""
+    """sha256 of each named file; "missing" if it does not exist."""
     return {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         if (folder / name).is_file()

@@ -1,12 +1,11 @@
-"""An encoder's forward pass without padding, and without work that nobody reads.
+"""An encoder's forward pass without padding, and without computing results that nothing uses.
 
-In: an encoder of transformers (BERT, RoBERTa, ELECTRA or DistilBERT) and a batch of texts end to
-end.
-Out: the last hidden states of the tokens that are read; the classifier reads each text's first.
-The parameters stay in transformers' own modules, so its checkpoints load and save as ever; only
-the order of work is ours: query, key and value in one product, attention within each text
-(attention.py), a random byte a dropout (dropout.py), and in the last layer everything behind the
-keys and values for those tokens alone.
+In: a transformers encoder (BERT, RoBERTa, ELECTRA or DistilBERT) and a batch of texts end to end.
+Out: the last hidden states of chosen tokens; the classifier needs only each text's first token.
+The parameters stay in transformers' own modules, so checkpoints load and save as usual. Only the
+computation differs: query, key and value in one product, attention within each text (attention.py),
+dropout from one random byte per value (dropout.py), and in the last layer only the chosen tokens
+after the attention.
 Not supported: other families; all hidden states; gradient checkpointing.
 """
 
@@ -25,23 +24,23 @@ from storyflower.model.dropout import dropout
 
 @dataclass(frozen=True)
 class Layer:
-    """The parts of one transformer layer, whatever its family calls them."""
+    """The parts of one transformer layer, with the same names for every family."""
 
     query: nn.Linear
     key: nn.Linear
     value: nn.Linear
-    mix: nn.Linear  # behind the attention's heads
+    mix: nn.Linear  # after the attention heads
     mix_norm: nn.LayerNorm
     widen: nn.Linear
     activation: Callable[[torch.Tensor], torch.Tensor]
     narrow: nn.Linear
     narrow_norm: nn.LayerNorm
-    drop: nn.Dropout  # behind mix and behind narrow
-    drop_weights: nn.Dropout  # the attention's
+    drop: nn.Dropout  # after mix and after narrow
+    drop_weights: nn.Dropout  # on the attention weights
 
 
 def layers(encoder: PreTrainedModel) -> Iterator[Layer]:
-    """The layers of an encoder, the lowest first."""
+    """The layers of an encoder, in order from the embeddings up."""
     if encoder.config.model_type == "distilbert":
         for block in encoder.transformer.layer:
             attention, ffn = block.attention, block.ffn
@@ -63,18 +62,18 @@ def layers(encoder: PreTrainedModel) -> Iterator[Layer]:
 def states(encoder: PreTrainedModel, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
     """Last hidden states of some tokens of the batch, (chosen, hidden).
 
-    `tokens`, (chosen,) int64, says which: `batch.first` is every text's first one. Runs in the
-    precision of torch's autocast, where one is on.
+    `tokens`, (chosen,) int64, are their indices; `batch.first` is every dialogue's first token.
+    Runs in the precision of torch's autocast if that is on.
     """
     config = encoder.config
-    # RoBERTa counts positions from the one after its pad id.
+    # RoBERTa's positions start after its pad id.
     shift = config.pad_token_id + 1 if config.model_type == "roberta" else 0
     ids, positions = batch.ids.unsqueeze(0), (batch.positions + shift).unsqueeze(0)
     hidden = encoder.embeddings(input_ids=ids, position_ids=positions)[0]  # (tokens, hidden)
     if hasattr(encoder, "embeddings_project"):  # ELECTRA's embeddings may be narrower
         hidden = encoder.embeddings_project(hidden)
     if hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # As autocast leaves it behind every later LayerNorm.
+        # The same type as autocast gives after every later LayerNorm.
         hidden = hidden.to(torch.get_autocast_dtype("cpu"))
     for number, layer in enumerate(layers(encoder), start=1):
         parts = (layer.query, layer.key, layer.value)
@@ -91,5 +90,5 @@ def states(encoder: PreTrainedModel, batch: Batch, tokens: torch.Tensor) -> torc
 
 
 def rate(module: nn.Dropout) -> float:
-    """The probability with which a value becomes 0; none outside of training."""
+    """The probability with which a value becomes 0; 0.0 when not training."""
     return module.p if module.training else 0.0

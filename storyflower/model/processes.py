@@ -1,11 +1,11 @@
-"""The processes of one training, as torchrun starts them; one process is the usual case.
+"""The processes of one training, as torchrun starts them; usually there is only one.
 
-In: what torchrun puts into the environment.
-Out: who this process is, which dialogues of a batch are its own, and sums over all processes.
-Every process has the whole model. The gradient is the mean over the global batch whatever the
-number of processes, because each process divides by the global batch, not by its own share. One
-process, the first, writes files and logs.
-Not supported: models that do not fit one device.
+In: torchrun's environment variables.
+Out: this process's rank, its share of each batch's dialogues, and sums over all processes. Every
+process has the whole model. The gradient is the mean over the global batch for any number of
+processes, because each process divides by the size of the global batch, not of its own share. Only
+the first process writes files and logs.
+Not supported: models that do not fit on one device.
 """
 
 import os
@@ -20,7 +20,7 @@ from torch import distributed, nn
 
 from storyflower.common.errors import InputError, one_line
 
-# The first process may wait for another run's lock, or save to a slow disk, while the others wait.
+# The other processes wait while the first one waits for another run's lock or saves to a slow disk.
 TIMEOUT = timedelta(hours=1)
 
 
@@ -33,7 +33,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and talks."""
+        """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -43,31 +43,31 @@ class Ranks:
         return nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
 
     def share(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Which of a batch's rows are this process's; `lengths` are the tokens of each row.
+        """This process's share of a batch's rows; `lengths` are the tokens of each row.
 
-        The longest goes first, each to the process with the fewest tokens so far: with tens of
-        dialogues a process the loads differ by a few tokens. A process gets none where there are
-        fewer rows than processes.
+        Rows are assigned longest first, each to the process with the fewest tokens so far. With
+        tens of dialogues per process, the loads differ by only a few tokens. With fewer rows than
+        processes, some processes get none.
         """
         if self.count == 1:
             return rows
         loads = np.zeros(self.count, np.int64)
         mine = np.zeros(len(rows), bool)
         for index in np.argsort(-lengths, kind="stable"):
-            # Of equal loads the one with the lowest rank; an empty process has load 0.
+            # In a tie, the lowest rank; a process without rows has load 0.
             rank = int(loads.argmin())
             loads[rank] += lengths[index]
             mine[index] = rank == self.rank
         return rows[mine]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over the processes, the same bits in each; in place."""
+        """Sum over the processes, in place; every process gets exactly the same bits."""
         if self.count > 1:
             distributed.all_reduce(values)
         return values
 
     def agree(self, numbers: list[int]) -> bool:
-        """Whether every process has the same numbers; all of them must ask."""
+        """Whether every process has the same numbers; every process must call this."""
         if self.count == 1:
             return True
         mine = torch.tensor(numbers, dtype=torch.float64)
@@ -77,7 +77,7 @@ class Ranks:
         return torch.equal(both[0], -both[1])
 
     def wait(self) -> None:
-        """Go on when every process has come here."""
+        """Wait until every process has called this."""
         self.agree([])
 
 
@@ -86,10 +86,10 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Meet the processes that torchrun started beside this one; alone without torchrun.
+    """Join the other processes that torchrun started; without torchrun, this process is alone.
 
-    Raises InputError when there are more processes than GPUs on this host, and in the place of the
-    error that follows when another process of the run has died.
+    Raises InputError for several processes on an Apple GPU, for more processes than GPUs on this
+    host, and instead of the error that follows when another process of the run has died.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:

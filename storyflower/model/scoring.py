@@ -2,7 +2,7 @@
 
 In: a classifier and ragged ids.
 Out: probabilities (dialogues, classes) in the arrays' order. Dialogues of similar length share a
-batch, so its products are few and large.
+batch, so that matrix products are few and large.
 """
 
 import numpy as np
@@ -14,20 +14,20 @@ from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement
 from storyflower.model.processes import ALONE, Ranks
 
-BATCH_TOKENS = 16384  # tokens scored at once; memory, not the result, depends on it
+BATCH_TOKENS = 16384  # tokens scored at once; affects memory, not the result
 
 
 def probabilities(
     model: EmotionClassifier, table: TokenArrays, placement: Placement, ranks: Ranks = ALONE
 ) -> np.ndarray:
-    """Softmax of the logits, float32 (dialogues, classes); dropout off, no gradients kept.
+    """Softmax of the logits, float32 (dialogues, classes); without dropout or gradients.
 
-    Each of several `ranks` computes its share of the batches, and all return the whole. Leaves the
-    model in evaluation mode.
+    With several `ranks`, each process computes its share of the batches, and all return the full
+    result. Leaves the model in evaluation mode.
     """
     model.eval()
     order = np.argsort(table.lengths, kind="stable")
-    total = np.cumsum(table.lengths[order])  # tokens up to and with each
+    total = np.cumsum(table.lengths[order])  # running total of tokens, including each dialogue
     result = np.zeros((len(table), model.linear.out_features), dtype=np.float32)
     start = turn = 0
     while start < len(order):
@@ -40,12 +40,12 @@ def probabilities(
                 logits = model(batch)
             result[batch.rows] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
         start, turn = stop, turn + 1
-    if ranks.count > 1:  # each row is 0 in all processes but one, so the sum is that one's
+    if ranks.count > 1:  # each row is 0 in all processes but one, so the sum is that row
         result = ranks.sum(torch.from_numpy(result).to(placement.device)).cpu().numpy()
     return result
 
 
 def cross_entropy(probabilities: np.ndarray, actual: np.ndarray) -> float:
-    """Mean of -ln p(actual class), in nats a row."""
+    """Mean of -ln p(actual class), in nats per row."""
     chosen = probabilities[np.arange(len(actual)), actual].astype(np.float64)
-    return float(-np.log(np.maximum(chosen, 1e-38)).mean())  # 1e-38: float32's smallest
+    return float(-np.log(np.maximum(chosen, 1e-38)).mean())  # about float32's smallest

@@ -1,1 +1,1 @@
-"""Spreadsheets in and out, safely: xlsx and csv."""
+"""Read and write spreadsheets safely: xlsx and csv."""

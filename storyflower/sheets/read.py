@@ -12,14 +12,14 @@ from storyflower.sheets.sheet import Sheet
 def open_sheet(path: Path, wanted: Set[str]) -> Sheet:
     """Open one file by its suffix; its header is the row that names the `wanted` columns.
 
-    Raises InputError when the file is not what its suffix says.
+    Raises InputError if the content does not fit the suffix.
     """
     check_readable(path)
     return open_xlsx(path, wanted) if path.suffix.lower() == ".xlsx" else open_csv(path, wanted)
 
 
 def check_readable(path: Path) -> None:
-    """Raise InputError where the system refuses to open a file."""
+    """Raise InputError if the system refuses to open a file."""
     try:
         with path.open("rb"):
             pass

@@ -1,8 +1,9 @@
 """A .csv file → a sheet.
 
-In: utf-8 (with or without a byte order mark), cp949, or UTF-16 with one; separated by comma,
-semicolon, tab or bar, as the header shows or a first line sep=; says.
-Out: its rows, numbered as records, each with as many fields as the header.
+In: utf-8 (with or without a byte order mark), cp949, or UTF-16 with a byte order mark. The
+separator is a comma, semicolon, tab or bar, found from the header, or the one that a first line
+such as sep=; names.
+Out: its rows, numbered as records, each with at most as many fields as the header.
 """
 
 import codecs
@@ -20,22 +21,22 @@ from storyflower.common.errors import InputError
 from storyflower.sheets.sheet import HEADER_ROWS, Sheet, check_above, find_header, header, note
 
 MAX_RECORD = 2**22  # characters in a line of csv or jsonl, or in an item of json
-HEAD = 2**20  # characters in which the header is looked for
+HEAD = 2**20  # the header must be within this many characters
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 QUOTES = "\"'"
-SEP = re.compile('"?sep=([^\\s"\']|\t)"? *[\r\n]', re.IGNORECASE)  # a first line for Excel
+SEP = re.compile('"?sep=([^\\s"\']|\t)"? *[\r\n]', re.IGNORECASE)  # Excel's optional first line
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a file's fields are told apart; the arguments of csv.reader."""
+    """How a file separates and quotes its fields; arguments of csv.reader."""
 
     delimiter: str = ","
     quotechar: str = '"'
 
     def reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
-        # A blank before a quote is common, and not meant: without skipinitialspace the quote would
-        # be a part of the text and the commas behind it would end the field.
+        # A blank before a quote is a common mistake. Without skipinitialspace, the quote would be
+        # part of the text, and the next comma would end the field.
         return csv.reader(
             lines,
             delimiter=self.delimiter,
@@ -50,7 +51,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Header:
-    """A header's place (its record, from 1), its names, and the records that stand above it."""
+    """A header's record number (from 1), its names, and the records above it."""
 
     row: int
     names: list[str]
@@ -59,20 +60,20 @@ class Header:
 
 @dataclass(frozen=True)
 class BadByte:
-    """Where a file stops being text in some encoding."""
+    """The first byte of a file that is invalid in an encoding."""
 
     offset: int  # bytes before it
     line: int  # from 1
-    after_hangul: bool  # whether what stands before it holds Hangul
+    after_hangul: bool  # whether there is Hangul (or other non-ASCII text) before it
 
 
 def open_csv(path: Path, wanted: Set[str]) -> Sheet:
-    """Open a file whose header is expected to name the `wanted` columns.
+    """Open a file whose header should name the `wanted` columns.
 
-    Raises InputError for a file that is no text or has dialogues above its header; `rows` raises it
-    for broken quoting and for a row with more or fewer fields than the header.
+    Raises InputError for a file that is not text or has dialogues above its header. `rows` raises
+    it for broken quoting and for a row whose number of fields does not fit the header.
     """
-    csv.field_size_limit(MAX_RECORD)  # characters in a cell; the module's own limit is 131,072
+    csv.field_size_limit(MAX_RECORD)  # characters in a cell; csv's default is 131,072
     encoding, bad = text_encoding(path)
     if bad:
         raise bad_byte(path, encoding, bad, wanted)
@@ -86,13 +87,16 @@ def open_csv(path: Path, wanted: Set[str]) -> Sheet:
 def rows_below(
     path: Path, encoding: str, dialect: Dialect, head: Header
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows below the header. Raises InputError where one has not as many fields."""
+    """The rows below the header. Raises InputError if a row has too many or too few fields.
+
+    Extra empty fields at the end are dropped. Fields of unnamed columns at the end may be missing.
+    """
     fields = len(head.names)
     named = max((index for index, name in enumerate(head.names, start=1) if name), default=0)
     for number, cells in itertools.islice(records(path, encoding, dialect), head.row, None):
         if len(cells) != fields:
             while cells and not cells[-1].strip() and (len(cells) > fields or len(cells) == 1):
-                cells.pop()  # separators at the end of a line, which hold nothing
+                cells.pop()  # an empty field, from a separator at the end of the line
             if not cells:
                 continue
             if not named <= len(cells) <= fields:
@@ -105,9 +109,10 @@ def rows_below(
 
 
 def find_dialect(path: Path, encoding: str, wanted: Set[str]) -> tuple[Dialect, Header]:
-    """Read the head of a file in each dialect; in the right one the header has the wanted names.
+    """Read the start of a file in each dialect; choose the one that finds the most wanted names.
 
-    Raises InputError for a file that holds nothing.
+    If none finds any, the first row that is not blank is the header. Raises InputError for an empty
+    file.
     """
     with path.open(encoding=encoding, errors="replace", newline="") as file:
         head = file.read(HEAD)
@@ -130,9 +135,9 @@ def find_dialect(path: Path, encoding: str, wanted: Set[str]) -> tuple[Dialect, 
 
 
 def first_rows(head: str, dialect: Dialect) -> list[tuple[int, list[str]]]:
-    """The first records that are not blank, as numbered; those before a broken one."""
+    """The first records that are not blank, with their numbers; stops at a broken record."""
     rows = []
-    with suppress(csv.Error):  # which reading the rows will meet again, and name
+    with suppress(csv.Error):  # reading the rows later raises and reports it
         for number, cells in enumerate(dialect.reader(io.StringIO(head, newline="")), start=1):
             if any(cells):
                 rows.append((number, cells))
@@ -165,13 +170,13 @@ def records(
 
 
 def bounded_lines(file: TextIO) -> Iterator[str]:
-    """The lines of a file; one that is longer than MAX_RECORD comes in pieces."""
+    """The lines of a file; a line longer than MAX_RECORD comes in pieces."""
     while line := file.readline(MAX_RECORD + 1):
         yield line
 
 
 def text_encoding(path: Path) -> tuple[str, BadByte | None]:
-    """The encoding of a whole file, or the one that it was meant to have and where it breaks."""
+    """The encoding of a file, and the first byte that is invalid in it (None if there is none)."""
     with path.open("rb") as file:
         start = file.read(4)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and start[2:] != b"\0\0":
@@ -180,14 +185,15 @@ def text_encoding(path: Path) -> tuple[str, BadByte | None]:
     if in_utf8 is None:
         return "utf-8-sig", None
     in_cp949 = first_bad_byte(path, "cp949")
-    # Bytes of utf-8 can be cp949 by chance, of other characters; Hangul in utf-8 is no chance.
+    # By chance, utf-8 bytes can be valid cp949, but as other characters. Hangul that decodes as
+    # utf-8 is no coincidence.
     if in_utf8.after_hangul or (in_cp949 and in_cp949.offset <= in_utf8.offset):
         return "utf-8-sig", in_utf8
     return "cp949", in_cp949
 
 
 def first_bad_byte(path: Path, encoding: str) -> BadByte | None:
-    """Decode a whole file, a piece at a time."""
+    """Decode a whole file, a piece at a time; None if every byte is valid."""
     decoder = codecs.getincrementaldecoder(encoding)()
     size = line = 0
     after_hangul = False
@@ -211,7 +217,7 @@ def first_bad_byte(path: Path, encoding: str) -> BadByte | None:
 
 
 def bad_byte(path: Path, encoding: str, bad: BadByte, wanted: Set[str]) -> InputError:
-    """What to say about a file with a byte that is no text; names its row where one can be told."""
+    """The error for a file with an invalid byte; names the row if it can be found."""
     row = ""
     if encoding != "utf-16":
         with suppress(InputError):

@@ -1,12 +1,13 @@
 """An .xlsx file → a sheet, safely.
 
-In: a path, and the columns by which the header is known.
-Out: the sheet that has them, numbered as it numbers its rows. calamine reads the file in a process
-of its own (xlsx_child.py), with limits on memory and time; this one holds a row at a time, whatever
-the file does. Nothing in it is run or followed: no formula, no macro, no link, no XML entity.
+In: a path, and the column names that identify the header.
+Out: the sheet that has these columns, with its own row numbers. calamine reads the file in a
+separate process (xlsx_child.py), with limits on memory and time. This process holds one row at a
+time, even if the file is hostile. Nothing in the file is run or followed: no formula, no macro, no
+link, no XML entity.
 
-Not supported: the values of numbers and dates (such a cell only says what it is), workbooks of
-over about 500,000 dialogues (csv has no limit), .xls and .xlsb.
+Not supported: the values of numbers and dates (only that a cell holds no text), workbooks of over
+about 500,000 dialogues (csv has no limit), .xls and .xlsb.
 """
 
 import json
@@ -26,17 +27,17 @@ from storyflower.common.errors import InputError
 from storyflower.sheets import xlsx_child
 from storyflower.sheets.sheet import AI_HUB, Sheet, check_above, find_header, header, note
 
-MAX_WAIT = 300  # seconds of the clock that we wait for the process, all in all
-LOOK = 0.05  # seconds after which we look at a process that says nothing
+MAX_WAIT = 300  # seconds of wall time that we wait for the process, in total
+LOOK = 0.05  # seconds between two checks of a process that sends nothing
 
 
 @dataclass(frozen=True)
 class Worksheet:
-    """A visible worksheet: its first rows that hold anything (20 at most), and all of them.
+    """A visible worksheet: `head`, its first rows that are not empty (20 at most), and all `rows`.
 
-    A row is (its number from 1, its cells from column A); a cell is its text, "" when it is empty,
-    or 0 where it holds no text. Of one workbook, the rows of one sheet can be read, once; `rows`
-    raises InputError like read_workbook.
+    A row is (its number from 1, its cells from column A). A cell is its text, "" if it is empty, or
+    0 if it holds something else. In a workbook, the rows of only one sheet can be read, and only
+    once. `rows` raises InputError like read_workbook.
     """
 
     name: str
@@ -47,20 +48,20 @@ class Worksheet:
 def read_workbook(path: Path) -> list[Worksheet]:
     """Open the visible worksheets.
 
-    Raises InputError for a file that is no workbook, is encrypted, damaged or too large.
+    Raises InputError for a file that is not a workbook, is encrypted, damaged or too large.
     """
     child = subprocess.Popen(
-        # -P: neither its folder nor the user's is searched for modules.
+        # -P: do not import modules from the script's folder or the user's.
         [sys.executable, "-P", xlsx_child.__file__, path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a panic may quote the file
+        stderr=subprocess.DEVNULL,  # a panic message may quote the file
         bufsize=0,
     )
     replies = messages(path, child)
 
     def rest(index: int) -> Iterator[tuple[int, list]]:
-        with suppress(BrokenPipeError):  # it is gone, which `replies` will tell
+        with suppress(BrokenPipeError):  # the process has ended; `replies` raises the error
             child.stdin.write(f"{index}\n".encode())
         yield from map(tuple, iter(replies.__next__, None))
 
@@ -72,9 +73,9 @@ def read_workbook(path: Path) -> list[Worksheet]:
 
 
 def messages(path: Path, child: subprocess.Popen) -> Iterator[Any]:
-    """What the process says; it is ended with this iterator.
+    """The messages of the process; closing this iterator ends the process.
 
-    Raises InputError where it refuses the file, takes too much, or dies.
+    Raises InputError if the process refuses the file, uses too much time or memory, or dies.
     """
     held = bytearray()
     try:
@@ -87,7 +88,7 @@ def messages(path: Path, child: subprocess.Popen) -> Iterator[Any]:
                 if isinstance(message, dict):
                     raise InputError(f"{path}: {message['refused']}")
                 yield message
-        if child.wait() > 0:  # by a signal it is below 0
+        if child.wait() > 0:  # below 0 if a signal ended it
             raise InputError(
                 f"{path}: {sys.executable} cannot start what reads workbooks; does it have "
                 "python-calamine?"
@@ -101,9 +102,9 @@ def messages(path: Path, child: subprocess.Popen) -> Iterator[Any]:
 
 
 def pieces(path: Path, child: subprocess.Popen) -> Iterator[bytes]:
-    """What the process writes, as it comes; raises InputError when it takes too much.
+    """The process's output as it arrives; raises InputError if it uses too much time or memory.
 
-    It limits itself, but not every system keeps a limit on memory: macOS does not.
+    The process limits itself, but not every system enforces a memory limit: macOS does not.
     """
     poll = select.poll()
     poll.register(child.stdout)
@@ -112,7 +113,7 @@ def pieces(path: Path, child: subprocess.Popen) -> Iterator[bytes]:
     while True:
         while not poll.poll(LOOK * 1000):
             waited += LOOK
-            with suppress(psutil.NoSuchProcess):  # it has just ended
+            with suppress(psutil.NoSuchProcess):  # the process has just ended
                 memory = process.memory_info().rss
             if waited > MAX_WAIT or memory > xlsx_child.MEMORY:
                 raise too_much(path)
@@ -130,10 +131,11 @@ def too_much(path: Path) -> InputError:
 
 
 def open_xlsx(path: Path, wanted: Set[str]) -> Sheet:
-    """Open the one sheet whose header names the `wanted` columns; say so where it is not plain.
+    """Open the one sheet whose header names the `wanted` columns.
 
-    The header is one of the first 20 rows. Raises InputError where no sheet or several could be
-    meant; a sheet without some of the columns is given when it is the only one that could be.
+    Prints a note if it is not the first sheet or its header not the first row. The header is one of
+    the first 20 rows. If no sheet has all the columns, a sheet with some is used, or else one that
+    is not empty. Raises InputError if no sheet or several sheets fit.
     """
     sheets = read_workbook(path)
     headers = [find_header([cells for _, cells in sheet.head], wanted) for sheet in sheets]
@@ -159,9 +161,9 @@ def open_xlsx(path: Path, wanted: Set[str]) -> Sheet:
 
 
 def several(path: Path, sheets: list[Worksheet], wanted: Set[str]) -> InputError:
-    """What to say where it is not plain which sheet is meant.
+    """The error for a workbook in which several sheets fit.
 
-    Only names that AI Hub uses are repeated, and the wanted ones: others may be somebody's words.
+    It repeats only the wanted column names and AI Hub's; other names may be personal text.
     """
     there = []
     for sheet in sheets[:10]:

@@ -1,8 +1,8 @@
-"""A sheet of a file: its column names, and its rows as they are read.
+"""A sheet of a file: its column names, and its rows, read one by one.
 
 In: rows of cells from xlsx, csv or json.
-Out: the text of a cell, found by the name of its column and never by its position; a number, date
-or truth value is an error that names file, sheet, row and column.
+Out: the text of a cell, found by its column's name, never by its position. A number, date or truth
+value is an error that names file, sheet, row and column.
 """
 
 import itertools
@@ -14,23 +14,22 @@ from dataclasses import dataclass, field
 
 from storyflower.common.errors import InputError
 
-AI_HUB = re.compile(  # the column names of its releases
+AI_HUB = re.compile(  # the column names in AI Hub's releases
     "번호|연령|성별|상황키워드|신체질환|전체선톡|감정_[대소]분류|(사람|시스템)(문장|응답)[1-4]|value"
 )
-HEADER_ROWS = 20  # how far down a header is looked for
-# How programs and people spell a cell that says nothing, in small letters. Not "--" or "ㅡㅡ",
-# which are faces.
+HEADER_ROWS = 20  # the header must be one of the first 20 rows
+# How programs and people write "no value", in lower case. Not "--" or "ㅡㅡ", which are emoticons.
 NOTHING = frozenset(
     ["none", "null", "(null)", "\\n", "nan", "-nan", "nat", "na", "n/a", "#n/a", "<na>"]
     + ["-", "–", "—", "－"]
 )
-# Letters and symbols that show nothing: fillers of Hangul, the empty pattern of Braille
+# Letters and symbols that are invisible: Hangul fillers and the blank Braille pattern
 BLANK = re.compile("[\u115f\u1160\u3164\uffa0\u2800]")
 MAX_NAMED = 10  # cells or rows that one message lists
 
 
 class NoTextError(InputError):
-    """A cell that had to hold text and does not; `cell` is its row and column."""
+    """A cell that should hold text and does not; `cell` is its row and column."""
 
     def __init__(self, where: str, cell: str, complaint: str):
         super().__init__(f"{where}, {cell} {complaint}")
@@ -39,10 +38,10 @@ class NoTextError(InputError):
 
 @dataclass(frozen=True)
 class Sheet:
-    """One file: where it is, its column names, its rows as (row number, cells)."""
+    """One table of a file: where it is, its column names, its rows as (row number, cells)."""
 
     where: str  # "file" or "file, sheet 'name'", for messages
-    row_word: str  # what the numbers count: row or item
+    row_word: str  # what the row numbers count: "row" or "item"
     columns: list[str]
     rows: Iterator[tuple[int, list]]
 
@@ -58,13 +57,13 @@ def column_letters(column: int) -> str:
 
 
 def folded(text: str) -> str:
-    """A text as the eye tells it from others: NFC, nothing invisible, each white space one blank.
+    """Make texts that look the same equal: NFC, nothing invisible, runs of white space → one blank.
 
-    For names and for comparing; half of a surrogate pair stays.
+    For names and comparisons. Half of a surrogate pair stays.
     """
     text = unicodedata.normalize("NFC", text)
     if text.isprintable() and "  " not in text and not BLANK.search(text):
-        return text.strip()  # most are folded, which is soon seen
+        return text.strip()  # the fast path: most texts need no other change
     text = "".join(
         character
         for character in BLANK.sub(" ", text)
@@ -74,7 +73,7 @@ def folded(text: str) -> str:
 
 
 def header(cells: list) -> list[str]:
-    """Column names, folded; AI Hub's without any white space; an unnamed column is ""."""
+    """Column names, folded; AI Hub's names without any white space; "" for an unnamed column."""
     names = [folded(cell) if isinstance(cell, str) else "" for cell in cells]
     bare = ["".join(name.split()) for name in names]
     return [
@@ -83,9 +82,9 @@ def header(cells: list) -> list[str]:
 
 
 def find_header(rows: Iterable[list], wanted: Set[str]) -> tuple[int, list[str]] | None:
-    """Of the first 20 rows, the one that names most of the wanted columns: (its index, its names).
+    """Find the row, of the first 20, that names the most wanted columns: (its index, its names).
 
-    The upper one of two that name as many; None where no row names any.
+    In a tie, the upper row. None if no row names any.
     """
     best, most = None, 0
     for index, cells in enumerate(itertools.islice(rows, HEADER_ROWS)):
@@ -96,9 +95,9 @@ def find_header(rows: Iterable[list], wanted: Set[str]) -> tuple[int, list[str]]
 
 
 def check_above(where: str, names: list[str], row: int, above: Iterable[tuple[int, list]]) -> None:
-    """Raise InputError for a row above the header that is as full as the header: a dialogue.
+    """Raise InputError for a row above the header with as many filled cells: it may be a dialogue.
 
-    `names` is the header, `row` its number, `above` (row number, cells) of what stands above it.
+    `names` is the header, `row` its number, `above` the (row number, cells) of the rows above it.
     """
     filled = sum(map(bool, names))
     for number, cells in above:
@@ -110,9 +109,10 @@ def check_above(where: str, names: list[str], row: int, above: Iterable[tuple[in
 
 
 def column_of(sheet: Sheet, name: str) -> int:
-    """Position of a column; raises InputError saying what is there instead.
+    """Position of a column; raises InputError that says which columns the sheet has instead.
 
-    Only names that AI Hub uses are repeated: a file without a header begins with somebody's words.
+    The error repeats only AI Hub's column names: the first row of a file without a header may be
+    personal text.
     """
     indices = [index for index, column in enumerate(sheet.columns) if column == name]
     if not indices:
@@ -130,7 +130,7 @@ def column_of(sheet: Sheet, name: str) -> int:
 
 
 def cell_text(sheet: Sheet, number: int, column: int, cells: list) -> str:
-    """A cell as stripped text, "" where it says nothing; raises InputError like cell_string."""
+    """A cell as stripped text, "" if it says nothing; raises InputError like cell_string."""
     text = cell_string(sheet, number, column, cells)
     return "" if says_nothing(text) else text
 
@@ -152,7 +152,7 @@ def cell_string(sheet: Sheet, number: int, column: int, cells: list) -> str:
     if cell is None or cell != cell:  # null or NaN in JSON
         return ""
     kind = "list or object" if isinstance(cell, list | dict) else "number, date or truth value"
-    # The kind, not the value: what stands there may be somebody's words or number.
+    # The error names the kind, not the value: the value may be personal data.
     raise NoTextError(
         sheet.where,
         f"{sheet.row_word} {number}: {sheet.columns[column]}",
@@ -162,7 +162,7 @@ def cell_string(sheet: Sheet, number: int, column: int, cells: list) -> str:
 
 @dataclass
 class NoTextCells:
-    """Counts the cells of a sheet that had to hold text, to tell of all of them at once."""
+    """Counts the cells of a sheet that should hold text and do not, to report them together."""
 
     count: int = 0
     first: list[NoTextError] = field(default_factory=list)
@@ -173,7 +173,7 @@ class NoTextCells:
             self.first.append(error)
 
     def raise_any(self) -> None:
-        """Raise NoTextError where there was one, InputError where there were several."""
+        """Raise NoTextError if there was one such cell, InputError if there were several."""
         if self.count == 1:
             raise self.first[0]
         if self.count:
@@ -186,16 +186,16 @@ class NoTextCells:
 
 
 def says_nothing(text: str) -> bool:
-    """Whether a text is empty, invisible, or one of the ways to spell an empty cell."""
+    """Whether a text is empty, invisible, or one of the ways to write "no value"."""
     if not text:
         return True
-    if "가" <= text[0] <= "힣":  # as most begin, and none of the spellings does
+    if "가" <= text[0] <= "힣":  # the fast path: most texts begin so, and no entry of NOTHING does
         return False
     return (len(text) < 12 and folded(text).lower() in NOTHING) or not is_visible(text)
 
 
 def is_visible(text: str) -> bool:
-    """Whether a text has a character that is no space, control, format or lone combining mark."""
+    """Whether a text has a character other than spaces, controls, format and non-spacing marks."""
     return any(
         unicodedata.category(character) != "Mn"
         and unicodedata.category(character)[0] not in "CZ"
@@ -205,5 +205,5 @@ def is_visible(text: str) -> bool:
 
 
 def note(line: str) -> None:
-    """Say on standard error what was understood, and could have been meant otherwise."""
+    """Print a note on standard error about how an ambiguous input was understood."""
     print(f"note: {line}", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""Rows → an .xlsx or .csv file that only its owner may read and that runs nothing when opened.
+"""Rows → an .xlsx or .csv file that only its owner can read and that runs nothing when opened.
 
 In: a path, a header and rows of text and numbers.
-Out: the file, whole or not at all, and always the same bytes. A text that a spreadsheet would take
-for a formula (it begins with =, +, -, @, tab or carriage return) stays text: in .xlsx every text is
-a cell of type text, in .csv an apostrophe is put before it.
+Out: the file, complete or not at all, with the same bytes for the same input. A text that a
+spreadsheet would read as a formula (it begins with =, +, -, @, tab or carriage return) stays text:
+in .xlsx every text is a cell of type text, in .csv an apostrophe is put before it.
 Not supported: cell formats.
 """
 
@@ -23,17 +23,17 @@ from storyflower.common.errors import InputError
 from storyflower.common.files import replacing
 
 SUFFIXES = (".xlsx", ".csv")
-MAX_ROWS = 2**20  # Excel's own
-MAX_UNITS = 32_767  # of UTF-16 in a cell; Excel calls a workbook with more damaged
+MAX_ROWS = 2**20  # Excel's limit
+MAX_UNITS = 32_767  # UTF-16 units in a cell; with more, Excel reports a damaged workbook
 FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")
 Row = Sequence[str | float]
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write a header and rows; text becomes text, an int or a float a number.
+    """Write a header and rows; text becomes text, an int or a float becomes a number.
 
-    Raises InputError for another suffix, for more than an .xlsx can hold, and when the system
-    refuses to write; what was there before then stays.
+    Raises InputError for another suffix, for more than an .xlsx can hold, and if the system refuses
+    to write; an old file then stays unchanged.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -45,13 +45,13 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Row]) -> None:
 
 
 def write_csv(path: Path, part: Path, rows: Iterable[Row]) -> None:
-    # With a byte order mark, without which Excel takes Korean for something else.
+    # With a byte order mark; without it, Excel shows Korean as wrong characters.
     with part.open("w", encoding="utf-8-sig", newline="") as file:
         csv.writer(file).writerows([harmless(cell) for cell in row] for row in rows)
 
 
 def harmless(cell: str | float) -> str | float:
-    """The cell as csv holds it: an apostrophe before what a spreadsheet would run."""
+    """A cell for csv, with an apostrophe before a text that a spreadsheet would run."""
     dangerous = isinstance(cell, str) and cell.startswith(FORMULA_STARTS)
     return f"'{cell}" if dangerous else cell
 
@@ -59,8 +59,8 @@ def harmless(cell: str | float) -> str | float:
 def write_xlsx(path: Path, part: Path, rows: Iterable[Row]) -> None:
     """Write a workbook of one sheet to `part`; messages name `path`.
 
-    xlsxwriter keeps the rows in a file until the end. It lies on the same disk, so that a full one
-    is the one that is named, and in a folder that is the owner's alone.
+    xlsxwriter keeps the rows in a temporary file until the end. That file is on the same disk as
+    the output, so that a disk-full error names the right disk, in a folder only the owner can read.
     """
     options = {"constant_memory": True, "strings_to_numbers": False}
     options |= {"strings_to_formulas": False, "strings_to_urls": False}
@@ -68,7 +68,7 @@ def write_xlsx(path: Path, part: Path, rows: Iterable[Row]) -> None:
         book = xlsxwriter.Workbook(part, {**options, "tmpdir": own})
         book.use_zip64()
         book.set_properties({"created": datetime.datetime(2000, 1, 1)})
-        # As if typed behind an apostrophe
+        # As if typed after an apostrophe
         as_text = book.add_format({"num_format": "@", "quote_prefix": True})
         sheet = book.add_worksheet(worksheet_class=TextSheet)
         for number, row in enumerate(rows):
@@ -87,17 +87,17 @@ def write_xlsx(path: Path, part: Path, rows: Iterable[Row]) -> None:
                     sheet.write_string(number, column, cell, as_text)
         try:
             book.close()
-        except FileCreateError as error:  # around what the system said
+        except FileCreateError as error:  # wraps the system's own error
             raise error.args[0] from None
 
 
 class TextSheet(Worksheet):
-    """Writes a text that begins with <r> and ends with </r> as text, not as the XML it spells."""
+    """Writes a text that begins with <r> and ends with </r> as text, not as XML."""
 
     def _xml_rich_inline_string(self, string: str, attributes: Sequence) -> None:
         self._xml_inline_string(string, True, attributes)
 
 
 def utf16_units(text: str) -> int:
-    """The length of a text as Excel counts it: an emoji is two."""
+    """The length of a text as Excel counts it: characters above U+FFFF, such as emoji, are two."""
     return len(text) + sum(character > "\uffff" for character in text)

@@ -1,14 +1,14 @@
-"""The process in which a workbook is opened, so that a hostile one ends no other.
+"""The separate process that opens a workbook, so that a hostile one cannot harm the main process.
 
-In: the workbook's path as the argument; then, on standard input, the number of the wanted sheet.
-Out: lines of JSON in UTF-8. For each visible worksheet [its name, its first rows], then null; of
-the wanted sheet the other rows, then null. A row is [its number, its cells from column A]; a cell
-is its text ("" for an empty one and for an error such as #N/A; a formula's text is the one that was
-saved with it), or 0 where it holds a number, date or truth value. A file that cannot be read ends
-this with {"refused": why}.
+In: the workbook's path as the argument; then, on standard input, the index of the wanted sheet.
+Out: lines of JSON in UTF-8. First [name, first rows] for each visible worksheet, then null. Then
+the other rows of the wanted sheet, then null. A row is [its number, its cells from column A]. A
+cell is its text ("" for an empty cell or an error such as #N/A; for a formula, the text saved with
+it), or 0 for a number, date or truth value. For a file that cannot be read, the last line is
+{"refused": why}.
 
-read_xlsx.py runs this as a file, not as a module, and it imports nothing of the package: so it
-starts at once, and finds no json.py that lies in the user's folder.
+read_xlsx.py runs this as a script, not as a module, and this file imports nothing from the package.
+So it starts fast, and never imports a json.py from the user's folder.
 """
 
 import json
@@ -30,18 +30,18 @@ from python_calamine import (
     WorksheetNotFound,
 )
 
-MEMORY = 2**30  # bytes; 200,000 dialogues take a third
-SECONDS = 60  # of the processor; 200,000 dialogues take 5
+MEMORY = 2**30  # bytes; 200,000 dialogues need a third of it
+SECONDS = 60  # of processor time; 200,000 dialogues need 5
 MAX_UNPACKED = 2**29  # bytes of a workbook's members; a zip bomb has more
-MAX_TEXT = 2**23  # characters of a row, and of the first rows of all sheets
-MAX_COLUMNS = 2**14  # Excel's own
-MAX_NAME = 100  # characters of a sheet's name; Excel stops at 31
+MAX_TEXT = 2**23  # characters in a row, and in the first rows of all sheets together
+MAX_COLUMNS = 2**14  # Excel's limit
+MAX_NAME = 100  # characters of a sheet's name; Excel allows 31
 HEAD_ROWS = 20  # of each sheet
-# What calamine reads wrongly without a word: the number of a shared text that is no number, which
-# it takes for 0, and a CDATA section, which it leaves out. No workbook has a document type.
+# calamine silently misreads two things: a shared-string index that is not a number is read as 0,
+# and a CDATA section is left out. A document type is refused because no real workbook has one.
 NO_NUMBER = re.compile(b"""t=["']s["'][^<>]{0,80}><v>(?:[0-9]{10}|[0-9]{0,9}[^0-9<])""")
 FOREIGN = (b"<v><![CDATA[", b"<!DOCTYPE")
-OVERLAP = 128  # bytes that one of these takes at most
+OVERLAP = 128  # bytes; no match of the patterns above is longer
 
 DAMAGED = "damaged or truncated workbook; export it again"
 TOO_LARGE = "too large ({}); split it, or save it as .csv"
@@ -51,17 +51,17 @@ UNKNOWN_ERROR = (
 
 
 class Refused(Exception):
-    """Why the file cannot be read and what to do."""
+    """The message says why the file cannot be read and what to do."""
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who waits for this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     for kind, most in (
         (resource.RLIMIT_DATA, MEMORY),
         (resource.RLIMIT_CPU, SECONDS),
-        (resource.RLIMIT_CORE, 0),  # a core file would hold somebody's words
+        (resource.RLIMIT_CORE, 0),  # a core file would contain personal text
     ):
-        with suppress(ValueError, OSError):  # the system refuses, or is stricter
+        with suppress(ValueError, OSError):  # the system refuses, or its limit is already lower
             resource.setrlimit(kind, (most, most))
     try:
         with open(sys.argv[1], "rb") as file:
@@ -70,8 +70,8 @@ def main() -> None:
         say({"refused": str(refused)})
     except MemoryError:
         say({"refused": TOO_LARGE.format(f"it needs over {MEMORY >> 20} MiB of memory")})
-    except BaseException as error:  # such as a panic of calamine's, which is no Exception
-        # Not its own message, which may quote the file
+    except BaseException as error:  # a panic in calamine is not an Exception
+        # Not the error's own message, which may quote the file
         say({"refused": UNKNOWN_ERROR if "cell error" in str(error) else DAMAGED})
 
 
@@ -93,7 +93,7 @@ def answer(file: IO[bytes]) -> None:
 
 
 def refuse_other_formats(file: IO[bytes]) -> None:
-    """Raise Refused when the file's first bytes are not those of an .xlsx."""
+    """Raise Refused if the file's first bytes are not those of an .xlsx."""
     head = file.read(512)
     if head.startswith(b"PK\x03\x04"):
         return
@@ -107,16 +107,16 @@ def refuse_other_formats(file: IO[bytes]) -> None:
 
 
 def check_members(file: IO[bytes]) -> None:
-    """Read the zip through once, since calamine does not see all damage.
+    """Read the whole zip once, because calamine does not detect all damage.
 
-    Raises Refused for a zip bomb, a password, and what no spreadsheet program writes into its zip.
+    Raises Refused for a zip bomb, encryption, or content that no spreadsheet program writes.
     """
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        # zipfile reads no more of a member than is declared here.
+        # zipfile reads no more of a member than the declared size.
         if sum(member.file_size for member in members) > MAX_UNPACKED:
             raise Refused(TOO_LARGE.format(f"it unpacks to over {MAX_UNPACKED >> 20} MiB"))
-        # Some programs write backslashes or other capitals; Excel and calamine do not mind.
+        # Some programs write backslashes or different case; Excel and calamine accept both.
         names = {member.filename.replace("\\", "/").lower() for member in members}
         if "xl/workbook.xml" not in names or len(names) < len(members):
             raise Refused(DAMAGED)
@@ -128,7 +128,7 @@ def check_members(file: IO[bytes]) -> None:
             is_xml = member.filename.lower().endswith((".xml", ".rels"))
             before = b""
             with archive.open(member) as stream:
-                while piece := stream.read(2**18):  # at the end it compares the checksum
+                while piece := stream.read(2**18):  # checks the CRC at the end
                     seen = before + piece
                     if is_xml and (
                         NO_NUMBER.search(seen) or any(foreign in seen for foreign in FOREIGN)
@@ -138,7 +138,7 @@ def check_members(file: IO[bytes]) -> None:
 
 
 def visible_sheets(book: CalamineWorkbook) -> list[Iterator[tuple[int, list]]]:
-    """Say the name and the first rows of each visible worksheet; return the rows that follow."""
+    """Send the name and the first rows of each visible worksheet; return their other rows."""
     sheets = []
     held = 0
     for index, sheet in enumerate(book.sheets_metadata):
@@ -162,10 +162,10 @@ def visible_sheets(book: CalamineWorkbook) -> list[Iterator[tuple[int, list]]]:
 
 
 def rows_of(sheet: CalamineSheet) -> Iterator[tuple[int, list]]:
-    """The rows that hold anything, as the sheet numbers them."""
+    """The rows that are not empty, with the sheet's own numbers."""
     if sheet.start is None:
         return
-    left = sheet.start[1]  # iter_rows begins with row 1, but with the first column that is used
+    left = sheet.start[1]  # iter_rows starts at row 1, but at the first used column
     if left >= MAX_COLUMNS:
         raise Refused(DAMAGED)
     for number, cells in enumerate(sheet.iter_rows(), start=1):

@@ -1,8 +1,8 @@
 """The table of dialogues → the token cache.
 
 In: the table, the label index, the encoder's tokenizer.
-Out: the token arrays (interim/tokens.py), and a report with the share of unknown tokens and of
-dialogues cut to max_len, per split.
+Out: the token arrays (interim/tokens.py), and a report: per split, the share of unknown tokens and
+the share of dialogues cut to max_len.
 """
 
 import sys
@@ -31,11 +31,11 @@ def tokenize(
     target: str,
     max_len: int,
 ) -> dict[str, Any]:
-    """Tokenize every dialogue into the cache folder and write a JSON report; return the report.
+    """Tokenize every dialogue into the folder `output` and write a JSON report; return the report.
 
-    Warns on stderr when over 5% of a split's tokens are [UNK]; raises InputError over 50%, which
-    means that the encoder's vocabulary does not fit the text, and for a max_len that is longer than
-    the encoder can read.
+    Warns on stderr if over 5% of a split's tokens are [UNK]. Raises InputError if over 50% are,
+    because the encoder's vocabulary then does not fit the text, and for a max_len longer than the
+    encoder can read.
     """
     index = LabelIndex.load(labels)
     tokenizer = load_tokenizer(encoder)
@@ -63,7 +63,7 @@ def tokenize(
                 count["cut"] += int(tokens.cut.sum())
         summary: dict[str, Any] = {"max_len": max_len, "pretokenize": tokenizer.pretokenize}
         for split, count in counts.items():
-            # [CLS] and [SEP] are no words, so they do not dilute the share.
+            # Without [CLS] and [SEP], which are never [UNK] and would lower the share.
             words = max(count["tokens"] - 2 * count["dialogues"], 1)
             summary[split] = {
                 **count,

@@ -1,1 +1,1 @@
-"""Text → token ids, exactly as the original stack made them."""
+"""Text → token ids, exactly as in the original notebook's libraries."""

@@ -1,7 +1,7 @@
-"""What every tokenizer shares: blocks of texts, cutting, [CLS] and [SEP].
+"""What all tokenizers share: blocks of texts, cutting, [CLS] and [SEP].
 
 In: texts.
-Out: every text's ids end to end with offsets, [CLS] and [SEP] included.
+Out: the ids of all texts end to end, with offsets, [CLS] and [SEP] included.
 Not supported: padding (batches have none), pairs of texts, a token's place in its text.
 """
 
@@ -14,14 +14,14 @@ import numpy as np
 
 from storyflower.common.errors import InputError
 
-BLOCK = 65_536  # texts encoded at a time, which bounds the memory; more is no faster
+BLOCK = 65_536  # texts encoded at a time, to limit memory; larger blocks are no faster
 
 
 @dataclass(frozen=True)
 class Tokens:
     """Token ids of n texts, ragged."""
 
-    ids: np.ndarray  # (total,) uint16, or int32 for a vocabulary over 65,536; text after text
+    ids: np.ndarray  # (total,) uint16, or int32 for a vocabulary over 65,536
     offsets: np.ndarray  # (n + 1,) int64: text i is ids[offsets[i]:offsets[i + 1]]
     cut: np.ndarray  # (n,) bool: the text was longer than max_len and lost its end
 
@@ -34,7 +34,7 @@ def ends(lengths: np.ndarray) -> np.ndarray:
 
 
 class Tokenizer:
-    """What every vocabulary shares: the special ids, blocks of texts, cutting, [CLS] and [SEP]."""
+    """Base class: the special ids, blocks of texts, cutting, [CLS] and [SEP]."""
 
     pretokenize: str
     cls_id: int
@@ -71,13 +71,13 @@ class Tokenizer:
         )
 
     def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of n texts end to end, (total,), and how many each has, (n,); none cut or added."""
+        """Ids of n texts end to end, (total,), and lengths (n,); not cut, no [CLS] or [SEP]."""
         raise NotImplementedError
 
     def _surround(
         self, ids: np.ndarray, lengths: np.ndarray, max_len: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cut each text to max_len - 2 ids, add [CLS] and [SEP]: ids, lengths (n,), cut (n,)."""
+        """Cut each text to max_len - 2 ids, add [CLS] and [SEP] → ids, lengths (n,), cut (n,)."""
         cut = lengths > max_len - 2
         if cut.any():
             position = np.arange(len(ids)) - np.repeat(ends(lengths)[:-1], lengths)
@@ -98,13 +98,13 @@ class Tokenizer:
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.int32)
 
     def _ragged(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Lists of ids → ids end to end, (total,), and lengths (rows,)."""
+        """Lists of ids → ids end to end, (total,), and lengths, (rows,)."""
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return np.fromiter(chain.from_iterable(rows), self.ids_dtype, lengths.sum()), lengths
 
 
 def find_special(index: Mapping[str, int], tokens: Iterable[str], file: Path) -> list[int]:
-    """Ids of the special tokens; raises InputError for one that the vocabulary lacks."""
+    """Ids of the special tokens; raises InputError if the vocabulary lacks one."""
     for token in tokens:
         if token not in index:
             raise InputError(f"{file}: the vocabulary has no {token}")

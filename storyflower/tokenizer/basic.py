@@ -1,7 +1,7 @@
 """gluonnlp 0.10's BERTBasicTokenizer(lower=False): text → words.
 
-The original notebook did not run SentencePiece on the text: BERTSPTokenizer cuts it into words
-first and runs SentencePiece on each word alone, which gives other ids for most texts.
+The original notebook did not run SentencePiece on whole texts: BERTSPTokenizer first cuts a text
+into words and runs SentencePiece on each word alone. For most texts this gives other ids.
 """
 
 import string
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# The Han ideographs that BERT sets apart: unified, extensions A to E, compatibility.
+# The Han ideographs that BERT makes separate words: unified, extensions A to E, compatibility.
 HAN = (
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),
@@ -23,20 +23,20 @@ HAN = (
     (0xF900, 0xFAFF),
     (0x2F800, 0x2FA1F),
 )
-# str.split takes these for blanks. BERT drops them as control characters and joins what is around.
+# str.split splits at these. BERT drops them as control characters, so the text around them joins.
 FALSE_BLANKS = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"
 
 
 class Spacing(dict):
-    """For str.translate: drops control and format characters, puts blanks around Han and marks.
+    """For str.translate: drops control and format characters; blanks around Han and punctuation.
 
-    Filled as characters are met: at most one entry a code point.
+    A cache, filled when a character first occurs: at most one entry per code point.
     """
 
     def __missing__(self, code: int) -> int | str:
         char = chr(code)
         new: int | str = code
-        if char in "\t\n\r":  # blanks to BERT, though Unicode's category is control
+        if char in "\t\n\r":  # blanks for BERT, although Unicode calls them control characters
             pass
         elif char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf"):
             new = ""
@@ -49,7 +49,7 @@ class Spacing(dict):
 class Stripping(dict):
     """For str.translate after NFD: drops non-spacing marks, puts blanks around punctuation.
 
-    Decomposing can uncover punctuation: U+2260, the sign "not equal", is "=" and a mark.
+    Decomposition can produce punctuation: U+2260, the "not equal" sign, becomes "=" and a mark.
     """
 
     def __missing__(self, code: int) -> int | str:
@@ -67,15 +67,15 @@ SPACING, STRIPPING = Spacing(), Stripping()
 
 
 def is_punctuation(char: str) -> bool:
-    """Unicode's punctuation, and every ASCII mark: also $ + < = > ^ ` | and ~."""
+    """Whether a character is Unicode punctuation or an ASCII symbol, such as $ + < = > ^ ` | ~."""
     return char in string.punctuation or unicodedata.category(char).startswith("P")
 
 
 def basic_clean(text: str) -> str:
-    """The text with its words, as BERT's basic tokenizer sees them, between blanks.
+    """The text with blanks between its words, as BERT's basic tokenizer splits it.
 
-    Source: gluonnlp 0.10, BERTBasicTokenizer(lower=False). That release decomposes (NFD) and drops
-    accents without lower-casing too, unlike Google's and Hugging Face's.
+    Source: gluonnlp 0.10, BERTBasicTokenizer(lower=False). Unlike Google's and Hugging Face's, that
+    release decomposes (NFD) and drops accents even when it does not lower-case.
     """
     return unicodedata.normalize("NFD", text.translate(SPACING)).translate(STRIPPING)
 
@@ -86,19 +86,19 @@ def basic_tokenize(text: str) -> list[str]:
 
 
 def rough_words(texts: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Cut n texts at ASCII's blanks and marks.
+    """Cut n texts at ASCII blanks and punctuation.
 
-    Returns the distinct words, the place of each word of each text among them, (words,), and the
-    (n + 1) ends of the texts among those. basic_tokenize cuts there too, and what is left and right
-    of such a cut never meets, so that it can do the rest on each distinct word alone. Cutting,
-    counting and finding the distinct words is pyarrow's work: a loop here would cost most of all.
+    Returns the distinct words; for each word of all texts, its index in that list, (words,); and
+    the offsets of the texts in these indices, (n + 1,). basic_tokenize cuts at the same places, and
+    never joins text across such a cut, so the rest can be done once for each distinct word. pyarrow
+    does the cutting and finds the distinct words: a Python loop would be the slowest part.
     """
     lines = "\n".join([text.replace("\n", " ") for text in texts])
     for char in FALSE_BLANKS:
         lines = lines.replace(char, "")
     for char in string.punctuation:
         lines = lines.replace(char, f" {char} ")
-    # Trimmed first: the split would give an empty word at an end with blanks.
+    # Trimmed first: blanks at an end would give an empty word.
     trimmed = pc.ascii_trim_whitespace(pa.array(lines.split("\n") if texts else [], pa.string()))
     split = pc.ascii_split_whitespace(trimmed)
     words = split.values.dictionary_encode()
@@ -106,7 +106,7 @@ def rough_words(texts: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray
 
 
 def split_lines(lines: str) -> tuple[list[str], list[int]]:
-    """All words of all lines, and (lines + 1) ends of the lines among them."""
+    """The words of all lines, and the offsets of the lines in them, (lines + 1)."""
     words: list[str] = []
     until = [0]
     for line in lines.split("\n"):

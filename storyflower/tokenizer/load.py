@@ -14,8 +14,8 @@ from storyflower.tokenizer.wordpiece import WordPieceTokenizer
 def load_tokenizer(folder: Path, card: Mapping[str, Any] | None = None) -> Tokenizer:
     """The tokenizer of an encoder's folder.
 
-    `card` says which: `tokenizer: sentencepiece` (spiece.model, with `pretokenize`) or `wordpiece`
-    (vocab.txt). Without one, the folder's card.json says it. Raises InputError.
+    `card` names its kind: `tokenizer: sentencepiece` (spiece.model, with `pretokenize`) or
+    `wordpiece` (vocab.txt). Without `card`, the folder's card.json is read. Raises InputError.
     """
     if card is None:
         card = read_json(folder / "card.json")

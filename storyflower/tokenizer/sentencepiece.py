@@ -1,8 +1,8 @@
-"""A SentencePiece model on words or on whole texts, exactly as the original stack ran it.
+"""A SentencePiece model on words or on whole texts, exactly as the original notebook ran it.
 
-Words repeat, so encoding each distinct word once gives the same ids sooner. The ids are the
-original's with sentencepiece 0.1.98 to 0.2.1. From 0.2.2 on, SentencePiece breaks ties between
-segmentations the other way: about one text in 1,600, mostly long runs of one letter.
+Words repeat, so each distinct word is encoded only once: the same ids, faster. The ids equal the
+original's with sentencepiece 0.1.98 to 0.2.1. Since 0.2.2, SentencePiece breaks ties between
+segmentations the other way; this changes about one text in 1,600, mostly long runs of one letter.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,11 +18,11 @@ PRETOKENIZE = ("bert", "none")
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model, run word by word (`bert`, as the notebook) or on the text (`none`).
+    """A SentencePiece model, run word by word (`bert`, as in the notebook) or on texts (`none`).
 
-    `bert` gives the ids of gluonnlp 0.10's BERTVocab.from_sentencepiece, BERTSPTokenizer with
-    lower=False, and BERTSentenceTransform with pair=False. `none` gives SentencePiece's own ids, as
-    SKT's tokenizer on the hub. With either, "[CLS]" in a text is not the special token.
+    `bert` gives the same ids as gluonnlp 0.10's BERTVocab.from_sentencepiece, BERTSPTokenizer with
+    lower=False, and BERTSentenceTransform with pair=False. `none` gives SentencePiece's own ids,
+    like SKT's tokenizer on the hub. In both, "[CLS]" in a text is not the special token.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class SentencePieceTokenizer(Tokenizer):
         unk_token: str = "[UNK]",
         mask_token: str = "[MASK]",
     ):
-        """Raises InputError when the model cannot be read or lacks a special token."""
+        """Raises InputError if the model cannot be read or lacks a special token."""
         from sentencepiece import SentencePieceProcessor
 
         if pretokenize not in PRETOKENIZE:
@@ -49,7 +49,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise InputError(f"{model}: not a SentencePiece model") from None
         self.pretokenize = pretokenize
         self.vocab_size = len(self._model)
-        # piece_to_id answers an unknown piece with the unknown id, so it cannot be the judge.
+        # Not piece_to_id: for a missing piece it returns the unknown id instead of an error.
         index = {self._model.id_to_piece(row): row for row in range(self.vocab_size)}
         self.cls_id, self.sep_id, self.pad_id, self.unk_id = find_special(
             index, (cls_token, sep_token, pad_token, unk_token), model
@@ -66,12 +66,13 @@ class SentencePieceTokenizer(Tokenizer):
         except UnicodeEncodeError:
             check_utf8(texts)
             raise
-        # A rough word has no newline, and blanks take no part in what basic_clean does to others.
+        # Rough words have no newline, and basic_clean never joins characters across a newline, so
+        # one call can clean all words.
         parts, parts_until = split_lines(basic_clean("\n".join(words)))
         ids, lengths = self._run(parts)
         offsets = ends(lengths)[parts_until]  # of the distinct words' ids
         starts, lengths = offsets[rows], np.diff(offsets)[rows]
-        # Every word of every text takes its ids from the table: `lengths` of them from `starts` on.
+        # Each word of each text takes its ids from this table: `lengths` ids from index `starts`.
         offsets = ends(lengths)
         source = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         return ids[source], np.diff(offsets[until])

@@ -11,16 +11,17 @@ from storyflower.tokenizer.base import Tokenizer, check_utf8, find_special
 
 
 class WordPieceTokenizer(Tokenizer):
-    """A vocab.txt with BERT's basic tokenizer and WordPiece: ids as transformers' BertTokenizer.
+    """A vocab.txt with BERT's basic tokenizer and WordPiece: the same ids as BertTokenizer.
 
-    Unlike with SentencePiece, "[CLS]" in a text is the special token: transformers has it so. Given
-    up: tokens added to the vocabulary, and special tokens that swallow blanks (lstrip, rstrip).
+    Unlike with SentencePiece, "[CLS]" in a text is the special token, as in transformers. Not
+    supported: tokens added to the vocabulary, and special tokens that absorb blanks (lstrip,
+    rstrip).
     """
 
     pretokenize = "bert"
 
     def __init__(self, folder: Path):
-        """Reads vocab.txt and, where present, tokenizer_config.json; raises InputError."""
+        """Reads vocab.txt and, if there is one, tokenizer_config.json; raises InputError."""
         from tokenizers import AddedToken, normalizers, pre_tokenizers
         from tokenizers import Tokenizer as Backend
         from tokenizers.models import WordPiece
@@ -28,7 +29,7 @@ class WordPieceTokenizer(Tokenizer):
         file = folder / "vocab.txt"
         config = read_json(folder / "tokenizer_config.json", missing={})
         try:
-            # Not splitlines: a vocabulary has pieces that are line separators to Python.
+            # Not splitlines: some pieces are characters that Python treats as line separators.
             lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except FileNotFoundError:
             raise InputError(f"{file}: not found") from None

@@ -1,1 +1,1 @@
-"""The mirror of a run in MLflow. The files in reports/ are the truth."""
+"""A copy of each run in MLflow. The files in reports/ remain the source of truth."""

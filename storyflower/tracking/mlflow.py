@@ -1,9 +1,9 @@
-"""A record → a run in MLflow, and the only import of mlflow.
+"""A record → a run in MLflow. Only this module imports mlflow.
 
 In: a record and the folder of its files.
-Out: an MLflow run equal to it. Pushing a record twice changes nothing: a run is found again by
-its key, a metric by its timestamp.
-Not supported: logging that blocks. Every wait is bounded, and a refusal is an exception at once.
+Out: an MLflow run equal to the record. Pushing a record twice changes nothing: a run is recognized
+by its key, a metric by its timestamp.
+Not supported: logging that blocks. Every wait has a limit, and a refusal raises at once.
 """
 
 import json
@@ -19,24 +19,24 @@ from storyflower.common import errors, locks
 from storyflower.tracking.record import KEY_TAG, OUTBOX, Record
 
 LOCKED_SECONDS = 2  # how long a push waits for another program's transaction in a local store
-TURN_SECONDS = 60  # and for another of our processes, which may be making the database
-BATCH = 100  # MLflow's limit of params or tags in one request; metrics may be 1000
+TURN_SECONDS = 60  # how long for another of our processes, which may be creating the database
+BATCH = 100  # MLflow's limit of params or tags per request; for metrics it is 1000
 
 
 def push(record: Record, folder: Path, root: Path) -> None:
-    """Make the MLflow run equal to the record; doing it again changes nothing."""
+    """Make the MLflow run equal to the record; repeating this changes nothing."""
     client, experiment_id = connect(record.experiment, root)
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     runs = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{record.key}'")
     runs.sort(key=lambda run: run.info.run_id)
-    # A server that hung may carry out a request that was given up and redone.
+    # A slow server may still execute a request that timed out and was sent again.
     for twin in runs[1:]:
         client.delete_run(twin.info.run_id)
     if runs:
         run_id, shown = runs[0].info.run_id, runs[0].data.metrics
         ended = record.status == "RUNNING" != runs[0].info.status
-        if ended or runs[0].info.run_name != record.name:  # it goes on, under a new name
+        if ended or runs[0].info.run_name != record.name:  # the run resumes, or has a new name
             client.update_run(run_id, status="RUNNING" if ended else None, name=record.name)
     else:
         tags = {KEY_TAG: record.key}
@@ -61,28 +61,28 @@ def push(record: Record, folder: Path, root: Path) -> None:
         client.log_artifact(run_id, str(folder / name))
     if record.status != "RUNNING":
         client.set_terminated(run_id, record.status, record.end)
-    # Some proxies answer every request with an empty success.
+    # Some proxies answer every request with an empty success, so check that the run is there.
     if client.get_run(run_id).data.tags.get(KEY_TAG) != record.key:
         raise OSError("the server takes the run and does not have it")
 
 
 def connect(experiment: str, root: Path) -> tuple[Any, str]:
-    """An MLflow client and the experiment's id; both are made where they are missing."""
-    # MLflow's own defaults retry for minutes, which can make a run twice, and call home.
+    """An MLflow client and the experiment's id; creates the experiment if it is missing."""
+    # By default, MLflow retries for minutes, which can create a run twice, and sends telemetry.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # we say what is wrong, in one line
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # we report errors in one line
     import logging
 
-    # A new database reports each of its migrations.
+    # Creating a database logs every migration.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri(root)
     server = uri.startswith(("http://", "https://", "databricks"))
-    # Of several processes on a new database all but one fail in its migrations.
+    # If several processes create the same database, all but one fail in its migrations.
     lock = root / OUTBOX.parent / "mlflow.lock"
     held = nullcontext() if server else locks.acquire_free(lock, TURN_SECONDS)
     if held is None:
@@ -99,11 +99,11 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
             )
         if known is not None:
             return client, known.experiment_id
-        # MLflow's default is relative to a working folder that DVC may delete.
+        # MLflow's default is relative to the working folder, which DVC may delete.
         artifacts = (root / "mlartifacts" / experiment).as_uri() if not server else None
         try:
             return client, client.create_experiment(experiment, artifact_location=artifacts)
-        except MlflowException:  # another host made it in the meantime
+        except MlflowException:  # another host may have just created it
             known = client.get_experiment_by_name(experiment)
             if known is None:
                 raise
@@ -111,9 +111,10 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
 
 
 def check_database(uri: str) -> None:
-    """Raise sqlite3.Error at once where MLflow would wait 20 s or more: locked, damaged, read-only.
+    """Raise sqlite3.Error for a locked, damaged or read-only database.
 
-    Does nothing for other stores and for a database that MLflow has yet to make.
+    MLflow itself would wait 20 s or more. Does nothing for other stores, or for a database that
+    does not exist yet.
     """
     scheme, _, path = uri.partition(":///")
     if scheme.startswith("sqlite") and Path(path).exists():
@@ -123,17 +124,17 @@ def check_database(uri: str) -> None:
 
 
 def tracking_uri(root: Path) -> str:
-    """Where runs go: MLFLOW_TRACKING_URI, or a database in the main repository.
+    """Where runs are stored: MLFLOW_TRACKING_URI, or a database in the main repository.
 
-    A relative path is one below the main repository's root: DVC deletes the folder of an experiment
+    A relative path starts at the main repository's root: DVC deletes the folder of an experiment
     that ran with --temp.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     scheme, separator, path = uri.partition(":///")
     if scheme.startswith("sqlite") and separator:
         database = root / path  # an absolute path stays as it is
-        # In an address ? begins the settings, and MLflow's migrations take % for one of theirs.
-        # The path from here, which is below the root, has neither.
+        # In a URI, ? starts the options, and MLflow's migrations interpret %. If the root's path
+        # has one of them, use the path relative to the current folder, which has neither.
         odd = set("?%") & set(str(root))
         return f"{scheme}:///{os.path.relpath(database) if odd else database}"
     path = uri.removeprefix("file:")
@@ -142,16 +143,17 @@ def tracking_uri(root: Path) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """Whether runs go to files on this machine rather than to a server, of MLflow or a database."""
+    """Whether runs go to files on this machine, not to an MLflow or database server."""
     return uri.startswith(("sqlite", "file:")) or ("://" not in uri and uri != "databricks")
 
 
 def one_line(error: Exception) -> str:
-    """The error on one line, without user and password of an address.
+    """The error on one line, without the user and password in a URI.
 
-    It is cut, unless MLflow says what to do: of a database of another version it does, at its end.
+    It is shortened, except if the useful part is long: MLflow's error for a database of another
+    version says at its end what to do.
     """
     text = re.sub(r"//[^/\s]*@", "//", str(error))
-    text = text[max(text.find("Caused by "), 0) :]  # before it, the HTTP client quotes itself
+    text = text[max(text.find("Caused by "), 0) :]  # the HTTP client's own words come before it
     limit = 2000 if "mlflow db upgrade" in text or isinstance(error, OSError) else 200
     return errors.one_line(text or type(error).__name__, limit)

@@ -1,7 +1,7 @@
-"""The record of a run: all that MLflow shall know of it, in one JSON file.
+"""The record of a run: everything that goes to MLflow, in one JSON file.
 
 In: params, tags, metrics with their timestamps, names of files.
-Out: a record in the outbox of the main repository, from which the run in MLflow can be made, now
+Out: a record in the outbox of the main repository, from which the MLflow run can be created, now
 or later.
 """
 
@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "transformers", "sentencepiece", "numpy", "mlflow", "dvc")
 
 @dataclass
 class Record:
-    """All that MLflow shall know of a run. Times are milliseconds since 1970."""
+    """Everything about a run that goes to MLflow. Times are milliseconds since 1970."""
 
     key: str
     experiment: str
@@ -38,7 +38,7 @@ class Record:
     tags: dict[str, str]
     datasets: dict[str, str]  # name → digest
     metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # key, value, ms, step
-    results: list[tuple[str, float, int]] = field(default_factory=list)  # the same without steps
+    results: list[tuple[str, float, int]] = field(default_factory=list)  # key, value, ms
     artifacts: list[str] = field(default_factory=list)  # file names in the outbox folder
     status: str = "RUNNING"  # or FINISHED, FAILED, KILLED
     end: int | None = None
@@ -48,14 +48,14 @@ class Record:
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
     def save(self, path: Path) -> None:
-        """Write the record; a reader sees the old or the new one, never half."""
+        """Write the record; a reader sees the old one or the new one, never a part."""
         write_json(asdict(self), path)
 
 
 def new_record(
     *, experiment: str, params: dict[str, Any], tags: dict[str, str], dataset: Path
 ) -> Record:
-    """A record for a run that starts now; `dataset` is the table whose digest is logged."""
+    """A record for a run that starts now; the digest of the file `dataset` is logged."""
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or git_commit()
     dvc_name = os.environ.get("DVC_EXP_NAME")
     with dataset.open("rb") as file:
@@ -84,17 +84,17 @@ def new_record(
 
 
 def continued(new: Record, saved: dict[str, Any] | None) -> Record:
-    """The record of a run that goes on: key, params and figures of the saved one, the rest new.
+    """The record of a resumed run: the saved record with the name and tags of the new one.
 
-    The name and the tags are new because DVC names an experiment anew at each call.
+    DVC gives an experiment a new name at each call. Without a saved record, returns the new one.
     """
     if saved is None:
         return new
     record = Record(**saved)
-    if not re.fullmatch("[0-9a-f]{32}", record.key):  # it becomes the name of a folder
+    if not re.fullmatch("[0-9a-f]{32}", record.key):  # the key becomes a folder's name
         raise InputError(f"checkpoint: {record.key!r} is not the key of a run; remove its folder")
     waiting = main_root() / OUTBOX / record.key / "record.json"
-    if waiting.exists():  # written at each change, so newer than the checkpoint
+    if waiting.exists():  # written after every change, so newer than the checkpoint
         record = Record.load(waiting)
     record.name, record.tags = new.name, new.tags
     record.status, record.end = "RUNNING", None

@@ -1,7 +1,7 @@
-"""MLflow's pages on this machine, opened where there is something to see.
+"""MLflow's web pages on this machine, with the address of the newest charts.
 
 In: the repository's root and a port.
-Out: a server on 127.0.0.1, in the place of this process, and the address of its newest chart.
+Out: a server on 127.0.0.1 that replaces this process. The charts' address is printed first.
 """
 
 import os
@@ -16,11 +16,11 @@ from storyflower.common.errors import InputError
 from storyflower.tracking.mlflow import tracking_uri
 
 HOST = "127.0.0.1"
-CHARTS = "/#/experiments/{}/runs?compareRunsMode=CHART"  # MLflow's own address of that view
+CHARTS = "/#/experiments/{}/runs?compareRunsMode=CHART"  # MLflow's path for the chart view
 
 
 def serve(root: Path, port: int) -> NoReturn:
-    """Become MLflow's server; raises InputError where the port is taken."""
+    """Replace this process with MLflow's server; raises InputError if the port cannot be used."""
     check_port(port)
     uri = tracking_uri(root)
     print(f"http://{HOST}:{port}{newest_view(uri)}", flush=True)
@@ -42,7 +42,7 @@ def check_port(port: int) -> None:
 
 
 def newest_view(uri: str) -> str:
-    """The path of the charts of the corpus that was trained on last; "/" where there is none."""
+    """The path of the charts for the corpus trained on last; "/" if there is none."""
     path = Path(uri.partition(":///")[2])
     if uri.startswith("sqlite") and path.is_file():
         query = (
@@ -53,6 +53,6 @@ def newest_view(uri: str) -> str:
             with closing(sqlite3.connect(path)) as database:
                 if row := database.execute(query).fetchone():
                     return CHARTS.format(row[0])
-        except sqlite3.Error:  # MLflow itself says what is wrong with it
+        except sqlite3.Error:  # MLflow itself reports the error
             pass
     return "/"

@@ -1,14 +1,14 @@
-"""What a training needs to go on after it died: saved atomically, verified when read.
+"""Checkpoints, from which a killed training resumes: saved atomically, verified when read.
 
 In: the state of the loop.
-Out: one safetensors file a checkpoint, in a folder that belongs to the run's fingerprint (params,
-data, encoder, code, machine), so that a training never goes on from another run's. A file gets
-its name last, and the name holds the checksum of its bytes: what a kill, a full disk or a bad
-cable left behind is never taken for whole. The newest two are kept.
-Not supported: saving in the background. A training waits while it saves, a second or two a
+Out: one safetensors file per checkpoint, in a folder for the run's fingerprint (params, data,
+encoder, code, machine), so that a training never resumes from another run's checkpoint. A file gets
+its final name last, and the name contains the checksum of its bytes: a file damaged by a kill, a
+full disk or a bad cable is never used. The newest two are kept.
+Not supported: saving in the background. Training pauses while it saves, for 1 to 2 seconds per
 gigabyte.
 
-No random state is saved, for randomness is a function of seed, epoch and step (train/fit.py).
+No random state is saved: randomness is a function of seed, epoch and step (train/fit.py).
 """
 
 import hashlib
@@ -37,12 +37,12 @@ KEPT = 2
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context that holds the run's lock and finds the newest.
+    """The checkpoints of one run; a context that holds the run's lock and finds the newest one.
 
-    A folder that cannot be written costs one line of warning, never the training. `saved` is what
-    `more` gave when the newest checkpoint was saved, None where there is none. Of several `ranks`
-    the first one saves; the others only read, and end when the first one has ended. `command` is
-    what starts the run again.
+    If the folder cannot be written, one warning is printed and the training goes on. `saved` is
+    what `more` returned when the newest checkpoint was saved, or None without a checkpoint. With
+    several `ranks`, only the first process saves; the others only read, and end after the first one
+    ends. `command` is the command that resumes the run.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Checkpoints:
         self.minutes = minutes
         self.ranks = ranks
         self.command = command or same_command()
-        self.more: Callable[[], dict[str, Any]] = dict  # what else each checkpoint shall keep
+        self.more: Callable[[], dict[str, Any]] = dict  # returns extra data for each checkpoint
         self.stop = PendingStop()
         self.saved: dict[str, Any] | None = None
         self._newest: Path | None = None
@@ -69,7 +69,7 @@ class Checkpoints:
 
     def __enter__(self) -> Self:
         if not self.ranks.first:
-            self.ranks.wait()  # until the first has taken away what is damaged
+            self.ranks.wait()  # until the first process has removed damaged checkpoints
             self._find()
             return self
         with self._held:
@@ -91,21 +91,21 @@ class Checkpoints:
         self._held.close()
 
     def restore(self, state: State) -> None:
-        """Put the newest checkpoint's content into the state; without one, leave it as it is."""
+        """Load the newest checkpoint into the state; without one, leave the state unchanged."""
         if self._newest is not None:
             state.restore(safetensors.torch.load_file(self._newest), self._numbers)
             if self.ranks.first:
                 print(f"going on from the checkpoint after {state.moment()}", flush=True)
 
     def after_step(self, state: State) -> None:
-        """Save when it is time to, or when a signal asks to stop, which ends the process."""
+        """Save if it is time to; after a stop signal, save and end the process."""
         if not self.ranks.first:
-            return  # a signal reaches the first one too: without it the next sum fails
+            return  # the first process gets the signal too; when it ends, the next sum fails here
         if self.stop or time.monotonic() - self._saved_at >= 60 * self.minutes:
             self.after_epoch(state)
 
     def after_epoch(self, state: State) -> None:
-        """Save; end the process if a signal has asked for it."""
+        """Save; end the process if a stop signal has arrived."""
         if not self.ranks.first:
             return
         saved = self._save(state)
@@ -115,8 +115,8 @@ class Checkpoints:
 
     def _save(self, state: State) -> bool:
         numbers = {**state.numbers(), "fingerprint": self.fingerprint, "more": self.more()}
-        # Where an epoch ends there are two positions, before and after the test accuracy: a later
-        # epoch is always the larger one.
+        # The end of an epoch can be saved twice, before and after scoring. The second position
+        # belongs to the next epoch, so it sorts as the newer one.
         position = f"{state.epoch:05d}{state.step:07d}"
         part = self.folder / f"{position}.part"
         try:
@@ -127,7 +127,7 @@ class Checkpoints:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
                 os.fsync(file.fileno())
             os.replace(part, self.folder / f"{position}-{digest}.safetensors")
-            with suppress(OSError):  # not every file system (Drive) can do this for a folder
+            with suppress(OSError):  # not every file system can sync a folder (Drive cannot)
                 sync_folder(self.folder)
             for old in self._all()[KEPT:]:
                 old.unlink()
@@ -146,7 +146,7 @@ class Checkpoints:
         return sorted(names, key=lambda path: (path.name[:12], path.stat().st_mtime), reverse=True)
 
     def _find(self) -> None:
-        """Look for the newest whole checkpoint of this fingerprint."""
+        """Find the newest undamaged checkpoint of this fingerprint; remove damaged ones."""
         try:
             candidates = self._all()
         except OSError:
@@ -157,7 +157,7 @@ class Checkpoints:
                 if numbers["fingerprint"] == self.fingerprint:
                     self._newest, self._numbers, self.saved = path, numbers, numbers["more"]
                     return
-            except OSError as error:  # Drive is gone, perhaps: the file may be good
+            except OSError as error:  # perhaps Drive is disconnected; the file may be good
                 print(f"warning: checkpoint {path}: {error}", file=sys.stderr)
             except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
                 print(
@@ -181,7 +181,7 @@ class Checkpoints:
 
 
 def read_numbers(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside its tensors; ValueError where its bytes are not its own."""
+    """A checkpoint's content other than tensors; raises ValueError if its checksum is wrong."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(NAME.fullmatch(path.name)[1]):
@@ -191,7 +191,7 @@ def read_numbers(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(facts: dict[str, Any], paths: Iterable[Path]) -> str:
-    """sha256, 64 hex digits, over facts and over the bytes of files and folders."""
+    """sha256, 64 hex digits, of `facts` and of the names and bytes of all files in `paths`."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode())
     for path in paths:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -210,7 +210,7 @@ def same_command() -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
+    """Write a folder's file names to disk, so that they survive a power cut."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

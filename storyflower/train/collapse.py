@@ -1,8 +1,8 @@
-"""A training that learns nothing but how frequent the classes are, said in one line.
+"""Warn about a training that learns only how frequent the classes are.
 
 In: the loss of each step, and an epoch's predictions.
-Out: a line on standard error. A rate that is too high for a corpus drives an encoder there within
-some hundred steps, and no later epoch brings it back.
+Out: one line on standard error. If the learning rate is too high for a corpus, an encoder collapses
+in this way within a few hundred steps, and later epochs do not repair it.
 """
 
 import sys
@@ -10,22 +10,19 @@ import sys
 import numpy as np
 import torch
 
-WINDOW = 100  # steps whose mean is compared
-LATE = 200  # steps behind the warm-up, after which a training has learned something
-LEARNED = 0.98  # of the entropy of the classes: above it, the mean loss is that of their shares
+WINDOW = 100  # steps; their mean loss is compared
+LATE = 200  # steps after the warm-up by which a training has normally learned something
+LEARNED = 0.98  # share of the classes' entropy; a mean loss above it means nothing was learned
 
 
 def note_one_class(predicted: np.ndarray, actual: np.ndarray, epoch: int, rate: float) -> None:
-    """Say so where the predictions of a classifier, (dialogues,), are one class.
-
-    Not where the labels are one class, too.
-    """
+    """Warn if all predictions, (dialogues,), are the same class, but the labels are not."""
     if (predicted == predicted[0]).all() and (actual != actual[0]).any():
         say(f"epoch {epoch} gives all {len(actual)} Validation dialogues one class", rate)
 
 
 class LossWatch:
-    """Compares the loss behind the warm-up with the entropy of the classes, once."""
+    """Compares the loss after the warm-up with the entropy of the classes, once."""
 
     def __init__(self, labels: np.ndarray, warmup: int, rate: float):
         shares = np.unique(np.asarray(labels), return_counts=True)[1] / len(labels)
@@ -35,9 +32,10 @@ class LossWatch:
         self.losses: list[torch.Tensor] = []
 
     def step(self, done: int, loss: torch.Tensor) -> None:
-        """Take the mean loss, (), of the step before which `done` were done; reads it once, late.
+        """Take the mean loss, (), of the step after `done` steps; reads them all once, at the end.
 
-        A training that was resumed within the window is judged by what is left of it.
+        A training that was resumed within the window is judged by the rest of the window, if that
+        is at least half of it.
         """
         if self.last - WINDOW <= done < self.last:
             self.losses.append(loss.detach())

@@ -1,10 +1,10 @@
-"""A CUDA graph for each shape of batch: a training step without its kernel launches.
+"""A CUDA graph for each batch shape, which saves a training step's kernel launches.
 
 In: a function that computes a batch's loss and gradients.
-Out: the same function, recorded once for each shape and then replayed: a step of KoBERT launches
-some 1,500 kernels, and at batch 64 their launches take longer than their arithmetic. Batches of
-few shapes come from TokenArrays.batch.
-Not supported: memory for each shape's activations, which all graphs share.
+Out: the same function, recorded once for each shape and then replayed. A step of KoBERT launches
+about 1,500 kernels, and at batch size 64 the launches take longer than the arithmetic. make_batch
+(model/batch.py) keeps the number of shapes small.
+Not supported: separate memory for each shape's activations; all graphs share one pool.
 """
 
 import sys
@@ -19,11 +19,11 @@ Compute = Callable[[Batch, torch.Tensor], torch.Tensor]
 
 
 class Replayed:
-    """compute(batch, weight), recorded; its result is overwritten by the next call.
+    """compute(batch, weight) as recorded graphs; the next call may overwrite the result.
 
-    `compute` must leave its gradients in the parameters' .grad, which are allocated here, once: a
-    graph writes to the addresses that it was recorded with. Where recording fails, one line says
-    so, and the training goes on without.
+    `compute` must write its gradients to the parameters' existing .grad tensors. They are allocated
+    once, here: a graph always writes to the addresses it was recorded with. If recording fails, one
+    note is printed and the training goes on without new graphs.
     """
 
     def __init__(self, compute: Compute, parameters: Iterable[torch.nn.Parameter]):
@@ -57,12 +57,13 @@ class Replayed:
     ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
         here = torch.cuda.current_stream()
         with (
-            # Recording draws dropout's random numbers twice more; a shape's first batch must not
-            # get others for that, or a resumed training would differ from one in one go.
+            # Recording draws dropout's random numbers two extra times. A shape's first batch must
+            # still get its usual numbers, or a resumed training would differ from an unbroken one.
             torch.random.fork_rng([torch.cuda.current_device()], device_type="cuda"),
-            torch.cuda.stream(here),  # a recording that fails stays on its own stream
+            torch.cuda.stream(here),  # returns to this stream even if recording fails
         ):
-            # A pass outside first: libraries allocate and choose kernels, and no graph may see it.
+            # First a run without recording: libraries allocate memory and choose kernels, and that
+            # must not be part of a graph.
             side = torch.cuda.Stream()
             side.wait_stream(here)
             with torch.cuda.stream(side):

@@ -1,10 +1,10 @@
-"""A part of Training that is held back, to choose an epoch by.
+"""The dev part: rows of Training that are held back, to choose the best epoch.
 
 In: the token arrays of Training and a share.
-Out: which rows are held back: that share of the distinct texts of each class, chosen by a hash of
-the text, so the order of the file does not matter and a few more rows change little. Equal texts
-(after tokenization) are on one side.
-Not supported: texts that differ in little; two that share most of their words may be on two sides.
+Out: which rows are held back: that share of each class's distinct texts. A hash of the text chooses
+them, so the order of the file does not matter, and a few more rows change little. Equal texts
+(after tokenization) are on the same side.
+Not supported: near-duplicates; two texts that share most of their words may be on different sides.
 """
 
 import sys
@@ -14,21 +14,21 @@ import numpy as np
 from storyflower.common.errors import InputError
 from storyflower.interim.tokens import TokenArrays
 
-MOST_IDS = 1 << 20  # of a vocabulary
-BLOCK = 65_536  # rows hashed at a time, which bounds the memory
+MOST_IDS = 1 << 20  # the largest vocabulary
+BLOCK = 65_536  # rows hashed at a time, to limit memory
 
 
 def held_back(tokens: TokenArrays, share: float, seed: int) -> np.ndarray:
-    """bool (rows,): the dev part. Raises InputError where a side would be empty.
+    """bool (rows,): the dev part. Raises InputError if it, or the rest, would be empty.
 
-    Says on standard error how many classes have too few texts to be in it.
+    Prints on standard error how many classes have too few texts to be in the dev part.
     """
     hashes = hash_texts(tokens, seed)
     distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    labels = np.asarray(tokens.labels)[first]  # a text of two classes goes with its first one
+    labels = np.asarray(tokens.labels)[first]  # a text with two classes counts for its first one
     chosen = np.zeros(len(distinct), dtype=bool)
     for label in np.unique(labels):
-        mine = np.flatnonzero(labels == label)  # in the order of the hashes, which is any order
+        mine = np.flatnonzero(labels == label)  # sorted by hash, which is effectively random
         chosen[mine[: round(share * len(mine))]] = True
     dev = chosen[inverse]
     if absent := set(labels.tolist()) - set(labels[chosen].tolist()):
@@ -45,7 +45,7 @@ def held_back(tokens: TokenArrays, share: float, seed: int) -> np.ndarray:
 
 
 def hash_texts(tokens: TokenArrays, seed: int) -> np.ndarray:
-    """uint64 (rows,): equal for equal ids, for others by a chance of some 2**-63 a pair."""
+    """uint64 (rows,): equal for equal ids; else equal with a chance of about 2**-63 per pair."""
     rng = np.random.default_rng(seed)
     of_id = rng.integers(2**64, size=MOST_IDS, dtype=np.uint64)
     of_position = rng.integers(2**64, size=512, dtype=np.uint64) | np.uint64(1)
@@ -61,7 +61,7 @@ def hash_texts(tokens: TokenArrays, seed: int) -> np.ndarray:
 
 
 def take(tokens: TokenArrays, chosen: np.ndarray) -> TokenArrays:
-    """The rows that a mask (rows,) chooses."""
+    """The rows for which the bool mask `chosen`, (rows,), is true."""
     ids = np.asarray(tokens.ids)[np.repeat(chosen, tokens.lengths)]
     offsets = np.concatenate([[0], np.cumsum(tokens.lengths[chosen])])
     return TokenArrays(ids, offsets, np.asarray(tokens.labels)[chosen])

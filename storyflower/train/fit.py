@@ -1,12 +1,12 @@
-"""fit(): the training loop, and nothing but the loop.
+"""fit(): the training loop, and only the loop.
 
 In: a classifier, the token arrays of Training and Validation, the params.
-Out: the trained classifier and one row of history an epoch. As in the original notebook: AdamW,
+Out: the trained classifier and one row of history per epoch. As in the original notebook: AdamW,
 cosine schedule with warm-up from 0, gradient clipping.
 Not supported: padding (the dialogues of a batch lie end to end).
 
-"Train accuracy" is the running one: dropout on, weights moving, each dialogue counted when it was
-trained on. Test accuracy is reported each epoch and never used to choose a checkpoint.
+"Train accuracy" is a running value: dropout on, weights changing, each dialogue counted when it is
+trained on. Test accuracy is reported for each epoch and never used to choose an epoch.
 """
 
 import math
@@ -52,11 +52,11 @@ def fit(
     """Train the model in place and return the history.
 
     `params` are resolved (train/run.py): their learning_rate and optimizer are no longer "auto".
-    `held`, bool (dialogues,), are the rows of `train` that are not trained on but scored like
-    `test`; by them, keep: best and patience choose. `mask_id` is what mask_rate needs. `on_epoch`
-    gets the history so far after each epoch. With `checkpoints` it goes on from the newest one and
-    saves more. Each of several `ranks` trains on its share of every batch, and all return the same.
-    Raises InputError when the loss is no longer finite.
+    `held`, bool (dialogues,), marks the rows of `train` that are not trained on but scored like
+    `test`; keep: best and patience need them. `mask_id` is the id of [MASK], for mask_rate.
+    `on_epoch` gets the history so far after each epoch. With `checkpoints`, training resumes from
+    the newest one and saves more. With several `ranks`, each trains on its share of every batch,
+    and all return the same history. Raises InputError if the loss is no longer finite.
     """
     if held is None and (params.keep == "best" or params.patience):
         raise ValueError("keep: best and patience need rows that are held back")
@@ -67,7 +67,7 @@ def fit(
         checkpoints.restore(state)
     if not ranks.agree([state.epoch, state.step]):
         raise InputError("the processes found different checkpoints; let checkpoint_dir be shared")
-    steps = math.ceil(len(rows) / params.batch_size)  # of an epoch
+    steps = math.ceil(len(rows) / params.batch_size)  # per epoch
     warmup = int(steps * params.num_epochs * params.warmup_ratio)
     train_step = make_step(
         state,
@@ -119,7 +119,7 @@ def fit(
 
 
 def is_over(history: list[Epoch], params: Params) -> bool:
-    """Whether the last `patience` epochs have all failed to be the best on the dev part."""
+    """Whether none of the last `patience` epochs is the best on the dev part."""
     if not (history and params.patience):
         return False
     return len(history) - best_epoch(history) >= params.patience
@@ -132,9 +132,9 @@ def new_state(model: EmotionClassifier, params: Params, placement: Placement) ->
     return State(
         model=model,
         optimizer=make_optimizer(model, params.learning_rate, params.weight_decay, device),
-        # Does nothing unless the precision is fp16, whose small gradients would vanish unscaled.
+        # Only for fp16, in which small gradients become 0 without scaling.
         scaler=torch.amp.GradScaler(device.type, enabled=placement.precision == "fp16"),
-        # Sums live on the device: reading one waits for it, so they are read when shown.
+        # These sums stay on the device: reading one waits for the device, so only for display.
         loss_sum=torch.zeros((), device=device),
         correct=torch.zeros((), dtype=torch.int64, device=device),
     )
@@ -151,9 +151,9 @@ def make_step(
     mask_id: int | None,
     ranks: Ranks,
 ) -> Callable[[np.ndarray], None]:
-    """A function that trains on rows of `train`, (dialogues,): one update, counted in the state.
+    """A function that does one update on rows of `train`, (dialogues,), and counts it in `state`.
 
-    An epoch has `steps` of them; in the first `warmup` the rate rises.
+    An epoch has `steps` updates; the rate rises during the first `warmup` updates of the training.
     """
     device = placement.device
     total = steps * params.num_epochs
@@ -166,9 +166,9 @@ def make_step(
         batch = make_batch(train, mine if len(mine) else rows[:1], device)
         if params.mask_rate:
             batch = hide(batch, params.mask_rate, mask_id)
-        # A process without a dialogue of its own computes one for nothing.
+        # A process without dialogues in this batch computes one with weight 0.
         weight = torch.full((), (len(mine) > 0) / len(rows), device=device)
-        sums = ranks.sum(backward(batch, weight).clone())  # (2,): mean loss, right predictions
+        sums = ranks.sum(backward(batch, weight).clone())  # (2,): mean loss, correct predictions
 
         done = state.epoch * steps + state.step
         rate = params.learning_rate * schedule(done, warmup, total)
@@ -200,9 +200,10 @@ def score_epoch(
     placement: Placement,
     ranks: Ranks,
 ) -> Epoch:
-    """The row of history of an epoch whose steps are done; raises InputError for a lost loss.
+    """The row of history for an epoch whose steps are done.
 
-    `tokens` were trained on. It is `judged` late enough to have learned something.
+    `tokens` is how many tokens it trained on. If `judged`, it is late enough in the training to
+    warn about a model that predicts only one class. Raises InputError if the loss is not finite.
     """
     mean_loss = state.loss_sum.item() / state.seen
     if not math.isfinite(mean_loss):
@@ -234,16 +235,16 @@ def score_epoch(
 
 
 def epoch_order(rows: int, epoch: int, params: Params) -> np.ndarray:
-    """The order of Training in an epoch, (rows,); a function of seed and epoch alone."""
+    """The order of Training's rows in an epoch, (rows,); a function of seed and epoch only."""
     if not params.shuffle:
         return np.arange(rows)
     return np.random.default_rng([params.seed, epoch]).permutation(rows)
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int, device: torch.device) -> None:
-    """Make dropout a function of seed, epoch, step and process: nothing random need be saved."""
+    """Make dropout a function of seed, epoch, step and process: no random state must be saved."""
     value = int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0])
-    # Not torch.manual_seed: that visits every kind of device, which takes longer than a small step.
+    # Not torch.manual_seed: it seeds every type of device, which takes longer than a small step.
     if device.type == "cuda":
         torch.cuda.manual_seed(value)
     elif device.type == "mps":
@@ -255,16 +256,16 @@ def seed_step(seed: int, epoch: int, step: int, rank: int, device: torch.device)
 def make_backward(
     model: nn.Module, scaler: torch.amp.GradScaler, placement: Placement, ranks: Ranks
 ) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
-    """A function that computes the gradients of one batch, in place of those that were there.
+    """A function that computes the gradients of one batch and overwrites the old ones.
 
-    It takes the batch and the weight of each dialogue in the mean, 1 over the global batch's
-    dialogues, or 0. It returns float32 (2,): this process's part of the mean loss, and how many
-    predictions are right.
+    It takes the batch, and each dialogue's weight in the mean: 1 / (dialogues in the global batch),
+    or 0. It returns float32 (2,): this process's part of the mean loss, and its number of correct
+    predictions.
     """
     parameters = list(model.parameters())
 
     def backward(batch: Batch, weight: torch.Tensor) -> torch.Tensor:
-        if graphed:  # a graph writes where it was recorded
+        if graphed:  # a graph writes to the tensors it was recorded with, so keep them
             torch._foreach_zero_([parameter.grad for parameter in parameters])
         else:
             for parameter in parameters:
@@ -272,12 +273,12 @@ def make_backward(
         with placement.autocast():
             logits = model(batch)  # (dialogues, classes)
         loss = nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * weight
-        # DistributedDataParallel divides the sum of the gradients by the processes.
+        # DistributedDataParallel divides the sum of the gradients by the number of processes.
         scaler.scale(loss * ranks.count).backward()
         right = (logits.detach().argmax(dim=-1) == batch.labels).sum() * (weight > 0)
         return torch.stack([loss.detach(), right.float()])
 
-    # DistributedDataParallel's own hooks and a graph do not go together; there are fewer launches
-    # a process then to save, too.
+    # DistributedDataParallel's hooks do not work with a graph. With several processes, a graph
+    # would also save fewer launches per process.
     graphed = placement.device.type == "cuda" and ranks.count == 1
     return Replayed(backward, parameters) if graphed else backward

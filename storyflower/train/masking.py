@@ -1,4 +1,4 @@
-"""Tokens that [MASK] hides while training, so that a model of few rows relies on no single word."""
+"""Random [MASK] tokens in training, so that a model with few rows does not rely on single words."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ from storyflower.model.batch import Batch
 
 
 def hide(batch: Batch, rate: float, mask_id: int) -> Batch:
-    """The batch with each token hidden with probability `rate`; a text's first and last never.
+    """Replace each token by [MASK] with probability `rate`, but never a text's first or last.
 
-    By torch's random state on the batch's device.
+    Returns a new batch. Uses torch's random state on the batch's device.
     """
     inside = (batch.positions > 0) & (batch.positions < batch.lengths[batch.text] - 1)
     hidden = inside & (torch.rand(batch.ids.shape, device=batch.ids.device) < rate)

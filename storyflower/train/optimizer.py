@@ -7,7 +7,7 @@ from torch import nn
 
 
 def schedule(step: int, warmup: int, total: int) -> float:
-    """Share of the peak rate at a step from 0: linear from 0, then half a cosine down to 0.
+    """Share of the peak rate at `step` (from 0): linear from 0 to 1, then half a cosine down to 0.
 
     The same as transformers' get_cosine_schedule_with_warmup, which the notebook used.
     """
@@ -24,19 +24,20 @@ def prepare_update(
     done: int,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Set the learning rate, and for the notebook's optimizer the eps, of the coming update.
+    """Set the learning rate, and for the notebook's optimizer the eps, of the next update.
 
     `notebook` is the AdamW of transformers 3, which adds eps = 1e-6 to the root of v before the
     bias correction, where torch adds it after. At update t the corrected root is
-    sqrt(v) / sqrt(1 - beta2^t), so an eps larger by the same factor is the same arithmetic.
-    `done` steps came before this one.
+    sqrt(v) / sqrt(1 - beta2^t), so an eps larger by the same factor gives the same result.
+    `done` is the number of steps before this one.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
         if name == "notebook":
             update = done + 1
             if scaler.is_enabled():
-                # It skips an update now and then; the optimizer's count waits for the device.
+                # The scaler skips some updates, so read the optimizer's own count, although that
+                # waits for the device.
                 state = optimizer.state.get(group["params"][0], {})
                 update = int(state.get("step", 0)) + 1
             group["eps"] = 1e-6 / math.sqrt(1 - group["betas"][1] ** update)
@@ -45,7 +46,7 @@ def prepare_update(
 def make_optimizer(
     model: nn.Module, learning_rate: float, weight_decay: float, device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW with decay on everything but biases and LayerNorm weights."""
+    """AdamW with weight decay on all parameters except biases and LayerNorm weights."""
     exempt = {
         id(parameter)
         for module in model.modules()

@@ -1,4 +1,4 @@
-"""What a running epoch shows: a bar in a terminal, elsewhere a line now and then."""
+"""The progress of an epoch: a bar in a terminal, elsewhere a line now and then."""
 
 import sys
 import time
@@ -27,7 +27,7 @@ class Progress:
         )
 
     def step(self) -> None:
-        """Count a step; show the running figures when it is time to, which waits for the device."""
+        """Count a step; if it is time to, show the running figures, which waits for the device."""
         self.bar.update()
         now = time.perf_counter()
         if not self.bar.disable and now - self.shown > 1:

@@ -1,10 +1,10 @@
-"""One training run as a whole: fit() with its inputs, its outputs and its mirror in MLflow.
+"""One complete training run: fit() with its inputs, its outputs and its copy in MLflow.
 
 In: the params and the paths of the earlier stages' outputs.
 Out: the classifier, the history, and a record of the run, to which the evaluate stage adds. A run
-that died goes on from its newest checkpoint, and as the same run in MLflow. The finished state
-stays a checkpoint until the evaluate stage discards it: only then has DVC recorded the outputs.
-The loop itself, fit.py, knows neither files nor MLflow.
+that died resumes from its newest checkpoint, and as the same run in MLflow. The final state stays
+as a checkpoint until the evaluate stage discards it: only then has DVC recorded the outputs. The
+loop itself, fit.py, does not handle output files or MLflow.
 """
 
 import json
@@ -49,8 +49,8 @@ def train(
 ) -> None:
     """Train a classifier and write its folder, history.csv and the run's record.
 
-    `lock` is held all the while: two trainings never write the same outputs. Of several processes
-    (torchrun) all train and the first one does everything else.
+    `lock` is held the whole time, so that two trainings never write the same outputs. With several
+    processes (torchrun), all train, and the first one does everything else.
     """
     placement = choose(params.device, params.precision)
     with ExitStack() as open_things, joined(placement.device) as ranks:
@@ -113,23 +113,23 @@ def train(
             with Run(continued(new, checkpoints.saved)) as run:
 
                 def note(rows: list[Epoch]) -> None:
-                    write_history(rows, history)  # our own file first, then its mirror
+                    write_history(rows, history)  # our own file first, then MLflow
                     run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
 
                 checkpoints.more = lambda: asdict(run.record)
                 rows = train_epochs(note)
-                write_history(rows, history)  # again: all epochs may have been in the checkpoint
+                write_history(rows, history)  # needed if all epochs were already in the checkpoint
                 if params.keep == "best":
                     print(f"kept: epoch {best_epoch(rows)}, the best on the dev part", flush=True)
                     run.log_results({"kept_epoch": best_epoch(rows)})
-                # What made the model, but nothing that differs between two equal runs.
+                # The params that made the model, but nothing that differs between two equal runs.
                 facts = {"params": used}
                 save_classifier(network, classifier, encoder=encoder, labels=index, facts=facts)
             run.record.save(record)
 
 
 def machine(placement: Placement) -> dict[str, Any]:
-    """What the same training would give other bytes on another machine for."""
+    """The properties of this machine that can change the bytes of the trained model."""
     if placement.device.type == "cuda":
         processor: Any = torch.cuda.get_device_name(placement.device)
     elif placement.device.type == "cpu":
@@ -141,7 +141,7 @@ def machine(placement: Placement) -> dict[str, Any]:
 
 
 def loaded_code() -> dict[str, str]:
-    """The project's modules that this process has imported, and the sha256 of each."""
+    """The project's modules that this process has imported: name → sha256."""
     return {
         name: checkpoint.fingerprint({}, [Path(module.__file__)])
         for name, module in sorted(sys.modules.items())

@@ -1,4 +1,4 @@
-"""All that the training loop changes, as tensors and numbers that a checkpoint can hold."""
+"""Everything that the training loop changes, as tensors and numbers for a checkpoint."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,25 +11,25 @@ from storyflower.interim.history import Epoch
 
 @dataclass
 class State:
-    """All that the loop changes, and where it stands."""
+    """Everything that the loop changes, and its current position."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    loss_sum: torch.Tensor  # () over the dialogues of this epoch, on the device
-    correct: torch.Tensor  # () int64, likewise
+    loss_sum: torch.Tensor  # () sum over the dialogues of this epoch so far, on the device
+    correct: torch.Tensor  # () int64, the number of correct predictions, likewise
     epoch: int = 0  # from 0
     step: int = 0  # steps of this epoch that are done
-    seen: int = 0  # dialogues of this epoch that were trained on
+    seen: int = 0  # dialogues of this epoch trained on so far
     seconds: float = 0.0  # of training in this epoch
-    history: list[Epoch] = field(default_factory=list)  # of the epochs before
+    history: list[Epoch] = field(default_factory=list)  # of the finished epochs
     best: dict[str, torch.Tensor] = field(default_factory=dict)  # weights of the epoch to keep
 
     def moment(self) -> str:
         return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
 
     def keep(self) -> None:
-        """Remember the weights as they are."""
+        """Copy the current weights to `best`, on the CPU."""
         self.best = {
             name: value.detach().to("cpu", copy=True)
             for name, value in self.model.state_dict().items()
@@ -41,7 +41,7 @@ class State:
         self.correct.zero_()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything of more than one number, on the CPU."""
+        """All tensors of the state, on the CPU."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
@@ -50,13 +50,13 @@ class State:
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
     def numbers(self) -> dict[str, Any]:
-        """The rest, as JSON."""
+        """The rest of the state, as values for JSON."""
         where = {key: getattr(self, key) for key in ("epoch", "step", "seen", "seconds")}
         history = [asdict(row) for row in self.history]
         return {**where, "history": history, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
-        """Become the state that `tensors` and `numbers` were taken of."""
+        """Restore the state from which `tensors` and `numbers` were taken."""
         groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "sum": {}, "best": {}}
         updates: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
@@ -67,7 +67,7 @@ class State:
             else:
                 groups[kind][rest] = value
         self.model.load_state_dict(groups["model"])
-        # The groups' own settings are those of the params; the loop sets the rate at each step.
+        # The groups' settings come from the params; the loop sets the rate at each step.
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": updates, "param_groups": settings})
         self.scaler.load_state_dict(numbers["scaler"])
