@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel
 
-from pretrain import objective
-from pretrain.embeddings import embeddings_from_counts
+from pretrain import embeddings, objective
+from pretrain.embeddings import count_pairs, embeddings_from_counts
 from pretrain.texts import NO_LABEL, Texts
 from pretrain.train import Recipe, pretrain, random_encoder
 from pretrain.vocabulary import MASK_ID, SPECIAL
@@ -181,3 +181,21 @@ def test_tokens_of_the_same_contexts_begin_near_each_other() -> None:
     assert np.linalg.norm(table[10]) == pytest.approx(0.04 * 4, rel=1e-3)
     assert table[59].std() < 0.04  # never seen: random
     assert (table == embeddings_from_counts(tokens, 60, 16, seed=1)).all()
+
+
+def test_counting_in_blocks_is_exact(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 9, 50)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = TokenArrays(rng.integers(0, 20, offsets[-1]), offsets, np.zeros(50, np.int64))
+    expected = np.zeros((20, 20))
+    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+        for left in range(start, end):
+            for right in range(left + 1, min(left + 5, end)):
+                pair = tokens.ids[left], tokens.ids[right]
+                expected[pair] += 1 / (right - left)
+                expected[pair[::-1]] += 1 / (right - left)
+    whole = count_pairs(tokens, 20).toarray()
+    np.testing.assert_allclose(whole, expected, rtol=1e-12)
+    monkeypatch.setattr(embeddings, "BLOCK", 7)
+    assert (count_pairs(tokens, 20).toarray() == whole).all()
