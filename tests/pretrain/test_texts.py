@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -75,36 +76,74 @@ def write_gz(path: Path, rows: list[list[str]], delimiter: str) -> None:
             file.write("".join("\t".join(row) + "\n" for row in rows))
 
 
+RATINGS, EMOTIONS = [["id", "document", "label"]], [["text", "labels"]]
+
+
+def write_corpora(root: Path, ratings: list[list[str]], emotions: list[list[str]]) -> list[str]:
+    """Small files of each corpus; return the command line that reads them into root/new/texts."""
+    write_gz(root / "nsmc/ratings_train.tsv.gz", [*RATINGS, *ratings], "\t")
+    # Some are written with another blank; they are the same review.
+    reviews = [["  ".join(row[1].split(" ", 1))] for row in ratings]
+    write_gz(root / "nsmc/reviews.txt.gz", reviews, "\t")
+    chat = [["Q", "A", "label"], ["배고파,\n정말", "드세요", "0"]]
+    write_gz(root / "chat/ChatbotData.csv.gz", chat, ",")
+    write_gz(root / "goemo/train.tsv.gz", [*EMOTIONS, *emotions], "\t")
+    for split in ("Training", "Validation"):
+        write_workbook(root / f"corpus/{split}.xlsx", dialogue_rows(6, seed=1))
+    places = [f"--{name}={root / name}" for name in ("nsmc", "chat", "goemo", "corpus")]
+    return ["corpora", *places, f"--output={root / 'new/texts'}"]
+
+
 def test_a_tenth_of_the_ratings_is_seen_by_no_task(tmp_path: Path, monkeypatch, capsys) -> None:
     ids = [str(number) for number in range(200)]
     ratings = [[id_, f'평 {id_} "그냥', str(int(id_) % 2)] for id_ in ids]
-    nsmc = tmp_path / "nsmc"
-    write_gz(nsmc / "ratings_train.tsv.gz", [["id", "document", "label"], *ratings], "\t")
-    # Some are written with another blank; they are the same review.
-    write_gz(nsmc / "reviews.txt.gz", [[f'평  {id_} "그냥'] for id_ in ids], "\t")
-    chat = [["Q", "A", "label"], ["배고파,\n정말", "드세요", "0"]]
-    write_gz(tmp_path / "chat/ChatbotData.csv.gz", chat, ",")
-    emotions = [["text", "labels"], ["와", "joy"], ["음", "joy|fear"]]
-    write_gz(tmp_path / "goemo/train.tsv.gz", emotions, "\t")
-    for split in ("Training", "Validation"):
-        write_workbook(tmp_path / f"mine/{split}.xlsx", dialogue_rows(6, seed=1))
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["corpora"]
-        + [f"--{name}={tmp_path / name}" for name in ("nsmc", "chat", "goemo")]
-        + [f"--corpus={tmp_path / 'mine'}", f"--output={tmp_path / 'texts'}"],
-    )
+    emotions = [["와", "joy"], ["음", "joy|fear"]]
+    monkeypatch.setattr(sys, "argv", write_corpora(tmp_path, ratings, emotions))
     corpora.main()
     written = {
         path.name: path.read_text(encoding="utf-8").splitlines()
-        for path in (tmp_path / "texts").iterdir()
+        for path in (tmp_path / "new/texts").iterdir()
     }
     kept = [f'평 {id_} "그냥' for id_ in ids if not corpora.is_test(id_)]
     assert 160 < len(kept) < 195
     assert written["reviews.txt"] == kept
     assert [line.partition("\t")[2] for line in written["ratings.tsv"]] == kept
+    assert {line.partition("\t")[0] for line in written["ratings.tsv"]} == {"부정", "긍정"}
     assert written["chat.txt"] == ["배고파, 정말", "드세요"]
     assert written["goemotions.txt"] == ["와", "음"]
     assert written["goemotions.tsv"] == ["joy\t와"]
     assert len(written["diaries.txt"]) == 18  # two turns of six dialogues, and both together
+
+
+HEADER = b"id\tdocument\tlabel\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("goemo", None, "--goemo .*goemo: no such folder$"),
+        ("nsmc/reviews.txt.gz", None, "reviews.txt.gz: not found; --nsmc names its folder$"),
+        ("nsmc/reviews.txt.gz", b"not gzip", "reviews.txt.gz: damaged or truncated gzip"),
+        ("nsmc/reviews.txt.gz", gzip.compress(b"a" * 9)[:-9], "damaged or truncated gzip"),
+        ("nsmc/reviews.txt.gz", gzip.compress("평".encode("cp949")), "reviews.txt.gz: not utf-8"),
+        ("nsmc/ratings_train.tsv.gz", gzip.compress(HEADER + b"1\ta\t\n"), "row 1: the label must"),
+        ("nsmc/ratings_train.tsv.gz", gzip.compress(HEADER + b"1\ta\t-1\n"), "must be 0 or 1$"),
+        ("nsmc/ratings_train.tsv.gz", gzip.compress(HEADER + b"a" * 200_000), "as a table"),
+        ("goemo/train.tsv.gz", gzip.compress(b"text\tlabels\na\t\n"), "row 1: no label"),
+        ("new", b"", "--output: .* is a file; name another"),
+    ],
+)
+def test_a_corpus_that_cannot_be_used(tmp_path: Path, monkeypatch, name, content, expected) -> None:
+    words = write_corpora(tmp_path, [["1", "평", "0"]], [["와", "joy"]])
+    monkeypatch.setattr(sys, "argv", words)
+    path = tmp_path / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=expected) as error:
+        corpora.main()
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "new/texts").exists()
