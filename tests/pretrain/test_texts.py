@@ -30,6 +30,35 @@ def test_distinct_texts_in_order_with_the_label_of_the_first_task(tmp_path: Path
     assert texts.tasks == [2, 2]
 
 
+def test_a_task_has_the_whole_name_of_its_file(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("v1.good.tsv", "v1.felt.tsv.gz", "a/v1.good.tsv.gz")]
+    (tmp_path / "a").mkdir()
+    for file, label in zip(files, ("좋음", "기쁨", "나쁨"), strict=True):
+        content = f"{label}\t하나 {label}\n다른 것\t둘 {label}\n".encode()
+        file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+    assert list(read_texts(files[:2]).classes) == ["v1.felt", "v1.good"]
+    with pytest.raises(InputError, match="its task is v1.good, as that of .*v1.good.tsv; rename"):
+        read_texts(files)
+
+
+def test_labels_are_shown_with_their_counts_and_no_text_is(tmp_path: Path, capsys) -> None:
+    lines = ["좋음\t하나", "좋음\t둘", "나쁨\t셋", "나쁨\t넷", "나쁜\t다섯", "남음\t하나"]
+    (tmp_path / "rated.tsv").write_text("\n".join(lines), encoding="utf-8")
+    read_texts([tmp_path / "rated.tsv"])
+    out, err = capsys.readouterr()
+    assert out.endswith("rated.tsv: 4 labels: 나쁜 1, 나쁨 2, 남음 0, 좋음 2\n")
+    assert "at most one text has the label 나쁜, 남음; is it misspelled?" in err
+    assert not any(text in out + err for text in ("하나", "둘", "셋", "넷", "다섯"))
+
+
+@pytest.mark.parametrize("name", ["none.txt", "folder.txt"])
+def test_what_is_no_file_is_refused_before_any_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "a.txt").write_bytes(b"")  # would be refused for its content
+    with pytest.raises(InputError, match=f"{name}: not "):
+        read_texts([tmp_path / "a.txt", tmp_path / name])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
