@@ -20,7 +20,8 @@ from pretrain import embeddings, objective
 from pretrain.embeddings import count_pairs, embeddings_from_counts
 from pretrain.texts import NO_LABEL, Texts
 from pretrain.train import Recipe, pretrain, random_encoder
-from pretrain.vocabulary import MASK_ID, SPECIAL
+from pretrain.vocabulary import MASK_ID, SPECIAL, train_vocabulary
+from storyflower.common.errors import InputError
 from storyflower.encoder import prepare
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model.batch import make_batch
@@ -132,6 +133,18 @@ def test_a_killed_pretraining_ends_with_the_same_bytes(tmp_path: Path) -> None:
         record["facts"] = document
     assert resumed == whole
     shutil.rmtree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("texts", "pieces", "expected"),
+    [
+        (["하나", "둘"], 6, r"--pieces 6: the characters of these texts alone need \d+; raise it$"),
+        (["\u200b"], 200, "too little text for a vocabulary"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be(tmp_path: Path, texts, pieces, expected) -> None:
+    with pytest.raises(InputError, match=expected):
+        train_vocabulary(texts, tmp_path / "spiece.model", pieces=pieces, seed=0)
 
 
 def test_masking_hides_what_it_should() -> None:
