@@ -8,8 +8,9 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from pretrain.recipe import Recipe
 from pretrain.texts import read_texts
-from pretrain.train import CHECKPOINTS, Recipe, pretrain
+from pretrain.train import CHECKPOINTS, pretrain
 from storyflower.common.errors import InputError, exit_with_line
 
 HELP = {

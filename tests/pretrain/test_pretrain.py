@@ -1,14 +1,15 @@
 """Texts → an encoder folder: what it holds, that it learns, and that a kill loses nothing."""
 
 import json
+import math
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel
 
-from pretrain import embeddings, objective
+from pretrain import embeddings, loop, objective
 from pretrain.embeddings import count_pairs, embeddings_from_counts
 from pretrain.texts import NO_LABEL, Texts
 from pretrain.train import Recipe, pretrain, random_encoder
@@ -48,13 +49,22 @@ def some_texts(labelled: bool = True) -> Texts:
     texts = Texts(label_of=dict.fromkeys(sentences(600), NO_LABEL))
     if labelled:
         texts.classes = {"noun": {noun: number for number, noun in enumerate(NOUNS)}}
-        for text in list(texts.label_of)[::2]:
+        for text in list(texts.label_of)[::3]:
             texts.label_of[text] = texts.classes["noun"][text.split()[1]]
     return texts
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What a pretraining wrote, without the seconds that it took."""
+    found: dict[str, Any] = files(folder)
+    found["pretraining.json"] = document = json.loads(found["pretraining.json"])
+    for row in document["epochs"]:
+        del row["seconds"]
+    return found
 
 
 def test_zero_steps_write_random_weights_that_the_encoder_stage_takes(tmp_path: Path) -> None:
@@ -72,14 +82,98 @@ def test_zero_steps_write_random_weights_that_the_encoder_stage_takes(tmp_path: 
     assert model.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+def epochs_of(folder: Path) -> list[dict]:
+    """The rows of pretraining.json, which must hold no NaN."""
+    text = (folder / "pretraining.json").read_text(encoding="utf-8")
+    return json.loads(text, parse_constant=pytest.fail)["epochs"]
+
+
 def test_it_learns_tokens_and_labels(tmp_path: Path, capsys) -> None:
     pretrain(some_texts(), RECIPE, tmp_path / "mine", checkpoint_root=tmp_path / "checkpoints")
-    epochs = json.loads((tmp_path / "mine/pretraining.json").read_text())["epochs"]
-    assert epochs[0]["test_loss"] > epochs[-1]["test_loss"]
-    assert epochs[-1]["test_loss"] < 2.5  # ln 200 is 5.3; of single tokens' frequencies over 3
+    epochs = epochs_of(tmp_path / "mine")
+    first, last = epochs[0], epochs[-1]
+    assert first["held_out_loss"] > last["held_out_loss"]
+    assert last["held_out_loss"] < 2.5  # ln 200 is 5.3; of single tokens' frequencies over 3
+    for name in ("label_loss", "held_out_label_loss"):  # ln 3 is 1.1
+        assert first[name] > last[name] and last[name] < 0.5
+    assert sum(row["steps"] for row in epochs) == RECIPE.steps
+    assert last["steps"] < first["steps"] and last["tokens"] < first["tokens"]  # 60 steps end there
+    assert f"epoch 1: loss {first['loss']:.4f}, label loss " in capsys.readouterr().out
     assert not list((tmp_path / "checkpoints").glob("*/*.safetensors"))  # the result is there
     states = AutoModel.from_pretrained(tmp_path / "mine", dtype=torch.float32)
     assert all(torch.isfinite(value).all() for value in states.state_dict().values())
+
+
+def test_each_epoch_counts_anew(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=30, rate=1e-9)
+    pretrain(some_texts(), recipe, tmp_path / "mine", checkpoint_root=tmp_path / "checkpoints")
+    first, second = epochs_of(tmp_path / "mine")[:2]
+    for name in ("loss", "label_loss"):
+        assert first[name] == pytest.approx(second[name], rel=0.1)
+
+
+def test_without_a_label_there_is_no_label_loss(tmp_path: Path) -> None:
+    pretrain(
+        some_texts(labelled=False), replace(RECIPE, steps=1), tmp_path / "mine",
+        checkpoint_root=tmp_path / "checkpoints",
+    )  # fmt: skip
+    (row,) = epochs_of(tmp_path / "mine")
+    assert row["label_loss"] is row["held_out_label_loss"] is None
+
+
+@pytest.mark.parametrize("name", ["loss", "label loss"])
+def test_a_loss_that_is_no_number_ends_it_and_writes_nothing(
+    tmp_path: Path, monkeypatch, name: str
+) -> None:
+    original = objective.PretrainingModel.forward
+
+    def lost(model: objective.PretrainingModel, masked: objective.Masked) -> tuple:
+        token_loss, label_loss, logits = original(model, masked)
+        if name == "loss":
+            return token_loss + math.nan, label_loss, logits
+        return token_loss, label_loss + math.nan, logits  # its gradients are finite
+
+    monkeypatch.setattr(objective.PretrainingModel, "forward", lost)
+    with pytest.raises(InputError, match=rf"^epoch 1: {name} nan; lower --rate \(0.005\)$"):
+        pretrain(some_texts(), RECIPE, tmp_path / "mine", checkpoint_root=tmp_path / "checkpoints")
+    assert [path.name for path in tmp_path.iterdir() if "mine" in path.name] == []
+
+
+@pytest.mark.parametrize("lost", [(math.nan, 0.0, 0.0), (0.0, 0.0, math.inf)])
+def test_the_texts_held_out_tell_of_the_last_update(tmp_path: Path, monkeypatch, lost) -> None:
+    monkeypatch.setattr(loop, "score", lambda *_: lost)
+    with pytest.raises(InputError, match="^epoch 1, texts held out: (label )?loss (nan|inf); "):
+        pretrain(some_texts(), RECIPE, tmp_path / "mine", checkpoint_root=tmp_path / "checkpoints")
+
+
+def test_a_run_that_died_while_scoring_loses_no_row(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Its checkpoint is of the very last step, in the middle of an epoch."""
+    root = tmp_path / "checkpoints"
+    pretrain(some_texts(), RECIPE, tmp_path / "whole", checkpoint_root=root)
+    left = len(epochs_of(tmp_path / "whole"))
+    original = loop.score
+
+    def score(*arguments) -> tuple:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    def again() -> None:
+        pretrain(
+            some_texts(), RECIPE, tmp_path / "mine", checkpoint_root=root, checkpoint_minutes=1e-9
+        )
+
+    monkeypatch.setattr(loop, "score", score)
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    capsys.readouterr()
+    again()
+    last = epochs_of(tmp_path / "whole")[-1]
+    said = f"going on from the checkpoint after step {last['steps']} of epoch {last['epoch']}\n"
+    assert said in capsys.readouterr().out
+    assert contents(tmp_path / "mine") == contents(tmp_path / "whole")
 
 
 def test_start_goes_on_from_a_folders_weights_with_its_vocabulary(tmp_path: Path) -> None:
@@ -88,14 +182,12 @@ def test_start_goes_on_from_a_folders_weights_with_its_vocabulary(tmp_path: Path
     recipe = replace(RECIPE, steps=20, rate=1e-4)
     start = tmp_path / "first"
     pretrain(some_texts(), recipe, tmp_path / "second", start=start, checkpoint_root=root)
-    first, second = (
-        json.loads((tmp_path / name / "pretraining.json").read_text())["epochs"]
-        for name in ("first", "second")
-    )
-    assert second[-1]["test_loss"] < first[0]["test_loss"]
+    first, second = (epochs_of(tmp_path / name) for name in ("first", "second"))
+    assert second[-1]["held_out_loss"] < first[0]["held_out_loss"]
     assert files(start)["spiece.model"] == files(tmp_path / "second")["spiece.model"]
 
 
+@pytest.mark.slow
 def test_a_killed_pretraining_ends_with_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "plain.txt").write_text("\n".join(sentences(600)), encoding="utf-8")
     words = [sys.executable, "-m", "pretrain", tmp_path / "plain.txt", "--checkpoint-minutes"]
@@ -115,24 +207,15 @@ def test_a_killed_pretraining_ends_with_the_same_bytes(tmp_path: Path) -> None:
 
     assert start("whole", "5").wait() == 0
     killed = start("killed", "0.0003")
-    found = tmp_path.glob("checkpoints-killed/*/*.safetensors")
     while not any(tmp_path.glob("checkpoints-killed/*/*.safetensors")) and killed.poll() is None:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed").exists()
-    assert list(found)
     again = start("killed", "5")
     said, _ = again.communicate()
     assert again.returncode == 0 and "going on from the checkpoint after step" in said
-    whole, resumed = files(tmp_path / "whole"), files(tmp_path / "killed")
-    for record in (whole, resumed):
-        document = json.loads(record.pop("pretraining.json"))
-        for row in document["epochs"]:
-            del row["seconds"]
-        record["facts"] = document
-    assert resumed == whole
-    shutil.rmtree(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
