@@ -8,6 +8,9 @@ Not supported: several processes.
 """
 
 import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from pretrain.objective import PretrainingModel
 from pretrain.recipe import Recipe
 from pretrain.texts import Texts
 from pretrain.vocabulary import MAX_SENTENCES, SPECIAL, train_vocabulary
+from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.common.files import json_text, replacing
 from storyflower.interim import checkpoint_folders
@@ -36,6 +40,7 @@ from storyflower.train.dev import take
 
 HEADS = "heads.safetensors"
 CHECKPOINTS = Path(".storyflower/pretrain")
+VOCABULARY, RECORD = "spiece.model", "pretraining.json"
 CARD = {"tokenizer": "sentencepiece", "pretokenize": "bert"}
 MOST_HELD_OUT = 2000  # texts that are scored and never trained on; a fiftieth of fewer
 
@@ -49,58 +54,103 @@ def pretrain(
     checkpoint_root: Path = CHECKPOINTS,
     checkpoint_minutes: float = 5,
 ) -> None:
-    """Write an encoder folder; an old one is replaced when the new one is whole.
+    """Write an encoder folder; that of an earlier pretraining is replaced by the whole new one.
 
     `start` is a folder whose vocabulary and weights are taken on; the optimizer begins anew. With
-    0 steps the weights are random, as BertConfig draws them. Raises InputError.
+    0 steps the weights are random, as BertConfig draws them. A process that writes the same output
+    is waited for. Raises InputError.
     """
+    check_output(output)
     placement = choose("auto", recipe.precision)
-    with replacing() as beside:
-        folder = beside(output)
-        folder.mkdir()
-        vocabulary = folder / "spiece.model"
-        if start:
-            vocabulary.write_bytes((start / "spiece.model").read_bytes())
-        else:
-            every = -(-len(texts) // MAX_SENTENCES)
-            sample = list(texts.label_of)[::every]
-            train_vocabulary(sample, vocabulary, pieces=recipe.pieces, seed=recipe.seed)
-        size = load_tokenizer(folder, CARD).vocab_size
-        torch.manual_seed(recipe.seed)
-        encoder = read_encoder(start) if start else random_encoder(recipe, size)
-        document: dict[str, Any] = {"recipe": asdict(recipe), "texts": len(texts)}
-        if recipe.steps:
-            train, held_out = split(encode(texts, folder, recipe))
-            facts = {**document, "device": str(placement), "tokens": digest(train)}
-            name = fingerprint(facts, [vocabulary, *([start] if start else [])])
-            with Checkpoints(
-                checkpoint_root, name, checkpoint_minutes, command="the same command"
-            ) as checkpoints:
-                if not start and checkpoints.saved is None:
-                    table = embeddings_from_counts(train, size, recipe.hidden, seed=recipe.seed)
-                    encoder.get_input_embeddings().weight.data.copy_(torch.from_numpy(table))
-                model = PretrainingModel(encoder, texts.tasks)
-                if start:
-                    load_heads(model, start)
-                history = fit(
-                    model,
-                    train=train,
-                    held_out=held_out,
-                    recipe=recipe,
-                    placement=placement,
-                    checkpoints=checkpoints,
-                )
-            save_file(heads_of(model), folder / HEADS)
-            document |= {
-                "tokens": len(train.ids),
-                "tasks": {task: len(labels) for task, labels in texts.classes.items()},
-                "device": str(placement),
-                "epochs": [asdict(row) for row in history],
-            }
-        encoder.to("cpu", torch.float16).save_pretrained(folder)
-        (folder / "pretraining.json").write_text(json_text(document), encoding="utf-8")
-    if recipe.steps:  # the result is there
-        checkpoint_folders.discard(checkpoint_root, name[: checkpoint_folders.SAYS_WHICH])
+    with held_alone(output):
+        with replacing() as beside:
+            folder = beside(output)
+            folder.mkdir()
+            encoder = take_on(start, folder, recipe) if start else begin(texts, folder, recipe)
+            document: dict[str, Any] = {"recipe": asdict(recipe), "texts": len(texts)}
+            if recipe.steps:
+                train, held_out = split(encode(texts, folder, recipe))
+                facts = {**document, "device": str(placement), "tokens": digest(train)}
+                paths = [folder / VOCABULARY, *([start] if start else [])]
+                run = fingerprint(facts, paths)
+                with Checkpoints(
+                    checkpoint_root, run, checkpoint_minutes, command="the same command"
+                ) as checkpoints:
+                    if not start and checkpoints.saved is None:
+                        set_embeddings(encoder, train, recipe.seed)
+                    model = PretrainingModel(encoder, texts.tasks)
+                    if start:
+                        load_heads(model, start)
+                    history = fit(
+                        model,
+                        train=train,
+                        held_out=held_out,
+                        recipe=recipe,
+                        placement=placement,
+                        checkpoints=checkpoints,
+                    )
+                save_file(heads_of(model), folder / HEADS)
+                document |= {
+                    "tokens": len(train.ids),
+                    "tasks": {task: len(labels) for task, labels in texts.classes.items()},
+                    "device": str(placement),
+                    "epochs": [asdict(row) for row in history],
+                }
+            encoder.to("cpu", torch.float16).save_pretrained(folder)
+            (folder / RECORD).write_text(json_text(document), encoding="utf-8")
+        if recipe.steps:  # the result is there
+            checkpoint_folders.discard(checkpoint_root, run[: checkpoint_folders.SAYS_WHICH])
+
+
+def check_output(output: Path) -> None:
+    """Raise InputError for an output that is not there to be written or replaced."""
+    if output.name in ("", ".."):
+        raise InputError(f"--output {output}: name a new folder, such as {output / 'encoder'}")
+    if not output.parent.is_dir():
+        raise InputError(f"--output {output}: no folder {output.parent}; make it first")
+    if output.is_dir():
+        if any(output.iterdir()) and not (output / RECORD).is_file():
+            raise InputError(
+                f"--output {output}: holds something else than a pretraining, which would be "
+                "lost; name a new folder"
+            )
+    elif output.exists() or output.is_symlink():
+        raise InputError(f"--output {output}: not a folder; name a new one")
+
+
+@contextmanager
+def held_alone(output: Path) -> Iterator[None]:
+    """Hold the output's lock; no file of it stays, for DVC hashes all that lies in encoders/."""
+    lock = locks.beside(output)
+    with locks.acquire(lock, f"pretrains {output}"):
+        try:
+            yield
+        finally:
+            for path in (lock.with_suffix(".pid"), lock):
+                with suppress(OSError):  # Windows keeps a file that is open
+                    path.unlink()
+
+
+def begin(texts: Texts, folder: Path, recipe: Recipe) -> PreTrainedModel:
+    """Write a vocabulary for the texts; return random weights."""
+    every = -(-len(texts) // MAX_SENTENCES)
+    sample = list(texts.label_of)[::every]
+    train_vocabulary(sample, folder / VOCABULARY, pieces=recipe.pieces, seed=recipe.seed)
+    torch.manual_seed(recipe.seed)
+    return random_encoder(recipe, load_tokenizer(folder, CARD).vocab_size)
+
+
+def take_on(start: Path, folder: Path, recipe: Recipe) -> PreTrainedModel:
+    """Copy a start's vocabulary; return its encoder."""
+    shutil.copyfile(start / VOCABULARY, folder / VOCABULARY)
+    torch.manual_seed(recipe.seed)
+    return read_encoder(start)
+
+
+def set_embeddings(encoder: PreTrainedModel, tokens: TokenArrays, seed: int) -> None:
+    """Let the embeddings begin where the counts of the tokens put them."""
+    weight = encoder.get_input_embeddings().weight
+    weight.data.copy_(torch.from_numpy(embeddings_from_counts(tokens, *weight.shape, seed=seed)))
 
 
 def heads_of(model: PretrainingModel) -> dict[str, torch.Tensor]:

@@ -2,14 +2,14 @@
 
 import json
 import math
-import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,52 +19,15 @@ from transformers import AutoModel
 
 from pretrain import embeddings, loop, objective
 from pretrain.embeddings import count_pairs, embeddings_from_counts
-from pretrain.texts import NO_LABEL, Texts
-from pretrain.train import Recipe, pretrain, random_encoder
+from pretrain.train import pretrain, random_encoder
 from pretrain.vocabulary import MASK_ID, SPECIAL, train_vocabulary
+from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.encoder import prepare
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model.batch import make_batch
+from tests.pretrain.support import RECIPE, contents, epochs_of, files, sentences, some_texts
 from tests.support import ROOT, environment_of
-
-RECIPE = Recipe(
-    steps=60, pieces=200, layers=1, hidden=32, heads=2, batch_tokens=512, rate=5e-3, warmup=10,
-    precision="fp32",
-)  # fmt: skip
-NOUNS = {"밥": ("먹었다", "지었다"), "책": ("읽었다", "썼다"), "노래": ("불렀다", "들었다")}
-
-
-def sentences(count: int) -> list[str]:
-    """Sentences in which each word says much about the others."""
-    rng = random.Random(0)
-    nouns = [rng.choice(list(NOUNS)) for _ in range(count)]
-    return [
-        f"{number % 97}번 {noun} {noun} {rng.choice(NOUNS[noun])}"
-        for number, noun in enumerate(nouns)
-    ]
-
-
-def some_texts(labelled: bool = True) -> Texts:
-    texts = Texts(label_of=dict.fromkeys(sentences(600), NO_LABEL))
-    if labelled:
-        texts.classes = {"noun": {noun: number for number, noun in enumerate(NOUNS)}}
-        for text in list(texts.label_of)[::3]:
-            texts.label_of[text] = texts.classes["noun"][text.split()[1]]
-    return texts
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """What a pretraining wrote, without the seconds that it took."""
-    found: dict[str, Any] = files(folder)
-    found["pretraining.json"] = document = json.loads(found["pretraining.json"])
-    for row in document["epochs"]:
-        del row["seconds"]
-    return found
 
 
 def test_zero_steps_write_random_weights_that_the_encoder_stage_takes(tmp_path: Path) -> None:
@@ -80,12 +43,6 @@ def test_zero_steps_write_random_weights_that_the_encoder_stage_takes(tmp_path: 
     assert document["mask_id"] == MASK_ID
     model = AutoModel.from_pretrained(tmp_path / "encoder")
     assert model.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=0.1)
-
-
-def epochs_of(folder: Path) -> list[dict]:
-    """The rows of pretraining.json, which must hold no NaN."""
-    text = (folder / "pretraining.json").read_text(encoding="utf-8")
-    return json.loads(text, parse_constant=pytest.fail)["epochs"]
 
 
 def test_it_learns_tokens_and_labels(tmp_path: Path, capsys) -> None:
@@ -136,7 +93,7 @@ def test_a_loss_that_is_no_number_ends_it_and_writes_nothing(
     monkeypatch.setattr(objective.PretrainingModel, "forward", lost)
     with pytest.raises(InputError, match=rf"^epoch 1: {name} nan; lower --rate \(0.005\)$"):
         pretrain(some_texts(), RECIPE, tmp_path / "mine", checkpoint_root=tmp_path / "checkpoints")
-    assert [path.name for path in tmp_path.iterdir() if "mine" in path.name] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
 @pytest.mark.parametrize("lost", [(math.nan, 0.0, 0.0), (0.0, 0.0, math.inf)])
@@ -228,6 +185,53 @@ def test_a_killed_pretraining_ends_with_the_same_bytes(tmp_path: Path) -> None:
 def test_a_vocabulary_that_cannot_be(tmp_path: Path, texts, pieces, expected) -> None:
     with pytest.raises(InputError, match=expected):
         train_vocabulary(texts, tmp_path / "spiece.model", pieces=pieces, seed=0)
+
+
+@pytest.mark.parametrize("output", [".", "..", "a/.."])
+def test_the_folder_that_one_works_in_is_no_output(tmp_path: Path, monkeypatch, output) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pretraining.json").touch()
+    with pytest.raises(InputError, match=f"^--output {re.escape(output)}: name a new folder, such"):
+        pretrain(some_texts(), replace(RECIPE, steps=0), Path(output))
+
+
+@pytest.mark.parametrize("output", ["none/mine", "full", "file", "link"])
+def test_an_output_that_would_be_lost_is_refused(tmp_path: Path, monkeypatch, output: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/diary.txt").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=f"^--output {re.escape(output)}: [^\n]*$"):
+        pretrain(some_texts(), replace(RECIPE, steps=0), Path(output))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_and_an_earlier_pretraining_are_replaced(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=0)
+    (tmp_path / "mine").mkdir()
+    pretrain(some_texts(), recipe, tmp_path / "mine")
+    before = files(tmp_path / "mine")
+    pretrain(some_texts(), replace(recipe, seed=1), tmp_path / "mine")
+    assert files(tmp_path / "mine") != before
+
+
+def test_two_runs_with_one_output_take_turns(tmp_path: Path, capsys) -> None:
+    output, said = tmp_path / "mine", ""
+    second = threading.Thread(
+        target=pretrain, args=(some_texts(), replace(RECIPE, steps=0), output)
+    )
+    with locks.acquire(locks.beside(output), "holds it"):
+        second.start()
+        deadline = time.monotonic() + 20
+        while "waiting: process" not in said and time.monotonic() < deadline:
+            time.sleep(0.01)
+            said += capsys.readouterr().err
+        assert f"pretrains {output}; this one goes on when that has ended" in said
+        assert not output.with_name("mine.part").exists()
+    second.join(20)
+    assert (output / "pretraining.json").exists()
 
 
 def test_masking_hides_what_it_should() -> None:
