@@ -9,7 +9,8 @@ Not supported: several processes.
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,17 +33,19 @@ from storyflower.common.errors import InputError
 from storyflower.common.files import json_text, replacing
 from storyflower.interim import checkpoint_folders
 from storyflower.interim.tokens import TokenArrays
-from storyflower.model.device import choose
+from storyflower.model.device import Placement, choose
 from storyflower.model.folder import read_encoder
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train.checkpoint import Checkpoints, fingerprint
-from storyflower.train.dev import take
+from storyflower.train.dev import hash_texts, take
+from storyflower.train.run import loaded_code, machine
 
 HEADS = "heads.safetensors"
 CHECKPOINTS = Path(".storyflower/pretrain")
 VOCABULARY, RECORD = "spiece.model", "pretraining.json"
 CARD = {"tokenizer": "sentencepiece", "pretokenize": "bert"}
-MOST_HELD_OUT = 2000  # texts that are scored and never trained on; a fiftieth of fewer
+MOST_HELD_OUT = 2000  # texts that are scored and never trained on
+HELD_OUT = 50  # and of fewer texts, one in so many
 
 
 def pretrain(
@@ -69,10 +72,12 @@ def pretrain(
             encoder = take_on(start, folder, recipe) if start else begin(texts, folder, recipe)
             document: dict[str, Any] = {"recipe": asdict(recipe), "texts": len(texts)}
             if recipe.steps:
-                train, held_out = split(encode(texts, folder, recipe))
-                facts = {**document, "device": str(placement), "tokens": digest(train)}
-                paths = [folder / VOCABULARY, *([start] if start else [])]
-                run = fingerprint(facts, paths)
+                train, held_out = split(encode(texts, folder, recipe.max_len))
+                facts = {**document, "tasks": texts.classes}
+                facts |= {"train": digest(train), "held_out": digest(held_out)}
+                run = run_fingerprint(
+                    facts, placement, [folder / VOCABULARY, *([start] if start else [])]
+                )
                 with Checkpoints(
                     checkpoint_root, run, checkpoint_minutes, command="the same command"
                 ) as checkpoints:
@@ -153,6 +158,17 @@ def set_embeddings(encoder: PreTrainedModel, tokens: TokenArrays, seed: int) -> 
     weight.data.copy_(torch.from_numpy(embeddings_from_counts(tokens, *weight.shape, seed=seed)))
 
 
+def run_fingerprint(facts: Mapping[str, Any], placement: Placement, paths: Iterable[Path]) -> str:
+    """Says of two runs that they end with the same weights."""
+    own = {
+        name: fingerprint({}, [Path(module.__file__)])
+        for name, module in sorted(sys.modules.items())
+        if name.startswith("pretrain.")
+    }
+    code = {**loaded_code(), **own}
+    return fingerprint({**facts, "machine": machine(placement), "code": code}, paths)
+
+
 def heads_of(model: PretrainingModel) -> dict[str, torch.Tensor]:
     """What the encoder does without, for a pretraining that goes on from it; float16."""
     return {
@@ -193,15 +209,38 @@ def random_encoder(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
     return BertModel(config, add_pooling_layer=False)
 
 
-def encode(texts: Texts, folder: Path, recipe: Recipe) -> TokenArrays:
-    tokens = load_tokenizer(folder, CARD).encode(list(texts.label_of), recipe.max_len)
-    return TokenArrays(tokens.ids, tokens.offsets, texts.labels)
+def encode(texts: Texts, folder: Path, max_len: int) -> TokenArrays:
+    """The texts as the folder's vocabulary cuts them, without those that have nothing to learn.
+
+    Of a text of invisible characters alone, say, no token could be hidden.
+    """
+    tokens = load_tokenizer(folder, CARD).encode(list(texts.label_of), max_len)
+    if count := int(tokens.cut.sum()):
+        print(
+            f"{count:,} of {len(texts):,} texts are longer than --max-len {max_len}: they are cut"
+        )
+    arrays = TokenArrays(tokens.ids, tokens.offsets, texts.labels)
+    known = np.logical_or.reduceat(tokens.ids >= len(SPECIAL), tokens.offsets[:-1])
+    if known.all():
+        return arrays
+    count = int((~known).sum())
+    print(f"{count:,} of {len(texts):,} texts have no token of the vocabulary: they are left out")
+    return take(arrays, known)
 
 
 def split(tokens: TokenArrays) -> tuple[TokenArrays, TokenArrays]:
-    """(what is trained on, what is only scored): every n-th text, 2,000 at most."""
-    every = max(50, len(tokens) // MOST_HELD_OUT)
-    held_out = np.arange(len(tokens)) % every == every - 1
-    if not held_out.any():
-        raise InputError(f"{len(tokens)} texts are too few to train on; expected at least 50")
+    """(what is trained on, what is only scored): 2,000 texts at most, of fewer a fiftieth.
+
+    A hash of the tokens chooses, among the texts whose tokens no other text has: so no text is on
+    both sides, and neither the seed nor the order of the files decides. But a dialogue that was
+    joined into one text may share its sentences with its turns, which are texts, too.
+    """
+    _, first, count = np.unique(hash_texts(tokens, 0), return_index=True, return_counts=True)
+    chosen = first[count == 1][: min(MOST_HELD_OUT, len(tokens) // HELD_OUT)]
+    if not len(chosen):
+        raise InputError(
+            f"{len(tokens)} texts are too few to train on; expected at least {HELD_OUT}"
+        )
+    held_out = np.zeros(len(tokens), dtype=bool)
+    held_out[chosen] = True
     return take(tokens, ~held_out), take(tokens, held_out)

@@ -1,5 +1,6 @@
 """Texts → an encoder folder: what it holds, that it learns, and that a kill loses nothing."""
 
+import itertools
 import json
 import math
 import re
@@ -17,8 +18,9 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel
 
-from pretrain import embeddings, loop, objective
+from pretrain import embeddings, loop, objective, train
 from pretrain.embeddings import count_pairs, embeddings_from_counts
+from pretrain.texts import NO_LABEL, Texts
 from pretrain.train import pretrain, random_encoder
 from pretrain.vocabulary import MASK_ID, SPECIAL, train_vocabulary
 from storyflower.common import locks
@@ -232,6 +234,87 @@ def test_two_runs_with_one_output_take_turns(tmp_path: Path, capsys) -> None:
         assert not output.with_name("mine.part").exists()
     second.join(20)
     assert (output / "pretraining.json").exists()
+
+
+class Told(Exception):
+    """Holds the fingerprint of a run that was about to begin."""
+
+
+def run_of(tmp_path: Path, monkeypatch, texts: Texts, **changes: object) -> str:
+    def tell(_: Path, fingerprint: str, *__: object, **___: object) -> None:
+        raise Told(fingerprint)
+
+    monkeypatch.setattr(train, "Checkpoints", tell)
+    with pytest.raises(Told) as told:
+        pretrain(texts, replace(RECIPE, **changes), tmp_path / "mine")
+    return str(told.value)
+
+
+def test_whatever_decides_makes_it_another_run(tmp_path: Path, monkeypatch) -> None:
+    runs = [run_of(tmp_path, monkeypatch, some_texts())]
+    assert run_of(tmp_path, monkeypatch, some_texts()) == runs[0]
+    runs.append(run_of(tmp_path, monkeypatch, some_texts(), rate=1e-3))
+    renamed = some_texts()
+    renamed.classes = {"word": renamed.classes["noun"]}
+    runs.append(run_of(tmp_path, monkeypatch, renamed))
+    renamed.classes = {"noun": {f"{noun}!": n for noun, n in some_texts().classes["noun"].items()}}
+    runs.append(run_of(tmp_path, monkeypatch, renamed))
+    for name in ("machine", "loaded_code"):
+        original = getattr(train, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(train, name, lambda *about, f=original: {**f(*about), "torch": "0.1"})
+            runs.append(run_of(tmp_path, monkeypatch, some_texts()))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["pretrain.embeddings"], "__file__", __file__)
+        runs.append(run_of(tmp_path, monkeypatch, some_texts()))
+    original = train.split
+    with monkeypatch.context() as patch:  # other texts held out of the same training texts
+        patch.setattr(train, "split", lambda tokens: (original(tokens)[0], tokens))
+        runs.append(run_of(tmp_path, monkeypatch, some_texts()))
+    assert len(set(runs)) == len(runs)
+
+
+def token_arrays(rows: list[np.ndarray]) -> TokenArrays:
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return TokenArrays(np.concatenate(rows), offsets, np.zeros(len(rows), np.int64))
+
+
+def rows_of(tokens: TokenArrays) -> set[bytes]:
+    return {tokens.ids[a:b].tobytes() for a, b in itertools.pairwise(tokens.offsets)}
+
+
+@pytest.mark.parametrize(("count", "expected"), [(100, 2), (103_999, 2000)])
+def test_what_is_held_out(count: int, expected: int) -> None:
+    """At most 2,000 texts, equal ones on one side, whatever their order."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 40, length) for length in rng.integers(3, 6, count)]  # many are equal
+    trained_on, held_out = train.split(token_arrays(rows))
+    assert len(held_out) == expected and len(trained_on) == count - expected
+    assert not rows_of(trained_on) & rows_of(held_out)
+    other_order = token_arrays([rows[index] for index in rng.permutation(count)])
+    assert rows_of(train.split(other_order)[1]) == rows_of(held_out)
+
+
+def test_texts_without_a_known_token_are_left_out_and_cut_ones_counted(
+    tmp_path: Path, capsys
+) -> None:
+    pretrain(some_texts(), replace(RECIPE, steps=0), tmp_path / "mine")
+    texts = some_texts()
+    count = len(texts)
+    texts.label_of |= {"\u200b": 1, " ".join(sentences(9)): 2}
+    tokens = train.encode(texts, tmp_path / "mine", 32)
+    assert len(tokens) == count + 1
+    assert tokens.labels[-1] == 2 and tokens.lengths[-1] == 32
+    assert capsys.readouterr().out == (
+        f"1 of {count + 2} texts are longer than --max-len 32: they are cut\n"
+        f"1 of {count + 2} texts have no token of the vocabulary: they are left out\n"
+    )
+
+
+def test_too_few_texts(tmp_path: Path) -> None:
+    texts = Texts(label_of=dict.fromkeys(sentences(600)[:49], NO_LABEL))
+    with pytest.raises(InputError, match="^49 texts are too few to train on; expected at least 50"):
+        pretrain(texts, RECIPE, tmp_path / "mine", checkpoint_root=tmp_path / "none")
 
 
 def test_masking_hides_what_it_should() -> None:
