@@ -40,9 +40,9 @@ class Texts:
         return np.fromiter(self.label_of.values(), np.int64, len(self))
 
     @property
-    def tasks(self) -> list[int]:
-        """How many labels each task has, in the order of their numbers."""
-        return [len(labels) for labels in self.classes.values()]
+    def tasks(self) -> dict[str, list[str]]:
+        """Task → its labels, in the order of their numbers."""
+        return {task: list(labels) for task, labels in self.classes.items()}
 
 
 def read_texts(files: Sequence[Path]) -> Texts:

@@ -10,15 +10,15 @@ Not supported: several processes.
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 from transformers.utils import logging
 
@@ -26,24 +26,22 @@ from pretrain.embeddings import embeddings_from_counts
 from pretrain.loop import fit
 from pretrain.objective import PretrainingModel
 from pretrain.recipe import Recipe
+from pretrain.start import HEADS, digest_start, load_heads, read_start, save_heads
 from pretrain.texts import Texts
-from pretrain.vocabulary import MAX_SENTENCES, SPECIAL, train_vocabulary
+from pretrain.vocabulary import CARD, MAX_SENTENCES, SPECIAL, train_vocabulary
 from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.common.files import json_text, replacing
 from storyflower.interim import checkpoint_folders
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model.device import Placement, choose
-from storyflower.model.folder import read_encoder
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train.checkpoint import Checkpoints, fingerprint
 from storyflower.train.dev import hash_texts, take
 from storyflower.train.run import loaded_code, machine
 
-HEADS = "heads.safetensors"
 CHECKPOINTS = Path(".storyflower/pretrain")
 VOCABULARY, RECORD = "spiece.model", "pretraining.json"
-CARD = {"tokenizer": "sentencepiece", "pretokenize": "bert"}
 MOST_HELD_OUT = 2000  # texts that are scored and never trained on
 HELD_OUT = 50  # and of fewer texts, one in so many
 
@@ -59,9 +57,10 @@ def pretrain(
 ) -> None:
     """Write an encoder folder; that of an earlier pretraining is replaced by the whole new one.
 
-    `start` is a folder whose vocabulary and weights are taken on; the optimizer begins anew. With
-    0 steps the weights are random, as BertConfig draws them. A process that writes the same output
-    is waited for. Raises InputError.
+    `start` is a folder (pretrain/start.py) whose vocabulary, shape, weights and heads are taken on;
+    the optimizer begins anew. With 0 steps they are written as they are; without a start, the
+    weights are random then, as BertConfig draws them. A process that writes the same output is
+    waited for. Raises InputError.
     """
     check_output(output)
     placement = choose("auto", recipe.precision)
@@ -69,23 +68,26 @@ def pretrain(
         with replacing() as beside:
             folder = beside(output)
             folder.mkdir()
-            encoder = take_on(start, folder, recipe) if start else begin(texts, folder, recipe)
+            if start:
+                encoder, recipe = take_on(start, folder, recipe)
+            else:
+                encoder = begin(texts, folder, recipe)
             document: dict[str, Any] = {"recipe": asdict(recipe), "texts": len(texts)}
+            if start:
+                document["start"] = {"folder": start.resolve().name, "sha256": digest_start(start)}
             if recipe.steps:
                 train, held_out = split(encode(texts, folder, recipe.max_len))
-                facts = {**document, "tasks": texts.classes}
+                facts = {**document, "tasks": texts.tasks}
                 facts |= {"train": digest(train), "held_out": digest(held_out)}
-                run = run_fingerprint(
-                    facts, placement, [folder / VOCABULARY, *([start] if start else [])]
-                )
+                run = run_fingerprint(facts, placement, folder)
                 with Checkpoints(
                     checkpoint_root, run, checkpoint_minutes, command="the same command"
                 ) as checkpoints:
                     if not start and checkpoints.saved is None:
                         set_embeddings(encoder, train, recipe.seed)
-                    model = PretrainingModel(encoder, texts.tasks)
-                    if start:
-                        load_heads(model, start)
+                    model = PretrainingModel(encoder, list(map(len, texts.tasks.values())))
+                    if start and checkpoints.saved is None:
+                        load_heads(model, texts.tasks, start)
                     history = fit(
                         model,
                         train=train,
@@ -94,13 +96,17 @@ def pretrain(
                         placement=placement,
                         checkpoints=checkpoints,
                     )
-                save_file(heads_of(model), folder / HEADS)
+                check_weights(model)
+                save_heads(model, texts.tasks, folder)
                 document |= {
                     "tokens": len(train.ids),
-                    "tasks": {task: len(labels) for task, labels in texts.classes.items()},
+                    "tasks": {task: len(labels) for task, labels in texts.tasks.items()},
                     "device": str(placement),
                     "epochs": [asdict(row) for row in history],
                 }
+            elif start and (start / HEADS).is_file():
+                shutil.copyfile(start / HEADS, folder / HEADS)
+            check_weights(encoder)
             encoder.to("cpu", torch.float16).save_pretrained(folder)
             (folder / RECORD).write_text(json_text(document), encoding="utf-8")
         if recipe.steps:  # the result is there
@@ -145,11 +151,19 @@ def begin(texts: Texts, folder: Path, recipe: Recipe) -> PreTrainedModel:
     return random_encoder(recipe, load_tokenizer(folder, CARD).vocab_size)
 
 
-def take_on(start: Path, folder: Path, recipe: Recipe) -> PreTrainedModel:
-    """Copy a start's vocabulary; return its encoder."""
+def take_on(start: Path, folder: Path, recipe: Recipe) -> tuple[PreTrainedModel, Recipe]:
+    """Copy a start's vocabulary; return its encoder, and the recipe with its shape."""
+    encoder = read_start(start, recipe.max_len)
     shutil.copyfile(start / VOCABULARY, folder / VOCABULARY)
-    torch.manual_seed(recipe.seed)
-    return read_encoder(start)
+    torch.manual_seed(recipe.seed)  # for heads that begin anew
+    config = encoder.config
+    shape = {
+        "pieces": config.vocab_size,
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "heads": config.num_attention_heads,
+    }
+    return encoder, replace(recipe, **shape)
 
 
 def set_embeddings(encoder: PreTrainedModel, tokens: TokenArrays, seed: int) -> None:
@@ -158,33 +172,17 @@ def set_embeddings(encoder: PreTrainedModel, tokens: TokenArrays, seed: int) -> 
     weight.data.copy_(torch.from_numpy(embeddings_from_counts(tokens, *weight.shape, seed=seed)))
 
 
-def run_fingerprint(facts: Mapping[str, Any], placement: Placement, paths: Iterable[Path]) -> str:
-    """Says of two runs that they end with the same weights."""
+def run_fingerprint(facts: Mapping[str, Any], placement: Placement, folder: Path) -> str:
+    """Says of two runs that they end with the same weights; the folder holds the vocabulary."""
     own = {
         name: fingerprint({}, [Path(module.__file__)])
         for name, module in sorted(sys.modules.items())
         if name.startswith("pretrain.")
     }
     code = {**loaded_code(), **own}
-    return fingerprint({**facts, "machine": machine(placement), "code": code}, paths)
-
-
-def heads_of(model: PretrainingModel) -> dict[str, torch.Tensor]:
-    """What the encoder does without, for a pretraining that goes on from it; float16."""
-    return {
-        name: value.to("cpu", torch.float16).contiguous()
-        for name, value in model.state_dict().items()
-        if not name.startswith("encoder.")
-    }
-
-
-def load_heads(model: PretrainingModel, folder: Path) -> None:
-    """Take on the heads of a folder, if it has any, as far as they are of the same shape."""
-    if (folder / HEADS).is_file():
-        own = model.state_dict()
-        saved = load_file(folder / HEADS)
-        fitting = {k: v for k, v in saved.items() if k in own and v.shape == own[k].shape}
-        model.load_state_dict(fitting, strict=False)
+    return fingerprint(
+        {**facts, "machine": machine(placement), "code": code}, [folder / VOCABULARY]
+    )
 
 
 def digest(tokens: TokenArrays) -> str:
@@ -193,6 +191,16 @@ def digest(tokens: TokenArrays) -> str:
     for array in (tokens.ids, tokens.offsets, tokens.labels):
         result.update(np.ascontiguousarray(array).data)
     return result.hexdigest()
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise InputError for weights that 16 bits cannot hold, or that are no numbers."""
+    for name, value in model.state_dict().items():
+        if not value.to(torch.float16).isfinite().all():
+            raise InputError(
+                f"{name}: a weight is no number, or too large for 16 bits; lower --rate, or name "
+                "another --start"
+            )
 
 
 def random_encoder(recipe: Recipe, vocabulary: int) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from storyflower.common.errors import InputError, one_line
 from storyflower.tokenizer.basic import basic_tokenize
 
 SPECIAL = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")  # KoBERT's ids 0..4
+CARD = {"tokenizer": "sentencepiece", "pretokenize": "bert"}  # how a vocabulary is to be read
 MASK_ID = SPECIAL.index("[MASK]")
 MAX_SENTENCES = 200_000  # texts that the trainer sees, at about 2 kB each
 

@@ -135,17 +135,6 @@ def test_a_run_that_died_while_scoring_loses_no_row(tmp_path: Path, monkeypatch,
     assert contents(tmp_path / "mine") == contents(tmp_path / "whole")
 
 
-def test_start_goes_on_from_a_folders_weights_with_its_vocabulary(tmp_path: Path) -> None:
-    root = tmp_path / "checkpoints"
-    pretrain(some_texts(), RECIPE, tmp_path / "first", checkpoint_root=root)
-    recipe = replace(RECIPE, steps=20, rate=1e-4)
-    start = tmp_path / "first"
-    pretrain(some_texts(), recipe, tmp_path / "second", start=start, checkpoint_root=root)
-    first, second = (epochs_of(tmp_path / name) for name in ("first", "second"))
-    assert second[-1]["held_out_loss"] < first[0]["held_out_loss"]
-    assert files(start)["spiece.model"] == files(tmp_path / "second")["spiece.model"]
-
-
 @pytest.mark.slow
 def test_a_killed_pretraining_ends_with_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "plain.txt").write_text("\n".join(sentences(600)), encoding="utf-8")

@@ -27,7 +27,7 @@ def test_distinct_texts_in_order_with_the_label_of_the_first_task(tmp_path: Path
     assert list(texts.label_of) == ["하나", "둘", "셋", "넷", "다섯"]
     assert texts.classes == {"felt": {"기쁨": 0, "슬픔": 1}, "rated": {"나쁨": 2, "좋음": 3}}
     assert texts.labels.tolist() == [NO_LABEL, 3, NO_LABEL, 2, 1]  # 둘 was rated first
-    assert texts.tasks == [2, 2]
+    assert texts.tasks == {"felt": ["기쁨", "슬픔"], "rated": ["나쁨", "좋음"]}
 
 
 def test_a_task_has_the_whole_name_of_its_file(tmp_path: Path) -> None:
