@@ -3,7 +3,6 @@
 import csv
 import gzip
 import shutil
-import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from pretrain import corpora
 from pretrain.texts import NO_LABEL, read_texts
 from storyflower.common.errors import InputError
-from tests.support import ROOT, dialogue_rows, environment_of, write_workbook
+from tests.support import dialogue_rows, write_workbook
 
 
 def test_distinct_texts_in_order_with_the_label_of_the_first_task(tmp_path: Path) -> None:
@@ -79,21 +78,6 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, name, content, expected) -> 
     with pytest.raises(InputError, match="^[^\n]*$") as error:
         read_texts([tmp_path / name])
     assert name in str(error.value) and expected in str(error.value)
-
-
-def test_the_command_ends_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("하나".encode("cp949") + b"\n\xff")
-    words = [sys.executable, "-m", "pretrain", tmp_path / "a.txt", "--steps", "1"]
-    done = subprocess.run(
-        [*words, "--output", tmp_path / "mine"],
-        cwd=ROOT,
-        env=environment_of(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert not (tmp_path / "mine").exists()
 
 
 def write_gz(path: Path, rows: list[list[str]], delimiter: str) -> None:
