@@ -7,6 +7,8 @@ to the power 0.75 as in Levy, Goldberg & Dagan 2015). From random embeddings a m
 spends its first thousands of steps on the frequencies of single tokens.
 """
 
+import math
+
 import numpy as np
 import scipy.sparse
 from sklearn.utils.extmath import randomized_svd
@@ -14,6 +16,8 @@ from sklearn.utils.extmath import randomized_svd
 from storyflower.interim.tokens import TokenArrays
 
 WINDOW = 4  # tokens to each side; at a distance of d a pair counts 1 / d
+UNIT = math.lcm(*range(1, WINDOW + 1))  # in parts of 1 / UNIT all counts are whole: sums are exact
+BLOCK = 65_536  # texts counted at a time, which bounds the memory
 SMOOTHING = 0.75  # power of the contexts' counts: rare contexts say too much without it
 ROW_NORM = 0.04  # of a row, divided by the root of its length: BERT's embeddings begin at 0.02
 
@@ -22,17 +26,7 @@ def embeddings_from_counts(
     tokens: TokenArrays, vocabulary: int, size: int, *, seed: int
 ) -> np.ndarray:
     """(vocabulary, size) float32; a token that no text has gets a random row."""
-    ids = np.asarray(tokens.ids, dtype=np.int64)
-    text = np.repeat(np.arange(len(tokens)), tokens.lengths)
-    counts = scipy.sparse.csr_matrix((vocabulary, vocabulary), dtype=np.float64)
-    for distance in range(1, WINDOW + 1):
-        same = text[distance:] == text[:-distance]
-        left, right = ids[:-distance][same], ids[distance:][same]
-        weights = np.full(len(left), 1 / distance)
-        counts += scipy.sparse.coo_matrix(
-            (weights, (left, right)), shape=(vocabulary, vocabulary)
-        ).tocsr()
-    counts = (counts + counts.T).tocoo()
+    counts = count_pairs(tokens, vocabulary).tocoo()
     token = np.asarray(counts.sum(axis=1)).ravel()
     context = token**SMOOTHING
     information = np.log(counts.data * context.sum() / (token[counts.row] * context[counts.col]))
@@ -52,3 +46,20 @@ def embeddings_from_counts(
     table[seen] = 0
     table[seen, :rank] = (vectors[seen].T / norms[seen]).T * ROW_NORM * np.sqrt(size)
     return table.astype(np.float32)
+
+
+def count_pairs(tokens: TokenArrays, vocabulary: int) -> scipy.sparse.csr_matrix:
+    """(vocabulary, vocabulary): how often two tokens stand near each other, in either order."""
+    counts = scipy.sparse.csr_matrix((vocabulary, vocabulary), dtype=np.float64)
+    for start in range(0, len(tokens), BLOCK):
+        offsets = np.asarray(tokens.offsets[start : start + BLOCK + 1])
+        ids = np.asarray(tokens.ids[offsets[0] : offsets[-1]]).astype(np.int32)
+        text = np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
+        for distance in range(1, WINDOW + 1):
+            same = text[distance:] == text[:-distance]
+            left, right = ids[:-distance][same], ids[distance:][same]
+            weights = np.full(len(left), UNIT // distance, dtype=np.float64)
+            counts += scipy.sparse.coo_matrix(
+                (weights, (left, right)), shape=(vocabulary, vocabulary)
+            ).tocsr()
+    return (counts + counts.T) / UNIT

@@ -32,10 +32,11 @@ class Masked:
 
 
 def mask(batch: Batch, share: float, vocabulary: int) -> Masked:
-    """Hide a share of the tokens, by torch's random state; never a special one, at least one.
+    """Hide about a share of the ordinary tokens, by torch's random state; at least one of them.
 
-    Their number is a multiple of 32 where there are so many: a matrix library on a CPU prepares
-    itself anew for each shape.
+    Ordinary are all but the five special ones, so [UNK] is not; the batch must have one. From 32 on
+    their number is rounded down to a multiple of 32: a matrix library on a CPU prepares itself anew
+    for each shape.
     """
     ids = batch.ids
     inside = batch.text < len(batch.first)  # the texts that fill up come last

@@ -3,13 +3,16 @@
 In: .txt files with one text a line, and .tsv files with a label, a tab and a text a line; either
 may be compressed (.gz), all are utf-8.
 Out: distinct texts in the order of the files; of a text that a .tsv has, its label, too. The name
-of a .tsv is that of its task; a text has one task at most, the first that names it.
+of a .tsv, without .tsv or .tsv.gz, is that of its task; a text has one label of one task at most,
+the first that it is given.
 """
 
 import gzip
+import sys
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,46 +40,85 @@ class Texts:
         return np.fromiter(self.label_of.values(), np.int64, len(self))
 
     @property
-    def tasks(self) -> list[int]:
-        """How many labels each task has, in the order of their numbers."""
-        return [len(labels) for labels in self.classes.values()]
+    def tasks(self) -> dict[str, list[str]]:
+        """Task → its labels, in the order of their numbers."""
+        return {task: list(labels) for task, labels in self.classes.items()}
 
 
 def read_texts(files: Sequence[Path]) -> Texts:
-    """Read files; raises InputError, naming file and line, for what cannot be trained on."""
+    """Read files; raises InputError, naming file and line, for what cannot be trained on.
+
+    Says how many texts each file and each label has.
+    """
     texts = Texts()
-    labeled = []
+    file_of = check_files(files)
+    tasks = {file: task for task, file in file_of.items()}
+    pairs: dict[tuple[str, str], int] = {}  # (task, label) → number, in the order of the files
     for file in files:
-        name = file.name.removesuffix(".gz")
-        if not name.endswith((".txt", ".tsv")):
-            raise InputError(f"{file}: expected .txt or .tsv, as it is or with .gz")
-        before = len(texts)
-        rows = read_labeled(file) if name.endswith(".tsv") else read_plain(file)
-        count = 0
-        for label, text in rows:
+        before, pairs_before, count = len(texts), len(pairs), 0
+        for label, text in read_labeled(file) if file in tasks else read_plain(file):
             count += 1
-            texts.label_of.setdefault(text, NO_LABEL)
-            if label:
-                labeled.append((file.name.partition(".")[0], label, text))
+            number = NO_LABEL
+            if file in tasks:
+                number = pairs.setdefault((tasks[file], label), len(pairs))
+            if texts.label_of.setdefault(text, number) == NO_LABEL:
+                texts.label_of[text] = number
         if count == 0:
             raise InputError(f"{file}: the file is empty")
         if count == 1:
             raise InputError(f"{file}: holds one line; expected one text a line")
-        print(f"{file}: {count:,} texts, {len(texts) - before:,} of them new", flush=True)
-    for task, label, _ in sorted(set(labeled), key=lambda row: row[:2]):
-        texts.classes.setdefault(task, {}).setdefault(label, -1)
-    numbers = iter(range(MAX_CLASSES * len(texts.classes)))
-    for task, names in texts.classes.items():
-        if not 2 <= len(names) <= MAX_CLASSES:
+        labels = len(pairs) - pairs_before
+        if file in tasks and not 2 <= labels <= MAX_CLASSES:
             raise InputError(
-                f"{task}.tsv: {len(names)} labels, expected 2 to {MAX_CLASSES}; does the first "
-                "column hold something else?"
+                f"{file}: {labels} labels, expected 2 to {MAX_CLASSES}; does the first column hold "
+                "something else?"
             )
-        texts.classes[task] = {name: next(numbers) for name in names}
-    for task, label, text in labeled:
-        if texts.label_of[text] == NO_LABEL:
-            texts.label_of[text] = texts.classes[task][label]
+        print(f"{file}: {count:,} texts, {len(texts) - before:,} of them new", flush=True)
+    final = {pairs[pair]: number for number, pair in enumerate(sorted(pairs))}
+    for task, label in sorted(pairs):
+        texts.classes.setdefault(task, {})[label] = final[pairs[task, label]]
+    for text, number in texts.label_of.items():
+        if number != NO_LABEL:
+            texts.label_of[text] = final[number]
+    show_labels(texts, file_of)
     return texts
+
+
+def check_files(files: Sequence[Path]) -> dict[str, Path]:
+    """The file of each task; raises InputError, before any is read, for one that is none."""
+    file_of: dict[str, Path] = {}
+    for file in files:
+        name = file.name.removesuffix(".gz")
+        if not name.endswith((".txt", ".tsv")):
+            raise InputError(f"{file}: expected .txt or .tsv, as it is or with .gz")
+        if not file.is_file():
+            fault = "not a file; name the files in it" if file.exists() else "not found"
+            raise InputError(f"{file}: {fault}")
+        if name.endswith(".tsv"):
+            task = name.removesuffix(".tsv")
+            if task in file_of:
+                raise InputError(
+                    f"{file}: its task is {task}, as that of {file_of[task]}; rename one of them, "
+                    "or put both into one file"
+                )
+            file_of[task] = file
+    return file_of
+
+
+def show_labels(texts: Texts, file_of: Mapping[str, Path]) -> None:
+    """Say how many texts each label has, and warn of a label that has one or none."""
+    counts = Counter(texts.label_of.values())
+    for task, labels in texts.classes.items():
+        listed = ", ".join(f"{label} {counts[number]:,}" for label, number in labels.items())
+        print(f"{file_of[task]}: {len(labels)} labels: {listed}", flush=True)
+        rare = [label for label, number in labels.items() if counts[number] < 2]
+        if rare:
+            print(
+                f"warning: {file_of[task]}: at most one text has the label {', '.join(rare)}; is "
+                "it misspelled?",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def read_plain(file: Path) -> Iterator[tuple[str, str]]:
@@ -106,5 +148,3 @@ def lines(file: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{file}, line {number}: not utf-8; save the file as utf-8") from None
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise InputError(f"{file}: damaged or truncated gzip, after line {number}") from None
-    except FileNotFoundError:
-        raise InputError(f"{file}: not found") from None

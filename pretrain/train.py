@@ -1,70 +1,49 @@
-"""Texts → an encoder folder: vocabulary, start, and the training loop.
+"""Texts → an encoder folder: its vocabulary, where it starts, and what is written.
 
 In: texts, some with labels.
 Out: a from_pretrained folder with its vocabulary, 16-bit weights, heads.safetensors, which only
 --start reads, and pretraining.json, which says what was done and what each epoch gave. A run that
 died goes on from its last checkpoint.
 Not supported: several processes.
-
-An epoch is once through the texts; its batches hold texts of about one length. The loop shares its
-state and its checkpoints with the fine-tuning (storyflower/train).
 """
 
 import hashlib
-import time
-from dataclasses import asdict, dataclass
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 from transformers.utils import logging
 
 from pretrain.embeddings import embeddings_from_counts
-from pretrain.objective import PretrainingModel, mask
+from pretrain.loop import fit
+from pretrain.objective import PretrainingModel
+from pretrain.recipe import Recipe
+from pretrain.start import HEADS, digest_start, load_heads, read_start, save_heads
 from pretrain.texts import Texts
-from pretrain.vocabulary import MAX_SENTENCES, SPECIAL, train_vocabulary
+from pretrain.vocabulary import CARD, MAX_SENTENCES, SPECIAL, train_vocabulary
+from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.common.files import json_text, replacing
 from storyflower.interim import checkpoint_folders
-from storyflower.interim.history import Epoch
 from storyflower.interim.tokens import TokenArrays
-from storyflower.model.batch import make_batch
 from storyflower.model.device import Placement, choose
-from storyflower.model.folder import read_encoder
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train.checkpoint import Checkpoints, fingerprint
-from storyflower.train.dev import take
-from storyflower.train.fit import seed_step
-from storyflower.train.optimizer import make_optimizer
-from storyflower.train.state import State
+from storyflower.train.dev import hash_texts, take
+from storyflower.train.run import loaded_code, machine
 
-HEADS = "heads.safetensors"
 CHECKPOINTS = Path(".storyflower/pretrain")
-CARD = {"tokenizer": "sentencepiece", "pretokenize": "bert"}
-MOST_HELD_OUT = 2000  # texts that are scored and never trained on; a fiftieth of fewer
-FIRST_SHARE, LAST_SHARE = 0.30, 0.15  # of the tokens, hidden at the first step and at the last
-CLIP = 1.0  # L2 norm of the gradients
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What decides about the result, beside the texts."""
-
-    steps: int
-    pieces: int = 8000
-    layers: int = 4
-    hidden: int = 256
-    heads: int = 4
-    batch_tokens: int = 4096
-    max_len: int = 128
-    rate: float = 1.5e-3
-    warmup: int = 500  # steps
-    weight_decay: float = 0.01
-    seed: int = 42
-    precision: str = "auto"
+VOCABULARY, RECORD = "spiece.model", "pretraining.json"
+MOST_HELD_OUT = 2000  # texts that are scored and never trained on
+HELD_OUT = 50  # and of fewer texts, one in so many
 
 
 def pretrain(
@@ -75,79 +54,135 @@ def pretrain(
     start: Path | None = None,
     checkpoint_root: Path = CHECKPOINTS,
     checkpoint_minutes: float = 5,
-    log_steps: int = 100,
 ) -> None:
-    """Write an encoder folder; an old one is replaced when the new one is whole.
+    """Write an encoder folder; that of an earlier pretraining is replaced by the whole new one.
 
-    `start` is a folder whose vocabulary and weights are taken on; the optimizer begins anew. With
-    0 steps the weights are random, as BertConfig draws them. Raises InputError.
+    `start` is a folder (pretrain/start.py) whose vocabulary, shape, weights and heads are taken on;
+    the optimizer begins anew. With 0 steps they are written as they are; without a start, the
+    weights are random then, as BertConfig draws them. A process that writes the same output is
+    waited for. Raises InputError.
     """
+    check_output(output)
     placement = choose("auto", recipe.precision)
-    with replacing() as beside:
-        folder = beside(output)
-        folder.mkdir()
-        vocabulary = folder / "spiece.model"
-        if start:
-            vocabulary.write_bytes((start / "spiece.model").read_bytes())
-        else:
-            every = -(-len(texts) // MAX_SENTENCES)
-            sample = list(texts.label_of)[::every]
-            train_vocabulary(sample, vocabulary, pieces=recipe.pieces, seed=recipe.seed)
-        size = load_tokenizer(folder, CARD).vocab_size
-        torch.manual_seed(recipe.seed)
-        encoder = read_encoder(start) if start else random_encoder(recipe, size)
-        document: dict[str, Any] = {"recipe": asdict(recipe), "texts": len(texts)}
-        if recipe.steps:
-            train, held_out = split(encode(texts, folder, recipe))
-            facts = {**document, "device": str(placement), "tokens": digest(train)}
-            name = fingerprint(facts, [vocabulary, *([start] if start else [])])
-            with Checkpoints(
-                checkpoint_root, name, checkpoint_minutes, command="the same command"
-            ) as checkpoints:
-                if not start and checkpoints.saved is None:
-                    table = embeddings_from_counts(train, size, recipe.hidden, seed=recipe.seed)
-                    encoder.get_input_embeddings().weight.data.copy_(torch.from_numpy(table))
-                model = PretrainingModel(encoder, texts.tasks)
-                if start:
-                    load_heads(model, start)
-                history = run(
-                    model,
-                    train=train,
-                    held_out=held_out,
-                    recipe=recipe,
-                    placement=placement,
-                    checkpoints=checkpoints,
-                    log_steps=log_steps,
-                )
-            save_file(heads_of(model), folder / HEADS)
-            document |= {
-                "tokens": len(train.ids),
-                "tasks": {task: len(labels) for task, labels in texts.classes.items()},
-                "device": str(placement),
-                "epochs": [asdict(row) for row in history],
-            }
-        encoder.to("cpu", torch.float16).save_pretrained(folder)
-        (folder / "pretraining.json").write_text(json_text(document), encoding="utf-8")
-    if recipe.steps:  # the result is there
-        checkpoint_folders.discard(checkpoint_root, name[: checkpoint_folders.SAYS_WHICH])
+    with held_alone(output):
+        with replacing() as beside:
+            folder = beside(output)
+            folder.mkdir()
+            if start:
+                encoder, recipe = take_on(start, folder, recipe)
+            else:
+                encoder = begin(texts, folder, recipe)
+            document: dict[str, Any] = {"recipe": asdict(recipe), "texts": len(texts)}
+            if start:
+                document["start"] = {"folder": start.resolve().name, "sha256": digest_start(start)}
+            if recipe.steps:
+                train, held_out = split(encode(texts, folder, recipe.max_len))
+                facts = {**document, "tasks": texts.tasks}
+                facts |= {"train": digest(train), "held_out": digest(held_out)}
+                run = run_fingerprint(facts, placement, folder)
+                with Checkpoints(
+                    checkpoint_root, run, checkpoint_minutes, command="the same command"
+                ) as checkpoints:
+                    if not start and checkpoints.saved is None:
+                        set_embeddings(encoder, train, recipe.seed)
+                    model = PretrainingModel(encoder, list(map(len, texts.tasks.values())))
+                    if start and checkpoints.saved is None:
+                        load_heads(model, texts.tasks, start)
+                    history = fit(
+                        model,
+                        train=train,
+                        held_out=held_out,
+                        recipe=recipe,
+                        placement=placement,
+                        checkpoints=checkpoints,
+                    )
+                check_weights(model)
+                save_heads(model, texts.tasks, folder)
+                document |= {
+                    "tokens": len(train.ids),
+                    "tasks": {task: len(labels) for task, labels in texts.tasks.items()},
+                    "device": str(placement),
+                    "epochs": [asdict(row) for row in history],
+                }
+            elif start and (start / HEADS).is_file():
+                shutil.copyfile(start / HEADS, folder / HEADS)
+            check_weights(encoder)
+            encoder.to("cpu", torch.float16).save_pretrained(folder)
+            (folder / RECORD).write_text(json_text(document), encoding="utf-8")
+        if recipe.steps:  # the result is there
+            checkpoint_folders.discard(checkpoint_root, run[: checkpoint_folders.SAYS_WHICH])
 
 
-def heads_of(model: PretrainingModel) -> dict[str, torch.Tensor]:
-    """What the encoder does without, for a pretraining that goes on from it; float16."""
-    return {
-        name: value.to("cpu", torch.float16).contiguous()
-        for name, value in model.state_dict().items()
-        if not name.startswith("encoder.")
+def check_output(output: Path) -> None:
+    """Raise InputError for an output that is not there to be written or replaced."""
+    if output.name in ("", ".."):
+        raise InputError(f"--output {output}: name a new folder, such as {output / 'encoder'}")
+    if not output.parent.is_dir():
+        raise InputError(f"--output {output}: no folder {output.parent}; make it first")
+    if output.is_dir():
+        if any(output.iterdir()) and not (output / RECORD).is_file():
+            raise InputError(
+                f"--output {output}: holds something else than a pretraining, which would be "
+                "lost; name a new folder"
+            )
+    elif output.exists() or output.is_symlink():
+        raise InputError(f"--output {output}: not a folder; name a new one")
+
+
+@contextmanager
+def held_alone(output: Path) -> Iterator[None]:
+    """Hold the output's lock; no file of it stays, for DVC hashes all that lies in encoders/."""
+    lock = locks.beside(output)
+    with locks.acquire(lock, f"pretrains {output}"):
+        try:
+            yield
+        finally:
+            for path in (lock.with_suffix(".pid"), lock):
+                with suppress(OSError):  # Windows keeps a file that is open
+                    path.unlink()
+
+
+def begin(texts: Texts, folder: Path, recipe: Recipe) -> PreTrainedModel:
+    """Write a vocabulary for the texts; return random weights."""
+    every = -(-len(texts) // MAX_SENTENCES)
+    sample = list(texts.label_of)[::every]
+    train_vocabulary(sample, folder / VOCABULARY, pieces=recipe.pieces, seed=recipe.seed)
+    torch.manual_seed(recipe.seed)
+    return random_encoder(recipe, load_tokenizer(folder, CARD).vocab_size)
+
+
+def take_on(start: Path, folder: Path, recipe: Recipe) -> tuple[PreTrainedModel, Recipe]:
+    """Copy a start's vocabulary; return its encoder, and the recipe with its shape."""
+    encoder = read_start(start, recipe.max_len)
+    shutil.copyfile(start / VOCABULARY, folder / VOCABULARY)
+    torch.manual_seed(recipe.seed)  # for heads that begin anew
+    config = encoder.config
+    shape = {
+        "pieces": config.vocab_size,
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "heads": config.num_attention_heads,
     }
+    return encoder, replace(recipe, **shape)
 
 
-def load_heads(model: PretrainingModel, folder: Path) -> None:
-    """Take on the heads of a folder, if it has any, as far as they are of the same shape."""
-    if (folder / HEADS).is_file():
-        own = model.state_dict()
-        saved = load_file(folder / HEADS)
-        fitting = {k: v for k, v in saved.items() if k in own and v.shape == own[k].shape}
-        model.load_state_dict(fitting, strict=False)
+def set_embeddings(encoder: PreTrainedModel, tokens: TokenArrays, seed: int) -> None:
+    """Let the embeddings begin where the counts of the tokens put them."""
+    weight = encoder.get_input_embeddings().weight
+    weight.data.copy_(torch.from_numpy(embeddings_from_counts(tokens, *weight.shape, seed=seed)))
+
+
+def run_fingerprint(facts: Mapping[str, Any], placement: Placement, folder: Path) -> str:
+    """Says of two runs that they end with the same weights; the folder holds the vocabulary."""
+    own = {
+        name: fingerprint({}, [Path(module.__file__)])
+        for name, module in sorted(sys.modules.items())
+        if name.startswith("pretrain.")
+    }
+    code = {**loaded_code(), **own}
+    return fingerprint(
+        {**facts, "machine": machine(placement), "code": code}, [folder / VOCABULARY]
+    )
 
 
 def digest(tokens: TokenArrays) -> str:
@@ -156,6 +191,16 @@ def digest(tokens: TokenArrays) -> str:
     for array in (tokens.ids, tokens.offsets, tokens.labels):
         result.update(np.ascontiguousarray(array).data)
     return result.hexdigest()
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise InputError for weights that 16 bits cannot hold, or that are no numbers."""
+    for name, value in model.state_dict().items():
+        if not value.to(torch.float16).isfinite().all():
+            raise InputError(
+                f"{name}: a weight is no number, or too large for 16 bits; lower --rate, or name "
+                "another --start"
+            )
 
 
 def random_encoder(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
@@ -172,151 +217,38 @@ def random_encoder(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
     return BertModel(config, add_pooling_layer=False)
 
 
-def encode(texts: Texts, folder: Path, recipe: Recipe) -> TokenArrays:
-    tokens = load_tokenizer(folder, CARD).encode(list(texts.label_of), recipe.max_len)
-    return TokenArrays(tokens.ids, tokens.offsets, texts.labels)
+def encode(texts: Texts, folder: Path, max_len: int) -> TokenArrays:
+    """The texts as the folder's vocabulary cuts them, without those that have nothing to learn.
+
+    Of a text of invisible characters alone, say, no token could be hidden.
+    """
+    tokens = load_tokenizer(folder, CARD).encode(list(texts.label_of), max_len)
+    if count := int(tokens.cut.sum()):
+        print(
+            f"{count:,} of {len(texts):,} texts are longer than --max-len {max_len}: they are cut"
+        )
+    arrays = TokenArrays(tokens.ids, tokens.offsets, texts.labels)
+    known = np.logical_or.reduceat(tokens.ids >= len(SPECIAL), tokens.offsets[:-1])
+    if known.all():
+        return arrays
+    count = int((~known).sum())
+    print(f"{count:,} of {len(texts):,} texts have no token of the vocabulary: they are left out")
+    return take(arrays, known)
 
 
 def split(tokens: TokenArrays) -> tuple[TokenArrays, TokenArrays]:
-    """(what is trained on, what is only scored): every n-th text, 2,000 at most."""
-    every = max(50, len(tokens) // MOST_HELD_OUT)
-    held_out = np.arange(len(tokens)) % every == every - 1
-    if not held_out.any():
-        raise InputError(f"{len(tokens)} texts are too few to train on; expected at least 50")
-    return take(tokens, ~held_out), take(tokens, held_out)
+    """(what is trained on, what is only scored): 2,000 texts at most, of fewer a fiftieth.
 
-
-def batches(tokens: TokenArrays, most: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The texts of each batch of an epoch: about `most` tokens, about one length; in any order.
-
-    Every epoch has as many.
+    A hash of the tokens chooses, among the texts whose tokens no other text has: so no text is on
+    both sides, and neither the seed nor the order of the files decides. But a dialogue that was
+    joined into one text may share its sentences with its turns, which are texts, too.
     """
-    rng = np.random.default_rng([seed, epoch])
-    order = np.lexsort([rng.random(len(tokens)), tokens.lengths])
-    total = np.cumsum(tokens.lengths[order])
-    cuts = np.flatnonzero(np.diff(total // most)) + 1
-    parts = np.split(order, cuts)
-    return [parts[index] for index in rng.permutation(len(parts))]
-
-
-def schedule(step: int, warmup: int, total: int) -> float:
-    """Share of the peak rate: linear from 0, then linear down to 0."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return (total - step) / max(1, total - warmup)
-
-
-def run(
-    model: PretrainingModel,
-    *,
-    train: TokenArrays,
-    held_out: TokenArrays,
-    recipe: Recipe,
-    placement: Placement,
-    checkpoints: Checkpoints,
-    log_steps: int,
-) -> list[Epoch]:
-    """Train in place; return a row an epoch, whose accuracy is that of the hidden tokens."""
-    device = placement.device
-    model.to(device).eval()  # no dropout: the texts are seen a few times only
-    optimizer = make_optimizer(model, recipe.rate, recipe.weight_decay, device)
-    for group in optimizer.param_groups:
-        group["betas"], group["eps"] = (0.9, 0.98), 1e-6
-    state = State(
-        model=model,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=placement.precision == "fp16"),
-        loss_sum=torch.zeros((), device=device),
-        correct=torch.zeros((), dtype=torch.int64, device=device),
-    )
-    checkpoints.restore(state)
-    steps = len(batches(train, recipe.batch_tokens, recipe.seed, 0))
-    with checkpoints.stop:
-        while (done := state.epoch * steps + state.step) < recipe.steps:
-            parts = batches(train, recipe.batch_tokens, recipe.seed, state.epoch)
-            started = time.perf_counter() - state.seconds
-            for rows in parts[state.step : state.step + recipe.steps - done]:
-                step(state, train, rows, state.epoch * steps + state.step, recipe, placement)
-                state.seconds = time.perf_counter() - started
-                if (state.epoch * steps + state.step) % log_steps == 0:
-                    report(state, state.epoch * steps + state.step, recipe)
-                checkpoints.after_step(state)
-            loss, accuracy = score(model, held_out, recipe, placement)
-            row = Epoch(
-                epoch=state.epoch + 1,
-                loss=state.loss_sum.item() / state.seen,
-                train_accuracy=state.correct.item() / state.seen,
-                test_loss=loss,
-                test_accuracy=accuracy,
-                seconds=state.seconds,
-                tokens=int(
-                    train.offsets[-1] * min(1, (recipe.steps - state.epoch * steps) / steps)
-                ),
-            )
-            print(
-                f"epoch {row.epoch}: loss {row.loss:.4f}; on texts held out {row.test_loss:.4f}, "
-                f"accuracy {row.test_accuracy:.4f}; {row.seconds:.0f} s",
-                flush=True,
-            )
-            state.history.append(row)
-            state.next_epoch()
-            checkpoints.after_epoch(state)
-    return state.history
-
-
-def step(
-    state: State,
-    train: TokenArrays,
-    rows: np.ndarray,
-    done: int,
-    recipe: Recipe,
-    placement: Placement,
-) -> None:
-    """One update on some texts, counted in the state; `done` came before it in all."""
-    model, optimizer = state.model, state.optimizer
-    seed_step(recipe.seed, state.epoch, state.step, 0, placement.device)
-    share = FIRST_SHARE + (LAST_SHARE - FIRST_SHARE) * done / recipe.steps
-    masked = mask(make_batch(train, rows, placement.device), share, model.encoder.config.vocab_size)
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.rate * schedule(done, recipe.warmup, recipe.steps)
-    optimizer.zero_grad()
-    with placement.autocast():
-        token_loss, label_loss, logits = model(masked)
-    state.scaler.scale(token_loss + label_loss).backward()
-    state.scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-    state.scaler.step(optimizer)
-    state.scaler.update()
-    state.loss_sum += token_loss.detach() * len(masked.targets)
-    state.correct += (logits.argmax(dim=1) == masked.targets).sum()
-    state.seen += len(masked.targets)
-    state.step += 1
-
-
-def report(state: State, done: int, recipe: Recipe) -> None:
-    loss = state.loss_sum.item() / state.seen
-    if not np.isfinite(loss):
-        raise InputError(f"step {done}: loss {loss}; lower --rate ({recipe.rate:g})")
-    rate = state.seen and state.step / state.seconds
-    print(
-        f"step {done}/{recipe.steps}: loss {loss:.4f} in this epoch, "
-        f"{(recipe.steps - done) / rate / 60:.0f} min left",
-        flush=True,
-    )
-
-
-def score(
-    model: PretrainingModel, held_out: TokenArrays, recipe: Recipe, placement: Placement
-) -> tuple[float, float]:
-    """Loss (nats a hidden token) and accuracy on texts never trained on; the same tokens always."""
-    total, right, seen = 0.0, 0, 0
-    with torch.inference_mode(), placement.autocast():
-        for number, rows in enumerate(batches(held_out, recipe.batch_tokens, 0, 0)):
-            seed_step(0, 0, number, 0, placement.device)
-            batch = make_batch(held_out, rows, placement.device)
-            masked = mask(batch, LAST_SHARE, model.encoder.config.vocab_size)
-            loss, _, logits = model(masked)
-            total += loss.item() * len(masked.targets)
-            right += int((logits.argmax(dim=1) == masked.targets).sum())
-            seen += len(masked.targets)
-    return total / seen, right / seen
+    _, first, count = np.unique(hash_texts(tokens, 0), return_index=True, return_counts=True)
+    chosen = first[count == 1][: min(MOST_HELD_OUT, len(tokens) // HELD_OUT)]
+    if not len(chosen):
+        raise InputError(
+            f"{len(tokens)} texts are too few to train on; expected at least {HELD_OUT}"
+        )
+    held_out = np.zeros(len(tokens), dtype=bool)
+    held_out[chosen] = True
+    return take(tokens, ~held_out), take(tokens, held_out)

@@ -1,6 +1,7 @@
 """Texts → a SentencePiece vocabulary with KoBERT's special ids."""
 
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from storyflower.common.errors import InputError, one_line
 from storyflower.tokenizer.basic import basic_tokenize
 
 SPECIAL = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")  # KoBERT's ids 0..4
+CARD = {"tokenizer": "sentencepiece", "pretokenize": "bert"}  # how a vocabulary is to be read
 MASK_ID = SPECIAL.index("[MASK]")
 MAX_SENTENCES = 200_000  # texts that the trainer sees, at about 2 kB each
 
@@ -15,7 +17,7 @@ MAX_SENTENCES = 200_000  # texts that the trainer sees, at about 2 kB each
 def train_vocabulary(texts: Iterable[str], output: Path, *, pieces: int, seed: int) -> None:
     """Write a unigram model of at most `pieces` pieces, the special ones first.
 
-    Raises InputError for too little text.
+    Raises InputError for too little text, and for fewer pieces than the texts have characters.
     """
     import sentencepiece
 
@@ -44,5 +46,9 @@ def train_vocabulary(texts: Iterable[str], output: Path, *, pieces: int, seed: i
             minloglevel=2,
         )
     except RuntimeError as error:
+        if needed := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+            raise InputError(
+                f"--pieces {pieces}: the characters of these texts alone need {needed[1]}; raise it"
+            ) from None
         raise InputError(f"too little text for a vocabulary ({one_line(error)})") from None
     output.write_bytes(vocabulary.getvalue())
