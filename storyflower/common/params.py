@@ -21,7 +21,7 @@ from storyflower.common.files import read_yaml
 Optimizer = Literal["adamw", "notebook"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 # Params whose "auto" means the value on the encoder's card
-ON_THE_CARD = ("batch_size", "learning_rate", "optimizer", "mask_rate")
+ON_THE_CARD = ("num_epochs", "batch_size", "learning_rate", "optimizer", "dr_rate", "mask_rate")
 # Params that do not change the model. (Two processes add up sums in another order than one; the
 # number of processes is a tag in MLflow.)
 WITHOUT_EFFECT = ("log_interval", "checkpoint_minutes", "checkpoint_dir", "launcher")
@@ -44,6 +44,7 @@ def printable(value: str) -> str:
 Number = Annotated[float, BeforeValidator(number_text)]
 Rate = Annotated[float, Field(gt=0, le=1), BeforeValidator(number_text)]
 Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number_text)]
+Epochs = Annotated[int, Field(ge=1, le=1000)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 # One folder or file name, without slashes: it becomes part of a path.
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*\Z")]
@@ -88,7 +89,9 @@ class Params(BaseModel):
     )
     max_len: int = knob(64, "token ids per text, [CLS] and [SEP] included", ge=3, le=512)
     # Training
-    num_epochs: int = knob(5, "passes over Training", ge=1, le=1000)
+    num_epochs: Literal["auto"] | Epochs = knob(
+        "auto", "passes over Training; auto: the value on the encoder's card"
+    )
     batch_size: Literal["auto"] | BatchSize = knob(
         "auto", "dialogues per optimizer step; auto: the value on the encoder's card"
     )
@@ -103,7 +106,9 @@ class Params(BaseModel):
     )
     max_grad_norm: Number = knob(1.0, "gradients are scaled down to this L2 norm", gt=0)
     weight_decay: Number = knob(0.01, "AdamW's, not on biases and LayerNorm", ge=0, le=1)
-    dr_rate: Number = knob(0.5, "dropout before the linear layer", ge=0, lt=1)
+    dr_rate: Literal["auto"] | Share = knob(
+        "auto", "dropout before the linear layer; auto: the value on the encoder's card"
+    )
     mask_rate: Literal["auto"] | Share = knob(
         "auto",
         "share of a text's tokens that [MASK] hides, anew at each step; helps where rows are few; "

@@ -22,7 +22,7 @@ from pydantic import (
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_yaml, write_json
-from storyflower.common.params import ON_THE_CARD, BatchSize, Optimizer, Rate, Share
+from storyflower.common.params import ON_THE_CARD, BatchSize, Epochs, Optimizer, Rate, Share
 
 VOCABULARY = {"sentencepiece": "spiece.model", "wordpiece": "vocab.txt"}  # tokenizer → its file
 NAME = r"\w[\w.-]*"  # of a file or a card
@@ -92,6 +92,11 @@ class Card(Strict):
         "a file name", "else spiece.model or vocab.txt", pattern=rf"^{NAME}\Z"
     )
     pad_id: Id | None = key("a whole number from 0", "id of [PAD]; else what the vocabulary says")
+    num_epochs: Epochs = key(
+        "a whole number in [1, 1000]",
+        "the passes over Training that num_epochs: auto means",
+        default=5,
+    )
     batch_size: BatchSize = key(
         "a whole number in [1, 65536]", "the dialogues that batch_size: auto means", default=64
     )
@@ -99,6 +104,7 @@ class Card(Strict):
         "a number in (0, 1]", "the peak rate that learning_rate: auto means", default=5e-5
     )
     optimizer: Optimizer = key("", "what optimizer: auto means", default="adamw")
+    dr_rate: Share = key("a number in [0, 1)", "the dropout that dr_rate: auto means", default=0.5)
     mask_rate: Share = key(
         "a number in [0, 1)", "the share of tokens that mask_rate: auto means", default=0.0
     )

@@ -242,7 +242,12 @@ def test_the_run_in_mlflow(finished: Path) -> None:
     (run_,) = mlflow_runs(finished)
     assert run_.info.status == "FINISHED"
     params = yaml.safe_load((finished / "params.yaml").read_text(encoding="utf-8"))
-    resolved = {"learning_rate": 0.003, "optimizer": "adamw", "mask_rate": 0.0}  # auto: the card's
+    resolved = {
+        "learning_rate": 0.003,
+        "optimizer": "adamw",
+        "mask_rate": 0.0,
+        "dr_rate": 0.5,
+    }  # auto: the card's
     for key, value in {**Params.check(params).decisive(), **resolved}.items():
         assert run_.data.params[key] == str(value)
     assert run_.data.params["pretokenize"] == "bert"

@@ -432,7 +432,9 @@ def test_no_step_waits_for_the_device() -> None:
             network,
             train=table,
             test=table,
-            params=params_of(batch_size=8, learning_rate=1e-3, optimizer="notebook", mask_rate=0.0),
+            params=params_of(
+                batch_size=8, learning_rate=1e-3, optimizer="notebook", mask_rate=0.0, num_epochs=1
+            ),
             placement=Placement(torch.device("meta"), "fp32", ""),
             on_epoch=lambda _: None,
             checkpoints=watch,
