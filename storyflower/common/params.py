@@ -21,7 +21,7 @@ from storyflower.common.files import read_yaml
 Optimizer = Literal["adamw", "notebook"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 # Params whose "auto" means the value on the encoder's card
-ON_THE_CARD = ("num_epochs", "batch_size", "learning_rate", "optimizer", "dr_rate", "mask_rate")
+ON_THE_CARD = ("num_epochs", "batch_size", "learning_rate", "optimizer", "mask_rate")
 # Params that do not change the model. (Two processes add up sums in another order than one; the
 # number of processes is a tag in MLflow.)
 WITHOUT_EFFECT = ("log_interval", "checkpoint_minutes", "checkpoint_dir", "launcher")
@@ -106,9 +106,7 @@ class Params(BaseModel):
     )
     max_grad_norm: Number = knob(1.0, "gradients are scaled down to this L2 norm", gt=0)
     weight_decay: Number = knob(0.01, "AdamW's, not on biases and LayerNorm", ge=0, le=1)
-    dr_rate: Literal["auto"] | Share = knob(
-        "auto", "dropout before the linear layer; auto: the value on the encoder's card"
-    )
+    dr_rate: Number = knob(0.5, "dropout before the linear layer", ge=0, lt=1)
     mask_rate: Literal["auto"] | Share = knob(
         "auto",
         "share of a text's tokens that [MASK] hides, anew at each step; helps where rows are few; "

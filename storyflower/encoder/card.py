@@ -104,7 +104,6 @@ class Card(Strict):
         "a number in (0, 1]", "the peak rate that learning_rate: auto means", default=5e-5
     )
     optimizer: Optimizer = key("", "what optimizer: auto means", default="adamw")
-    dr_rate: Share = key("a number in [0, 1)", "the dropout that dr_rate: auto means", default=0.5)
     mask_rate: Share = key(
         "a number in [0, 1)", "the share of tokens that mask_rate: auto means", default=0.0
     )

@@ -48,7 +48,7 @@ def test_shipped_params_are_the_notebook_s() -> None:
     assert (params.corpus, params.encoder, params.target) == ("sample", "seedling", "major")
     assert (params.num_epochs, params.batch_size, params.max_len) == ("auto", "auto", 64)
     assert (params.warmup_ratio, params.max_grad_norm) == (0.1, 1.0)
-    assert (params.dr_rate, params.weight_decay) == ("auto", 0.01)
+    assert (params.dr_rate, params.weight_decay) == (0.5, 0.01)
     assert (params.turns, params.log_interval) == (2, 200)
     assert (params.checkpoint_minutes, params.checkpoint_dir) == (5, "auto")
     assert params.learning_rate == params.optimizer == "auto"
@@ -124,13 +124,13 @@ REAL += ("checkpoint_minutes",)
 
 def test_auto_is_what_the_card_says() -> None:
     card = {"batch_size": 8, "learning_rate": 0.1, "optimizer": "notebook", "mask_rate": 0.2}
-    card |= {"num_epochs": 3, "dr_rate": 0.4}
+    card |= {"num_epochs": 3}
     params = Params.check(SHIPPED)
     assert {key: getattr(params, key) for key in card} == dict.fromkeys(card, "auto")
     resolved = params.resolved({**card, "license": "unknown"})
     assert {key: getattr(resolved, key) for key in card} == card
     own = {"batch_size": 9, "learning_rate": 0.2, "optimizer": "adamw", "mask_rate": 0.0}
-    own |= {"num_epochs": 4, "dr_rate": 0.3}
+    own |= {"num_epochs": 4}
     assert Params.check({**SHIPPED, **own}).resolved(card).model_dump() == {**SHIPPED, **own}
 
 
