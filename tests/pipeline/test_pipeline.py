@@ -246,7 +246,6 @@ def test_the_run_in_mlflow(finished: Path) -> None:
         "learning_rate": 0.003,
         "optimizer": "adamw",
         "mask_rate": 0.0,
-        "dr_rate": 0.5,
     }  # auto: the card's
     for key, value in {**Params.check(params).decisive(), **resolved}.items():
         assert run_.data.params[key] == str(value)
