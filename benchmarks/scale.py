@@ -34,7 +34,7 @@ from storyflower.ingest.aihub import EMOTIONS, MAJOR, TURN
 from storyflower.ingest.ingest import find_files, open_file
 from storyflower.interim.dialogues import SPLITS
 from storyflower.model.batch import make_batch
-from storyflower.sheets.sheet import column_of
+from storyflower.sheets.sheet import cell_text, column_of
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 1_000_000_000  # bytes of anonymous memory that a process may take
@@ -107,7 +107,10 @@ def sample_sentences() -> list[str]:
         find_files(ROOT / "data/sample")["Training"], {TURN.format(1), TURN.format(2)}
     )
     columns = [column_of(table, TURN.format(turn)) for turn in (1, 2)]
-    return [cells[column].strip() for _, cells in table.rows for column in columns]
+    cells = (
+        cell_text(table, number, column, row) for number, row in table.rows for column in columns
+    )
+    return [text for text in cells if text]
 
 
 def text_numbers(split: str, count: int, rows: int) -> Iterator[int]:
