@@ -295,9 +295,16 @@ open({str(tmp_path / "path")!r}, "w").write(get_tokenizer())
 def test_thirty_steps_equal_the_notebooks(folder: Path, tmp_path: Path) -> None:
     """30 steps, 3 of them warm-up: the same losses and the same update of the weights."""
     rows, batch_size, classes = 240, 8, 6
-    table = pq.read_table(
-        folder.parent / "dialogues.parquet", filters=[("split", "==", "Training")]
+    dialogues = tmp_path / "dialogues.parquet"
+    ingest.ingest(
+        ROOT / "data/sample",
+        dialogues,
+        tmp_path / "report.json",
+        turns=3,
+        target="major",
+        max_dropped=0,
     )
+    table = pq.read_table(dialogues, filters=[("split", "==", "Training")])
     texts = table["text"].to_pylist()[:rows]
     names = table["label"].to_pylist()
     order = list(dict.fromkeys(names))
