@@ -103,6 +103,8 @@ def new_repository(root: Path, train: int = 60, test: int = 24, **params: object
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
     write_tiny_encoder(root / "encoders")
+    with (root / ".gitignore").open("a", encoding="utf-8") as rules:
+        rules.write("!/encoders/tiny/\n")  # --temp and the queue see what git knows
     write_workbook(root / "data/sample/표본_Training.xlsx", dialogue_rows(train, seed=1))
     write_workbook(root / "data/sample/표본_Validation.xlsx", dialogue_rows(test, seed=2))
     set_params(root, **{**TINY_PARAMS, **params})

@@ -10,9 +10,18 @@ import sys
 import numpy as np
 import torch
 
+FEWEST = 50  # steps of a whole training, to be judged at all
 WINDOW = 100  # steps; their mean loss is compared
 LATE = 200  # steps after the warm-up by which a training has normally learned something
 LEARNED = 0.98  # share of the classes' entropy; a mean loss above it means nothing was learned
+
+
+def is_late(done: int, warmup: int, *, last: bool) -> bool:
+    """Whether a training with `done` steps has normally learned something, or will learn no more.
+
+    After its last epoch it is judged from FEWEST steps on: with fewer, nothing can be expected.
+    """
+    return done >= LATE + warmup or (last and done >= FEWEST)
 
 
 def note_one_class(predicted: np.ndarray, actual: np.ndarray, epoch: int, rate: float) -> None:

@@ -27,7 +27,7 @@ from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement
 from storyflower.model.processes import ALONE, Ranks
 from storyflower.train.checkpoint import Checkpoints
-from storyflower.train.collapse import LATE, LossWatch, note_one_class
+from storyflower.train.collapse import LossWatch, is_late, note_one_class
 from storyflower.train.cuda_graphs import Replayed
 from storyflower.train.dev import take
 from storyflower.train.masking import hide
@@ -98,7 +98,7 @@ def fit(
         row = score_epoch(
             state,
             tokens=int(train.lengths[rows].sum()),
-            judged=epoch + 1 == params.num_epochs or (epoch + 1) * steps >= LATE + warmup,
+            judged=is_late((epoch + 1) * steps, warmup, last=epoch + 1 == params.num_epochs),
             test=test,
             dev=dev,
             placement=placement,

@@ -98,6 +98,8 @@ def clone(target: Path) -> None:
         if (ROOT / name).is_file():
             shutil.copyfile(ROOT / name, target / name)
     write_tiny_encoder(target / "encoders", sample=True)
+    with (target / ".gitignore").open("a", encoding="utf-8") as rules:
+        rules.write("!/encoders/tiny/\n")  # the queue sees what git knows
     command(target, "git", "init", "-q")
     command(target, "git", "add", "-A")
     command(target, "git", "commit", "-qm", "start")

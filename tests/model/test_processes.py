@@ -49,7 +49,7 @@ def main():
         rows = fit_module.fit(
             network, train=table, test=table, placement=place, on_epoch=note, ranks=ranks,
             params=params_of(num_epochs=3, batch_size=8, warmup_ratio=0.2, learning_rate=1e-2,
-                             optimizer="adamw"),
+                             optimizer="adamw", mask_rate=0.0),
         )
         weights = torch.cat([p.detach().flatten() for p in network.parameters()])
         found = {"rows": [[r.loss, r.train_accuracy, r.test_loss] for r in rows],

@@ -141,7 +141,7 @@ HEADER = b"id\tdocument\tlabel\n"
         ("nsmc/reviews.txt.gz", gzip.compress("평".encode("cp949")), "reviews.txt.gz: not utf-8"),
         ("nsmc/ratings_train.tsv.gz", gzip.compress(HEADER + b"1\ta\t\n"), "row 1: the label must"),
         ("nsmc/ratings_train.tsv.gz", gzip.compress(HEADER + b"1\ta\t-1\n"), "must be 0 or 1$"),
-        ("nsmc/ratings_train.tsv.gz", gzip.compress(HEADER + b"a" * 200_000), "as a table"),
+        ("nsmc/ratings_train.tsv.gz", gzip.compress(HEADER + b"a" * 5_000_000), "as a table"),
         ("goemo/train.tsv.gz", gzip.compress(b"text\tlabels\na\t\n"), "row 1: no label"),
         ("new", b"", "--output: .* is a file; name another"),
     ],
