@@ -14,7 +14,6 @@ params.yaml says; test rows choose nothing.
 import argparse
 import contextlib
 import csv
-import gzip
 import io
 import tempfile
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoModel
 
-from pretrain.corpora import is_test, rows
+from pretrain.corpora import POLARITY, is_test, read_ratings, rows
 from storyflower.common.errors import exit_with_line
 from storyflower.common.params import Params
 from storyflower.encoder.prepare import prepare
@@ -82,20 +81,20 @@ def read_corpus(folder: Path, work: Path, turns: int) -> tuple[Texts, Texts, lis
 def read_nsmc(folder: Path) -> tuple[Texts, Texts, list[str]]:
     """NSMC's ratings without the tenth of pretrain/corpora.py, and that tenth."""
     need(folder, [RATINGS], "FOLDER must be the one with NSMC's ratings")
-    listed = list(rows(folder / RATINGS, "\t", ["id", "document", "label"]))
+    ratings, classes = read_ratings(folder / RATINGS), list(POLARITY.values())
     sides = []
     for wanted in (False, True):
-        mine = [row for row in listed if is_test(row[0]) is wanted and row[1]]
-        sides.append(Texts([row[1] for row in mine], np.array([int(row[2]) for row in mine])))
-    return *sides, ["부정", "긍정"]
+        mine = [row for row in ratings if is_test(row[0]) is wanted]
+        labels = np.array([classes.index(polarity) for _, _, polarity in mine])
+        sides.append(Texts([text for _, text, _ in mine], labels))
+    return *sides, classes
 
 
 def read_chat(folder: Path, classes: list[str]) -> Texts:
     """The sentences of ChatbotData that two readers gave one and the same feeling."""
     need(folder, [CHAT], "FOLDER must be the one with ChatbotData")
     need(CHAT_ROWS.parent, [CHAT_ROWS.name], "run this in the repository's root")
-    with gzip.open(folder / CHAT, "rt", encoding="utf-8", newline="") as file:
-        questions = [row["Q"] for row in csv.DictReader(file)]
+    questions = [question for (question,) in rows(folder / CHAT, ",", ["Q"])]
     with CHAT_ROWS.open(encoding="utf-8", newline="") as file:
         listed = [(int(row["row"]), row["label"]) for row in csv.DictReader(file)]
     return Texts(

@@ -213,9 +213,10 @@ def score(
             batch = make_batch(held_out, rows, placement.device)
             masked = mask(batch, LAST_SHARE, model.encoder.config.vocab_size)
             token_loss, label_loss, logits = model(masked)
+            count = count_labelled(held_out, rows)
             loss_sum += token_loss.item() * len(masked.targets)
-            label_loss_sum += label_loss.item() * count_labelled(held_out, rows)
+            label_loss_sum += label_loss.item() * count
             right += int((logits.argmax(dim=1) == masked.targets).sum())
             seen += len(masked.targets)
-            labelled += count_labelled(held_out, rows)
+            labelled += count
     return loss_sum / seen, right / seen, label_loss_sum / labelled if labelled else None

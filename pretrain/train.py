@@ -9,9 +9,8 @@ Not supported: several processes.
 
 import hashlib
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -137,9 +136,7 @@ def held_alone(output: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            for path in (lock.with_suffix(".pid"), lock):
-                with suppress(OSError):  # Windows keeps a file that is open
-                    path.unlink()
+            locks.remove_files(lock)
 
 
 def begin(texts: Texts, folder: Path, recipe: Recipe) -> PreTrainedModel:
@@ -174,15 +171,8 @@ def set_embeddings(encoder: PreTrainedModel, tokens: TokenArrays, seed: int) -> 
 
 def run_fingerprint(facts: Mapping[str, Any], placement: Placement, folder: Path) -> str:
     """Says of two runs that they end with the same weights; the folder holds the vocabulary."""
-    own = {
-        name: fingerprint({}, [Path(module.__file__)])
-        for name, module in sorted(sys.modules.items())
-        if name.startswith("pretrain.")
-    }
-    code = {**loaded_code(), **own}
-    return fingerprint(
-        {**facts, "machine": machine(placement), "code": code}, [folder / VOCABULARY]
-    )
+    facts = {**facts, "machine": machine(placement), "code": loaded_code("pretrain")}
+    return fingerprint(facts, [folder / VOCABULARY])
 
 
 def digest(tokens: TokenArrays) -> str:

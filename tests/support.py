@@ -78,6 +78,12 @@ def write_tiny_encoder(cards: Path, sample: bool = False) -> Path:
     return card
 
 
+def show_tiny_to_git(root: Path) -> None:
+    """Except the tiny encoder's folder from .gitignore: --temp and the queue see what git knows."""
+    with (root / ".gitignore").open("a", encoding="utf-8") as rules:
+        rules.write("!/encoders/tiny/\n")
+
+
 @functools.cache
 def tiny_encoder(sample: bool) -> dict[str, bytes]:
     """The files of an encoder folder."""
@@ -103,8 +109,7 @@ def new_repository(root: Path, train: int = 60, test: int = 24, **params: object
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
     write_tiny_encoder(root / "encoders")
-    with (root / ".gitignore").open("a", encoding="utf-8") as rules:
-        rules.write("!/encoders/tiny/\n")  # --temp and the queue see what git knows
+    show_tiny_to_git(root)
     write_workbook(root / "data/sample/표본_Training.xlsx", dialogue_rows(train, seed=1))
     write_workbook(root / "data/sample/표본_Validation.xlsx", dialogue_rows(test, seed=2))
     set_params(root, **{**TINY_PARAMS, **params})

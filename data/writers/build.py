@@ -7,12 +7,12 @@ a blank. The same pieces give the same bytes.
 """
 
 import csv
-import json
 import sys
 from datetime import datetime
 from pathlib import Path
 
 import xlsxwriter
+from check import read_lines
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE.parent / "sample"
@@ -33,10 +33,6 @@ def rows_of(split: str) -> list[dict]:
                 # "turns": the plan's is their number, the piece's their texts
                 rows.append({**plan[row["id"]], **row})
     return rows
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def cells_of(row: dict, number: int) -> list[str | int]:

@@ -55,6 +55,11 @@ def acquire_free(path: Path, seconds: float = 0) -> filelock.AcquireReturnProxy 
 def remove(folder: Path) -> None:
     """Remove a folder and its lock, which the caller holds; ignores what cannot be removed."""
     shutil.rmtree(folder, ignore_errors=True)
-    for path in (beside(folder).with_suffix(".pid"), beside(folder)):
+    remove_files(beside(folder))
+
+
+def remove_files(lock: Path) -> None:
+    """Remove a lock file, which the caller holds, and the .pid file beside it, if possible."""
+    for path in (lock.with_suffix(".pid"), lock):
         with suppress(OSError):  # Windows does not remove an open file
             path.unlink()

@@ -28,12 +28,12 @@ VOCABULARY = {"sentencepiece": "spiece.model", "wordpiece": "vocab.txt"}  # toke
 NAME = r"\w[\w.-]*"  # of a file or a card
 HUB_ID = rf"{NAME}(/{NAME})?"
 
-ALWAYS = {"kind", "license"}
+ALWAYS = {"kind", "license", "source"}
 FETCHED = {"tokenizer", "pretokenize", "vocabulary", "pad_id", *ON_THE_CARD}
 # kind → required keys, optional keys
 KEYS = {
-    "hub": (ALWAYS | {"source"}, FETCHED | {"golden", "revision", "files"}),
-    "path": (ALWAYS | {"source"}, FETCHED | {"golden"}),
+    "hub": (ALWAYS, FETCHED | {"golden", "revision", "files"}),
+    "path": (ALWAYS, FETCHED | {"golden"}),
 }
 
 
@@ -72,7 +72,7 @@ class Card(Strict):
 
     kind: Literal["hub", "path"] = key("", "where the encoder comes from")
     license: str = key("text", 'SPDX name, or "unknown"', pattern=r"^.+\Z")
-    source: str | None = key("text", "hub: an id; path: a folder beside the card")
+    source: str = key("text", "hub: an id; path: a folder beside the card", default=...)
     revision: str | None = key(
         "a commit, tag or branch, in quotes if all digits",
         "hub: what to take; else the newest of the default branch",

@@ -26,10 +26,9 @@ def verify(folder: Path, card: Card) -> Card:
     config = read_json(folder / "config.json")
     tokenizer = load_tokenizer(folder, card.model_dump())
     pieces, rows = tokenizer.vocab_size, config["vocab_size"]
-    source = card.source or folder
     if pieces > rows or rows - pieces >= SPARE_ROWS:
         raise InputError(
-            f"{source}: {pieces} pieces in the vocabulary, but {rows} rows in the embedding"
+            f"{card.source}: {pieces} pieces in the vocabulary, but {rows} rows in the embedding"
         )
     if card.golden:
         check_golden(folder, card, card.golden)

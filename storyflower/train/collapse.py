@@ -34,7 +34,8 @@ class LossWatch:
     """Compares the loss after the warm-up with the entropy of the classes, once."""
 
     def __init__(self, labels: np.ndarray, warmup: int, rate: float):
-        shares = np.unique(np.asarray(labels), return_counts=True)[1] / len(labels)
+        shares = np.bincount(labels) / len(labels)
+        shares = shares[shares > 0]
         self.entropy = float(-(shares * np.log(shares)).sum())  # nats
         self.last = warmup + LATE
         self.rate = rate

@@ -60,14 +60,16 @@ def fit(
     """
     if held is None and (params.keep == "best" or params.patience):
         raise ValueError("keep: best and patience need rows that are held back")
-    rows = np.arange(len(train)) if held is None else np.flatnonzero(~held)
+    kept = None if held is None else np.flatnonzero(~held)
     dev = None if held is None else take(train, held)
+    count = len(train) if dev is None else len(kept)
+    tokens = int(train.offsets[-1]) - (0 if dev is None else int(dev.offsets[-1]))
     state = new_state(model, params, placement)
     if checkpoints:
         checkpoints.restore(state)
     if not ranks.agree([state.epoch, state.step]):
         raise InputError("the processes found different checkpoints; let checkpoint_dir be shared")
-    steps = math.ceil(len(rows) / params.batch_size)  # per epoch
+    steps = math.ceil(count / params.batch_size)  # per epoch
     warmup = int(steps * params.num_epochs * params.warmup_ratio)
     train_step = make_step(
         state,
@@ -82,7 +84,9 @@ def fit(
     for epoch in range(state.epoch, params.num_epochs):
         if is_over(state.history, params):
             break
-        order = rows[epoch_order(len(rows), epoch, params)]
+        order = epoch_order(count, epoch, params)
+        if kept is not None:
+            order = kept[order]
         progress = Progress(state, params, steps, silent=not ranks.first)
         started = time.perf_counter() - state.seconds
         model.train()
@@ -97,7 +101,7 @@ def fit(
         progress.close()
         row = score_epoch(
             state,
-            tokens=int(train.lengths[rows].sum()),
+            tokens=tokens,
             judged=is_late((epoch + 1) * steps, warmup, last=epoch + 1 == params.num_epochs),
             test=test,
             dev=dev,

@@ -104,7 +104,7 @@ def train(
                     "device": str(placement),
                     "processes": str(ranks.count),
                     "threads": str(torch.get_num_threads()),
-                    "encoder_source": card.get("source") or card["kind"],
+                    "encoder_source": card["source"],
                     "encoder_revision": card.get("revision") or "",
                     "fingerprint": fingerprint[: checkpoint_folders.SAYS_WHICH],
                 },
@@ -140,12 +140,13 @@ def machine(placement: Placement) -> dict[str, Any]:
     return {"processor": processor, "precision": placement.precision, **libraries}
 
 
-def loaded_code() -> dict[str, str]:
-    """The project's modules that this process has imported: name → sha256."""
+def loaded_code(*packages: str) -> dict[str, str]:
+    """The modules of storyflower and of `packages` that this process imported: name → sha256."""
+    prefixes = tuple(f"{package}." for package in ("storyflower", *packages))
     return {
         name: checkpoint.fingerprint({}, [Path(module.__file__)])
         for name, module in sorted(sys.modules.items())
-        if name.startswith("storyflower.") and module.__file__
+        if name.startswith(prefixes) and module.__file__
     }
 
 

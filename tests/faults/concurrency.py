@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support import ROOT, environment_of, write_tiny_encoder
+from tests.support import ROOT, environment_of, show_tiny_to_git, write_tiny_encoder
 
 ARTIFACTS = ("confusion.png", "history.csv", "learning_curves.png", "metrics.json")
 
@@ -98,8 +98,7 @@ def clone(target: Path) -> None:
         if (ROOT / name).is_file():
             shutil.copyfile(ROOT / name, target / name)
     write_tiny_encoder(target / "encoders", sample=True)
-    with (target / ".gitignore").open("a", encoding="utf-8") as rules:
-        rules.write("!/encoders/tiny/\n")  # the queue sees what git knows
+    show_tiny_to_git(target)
     command(target, "git", "init", "-q")
     command(target, "git", "add", "-A")
     command(target, "git", "commit", "-qm", "start")
