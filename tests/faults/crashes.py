@@ -30,7 +30,7 @@ from pathlib import Path
 from tests.support import command, environment_of, new_repository
 
 # A few seconds of training, with a checkpoint every few steps.
-PARAMS = {"num_epochs": 50, "checkpoint_minutes": 0.0003, "log_interval": 1000}
+PARAMS = {"num_epochs": 120, "checkpoint_minutes": 0.0003, "log_interval": 1000}
 REPRO = ("dvc", "repro", "train")
 COMMANDS = (REPRO, ("dvc", "exp", "run", "train"), ("dvc", "exp", "run", "--temp"))
 RANDOM, CHECKPOINT, MODEL = "at random", "in a checkpoint write", "in the model write"
