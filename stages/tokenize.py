@@ -4,13 +4,14 @@ from pathlib import Path
 
 from storyflower.common import repository
 from storyflower.common.errors import exit_with_line
+from storyflower.common.files import read_json
 from storyflower.common.params import Params
 from storyflower.tokenize import tokenize
 
 
 def main() -> None:
     repository.refuse_what_is_lost()
-    params = Params.load()
+    params = Params.load().resolved(read_json(Path("models/encoder/card.json")))
     report = tokenize.tokenize(
         Path("data/interim/dialogues.parquet"),
         Path("data/interim/labels.json"),

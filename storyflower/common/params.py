@@ -21,7 +21,7 @@ from storyflower.common.files import read_yaml
 Optimizer = Literal["adamw", "notebook"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 # Params whose "auto" means the value on the encoder's card
-ON_THE_CARD = ("num_epochs", "batch_size", "learning_rate", "optimizer", "mask_rate")
+ON_THE_CARD = ("max_len", "num_epochs", "batch_size", "learning_rate", "optimizer", "mask_rate")
 # Params that do not change the model. (Two processes add up sums in another order than one; the
 # number of processes is a tag in MLflow.)
 WITHOUT_EFFECT = ("log_interval", "checkpoint_minutes", "checkpoint_dir", "launcher")
@@ -44,6 +44,7 @@ def printable(value: str) -> str:
 Number = Annotated[float, BeforeValidator(number_text)]
 Rate = Annotated[float, Field(gt=0, le=1), BeforeValidator(number_text)]
 Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number_text)]
+MaxLen = Annotated[int, Field(ge=3, le=512)]
 Epochs = Annotated[int, Field(ge=1, le=1000)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 # One folder or file name, without slashes: it becomes part of a path.
@@ -87,7 +88,9 @@ class Params(BaseModel):
     encoder: Name = knob(
         "seedling", "a card in encoders/; seedling ships and needs no download", PLAIN_NAME
     )
-    max_len: int = knob(64, "token ids per text, [CLS] and [SEP] included", ge=3, le=512)
+    max_len: Literal["auto"] | MaxLen = knob(
+        "auto", "token ids per text, [CLS] and [SEP] included; auto: the value on the encoder's card"
+    )
     # Training
     num_epochs: Literal["auto"] | Epochs = knob(
         "auto", "passes over Training; auto: the value on the encoder's card"

@@ -22,7 +22,7 @@ from pydantic import (
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_yaml, write_json
-from storyflower.common.params import ON_THE_CARD, BatchSize, Epochs, Optimizer, Rate, Share
+from storyflower.common.params import ON_THE_CARD, BatchSize, Epochs, MaxLen, Optimizer, Rate, Share
 
 VOCABULARY = {"sentencepiece": "spiece.model", "wordpiece": "vocab.txt"}  # tokenizer → its file
 NAME = r"\w[\w.-]*"  # of a file or a card
@@ -92,6 +92,9 @@ class Card(Strict):
         "a file name", "else spiece.model or vocab.txt", pattern=rf"^{NAME}\Z"
     )
     pad_id: Id | None = key("a whole number from 0", "id of [PAD]; else what the vocabulary says")
+    max_len: MaxLen = key(
+        "a whole number in [3, 512]", "the token ids per text that max_len: auto means", default=64
+    )
     num_epochs: Epochs = key(
         "a whole number in [1, 1000]",
         "the passes over Training that num_epochs: auto means",

@@ -1003,7 +1003,7 @@ def test_cards_that_ship():
         card = cards[name]
         assert (card.pretokenize, card.pad_id, card.optimizer) == ("bert", 1, "notebook")
         assert (card.learning_rate, card.license) == (5e-5, "Apache-2.0")
-        assert (card.batch_size, card.mask_rate) == (64, 0)  # the notebook's
+        assert (card.max_len, card.batch_size, card.mask_rate) == (64, 64, 0)  # the notebook's
         golden = {"text": "한국어 모델을 공유합니다.", "pretokenize": "none", "ids": readme}
         assert card.golden.model_dump() == golden
     assert cards["kobert-legacy"].source == "skt/kobert-base-v1"
