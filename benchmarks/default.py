@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModel
 
 from pretrain.corpora import POLARITY, is_test, read_ratings, rows
 from storyflower.common.errors import exit_with_line
+from storyflower.common.files import read_json
 from storyflower.common.params import Params
 from storyflower.encoder.prepare import prepare
 from storyflower.evaluate.baseline import tfidf_logistic_regression
@@ -124,7 +125,8 @@ def right(encoder: Path, train: Texts, test: Texts, params: Params) -> np.ndarra
         tokens = tokenizer.encode(side.texts, params.max_len)
         arrays.append(TokenArrays(tokens.ids, tokens.offsets, side.labels))
     torch.manual_seed(params.seed)
-    network = build_classifier(encoder, int(train.labels.max()) + 1, params.dr_rate)
+    pooling = read_json(encoder / "card.json")["pooling"]
+    network = build_classifier(encoder, int(train.labels.max()) + 1, params.dr_rate, pooling)
     placement = choose(params.device, params.precision)
     with contextlib.redirect_stdout(io.StringIO()):
         fit(

@@ -19,6 +19,8 @@ from storyflower.common.files import read_yaml
 
 # adamw: torch's; notebook: transformers 3's AdamW, whose eps comes before the bias correction
 Optimizer = Literal["adamw", "notebook"]
+# What an encoder's card may say about how a text's states become one
+Pooling = Literal["first", "mean"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 # Params whose "auto" means the value on the encoder's card
 ON_THE_CARD = ("max_len", "num_epochs", "batch_size", "learning_rate", "optimizer", "mask_rate")
@@ -89,7 +91,8 @@ class Params(BaseModel):
         "seedling", "a card in encoders/; seedling ships and needs no download", PLAIN_NAME
     )
     max_len: Literal["auto"] | MaxLen = knob(
-        "auto", "token ids per text, [CLS] and [SEP] included; auto: the value on the encoder's card"
+        "auto",
+        "token ids per text, [CLS] and [SEP] included; auto: the value on the encoder's card",
     )
     # Training
     num_epochs: Literal["auto"] | Epochs = knob(

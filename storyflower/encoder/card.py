@@ -22,14 +22,23 @@ from pydantic import (
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_yaml, write_json
-from storyflower.common.params import ON_THE_CARD, BatchSize, Epochs, MaxLen, Optimizer, Rate, Share
+from storyflower.common.params import (
+    ON_THE_CARD,
+    BatchSize,
+    Epochs,
+    MaxLen,
+    Optimizer,
+    Pooling,
+    Rate,
+    Share,
+)
 
 VOCABULARY = {"sentencepiece": "spiece.model", "wordpiece": "vocab.txt"}  # tokenizer → its file
 NAME = r"\w[\w.-]*"  # of a file or a card
 HUB_ID = rf"{NAME}(/{NAME})?"
 
 ALWAYS = {"kind", "license", "source"}
-FETCHED = {"tokenizer", "pretokenize", "vocabulary", "pad_id", *ON_THE_CARD}
+FETCHED = {"tokenizer", "pretokenize", "vocabulary", "pad_id", "pooling", *ON_THE_CARD}
 # kind → required keys, optional keys
 KEYS = {
     "hub": (ALWAYS, FETCHED | {"golden", "revision", "files"}),
@@ -92,6 +101,11 @@ class Card(Strict):
         "a file name", "else spiece.model or vocab.txt", pattern=rf"^{NAME}\Z"
     )
     pad_id: Id | None = key("a whole number from 0", "id of [PAD]; else what the vocabulary says")
+    pooling: Pooling = key(
+        "",
+        "first: the pooler's output, or the first token's state without one; mean: of all tokens",
+        default="first",
+    )
     max_len: MaxLen = key(
         "a whole number in [3, 512]", "the token ids per text that max_len: auto means", default=64
     )

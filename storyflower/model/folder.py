@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from storyflower.common.errors import InputError, one_line
-from storyflower.common.files import json_text, replacing
+from storyflower.common.files import json_text, read_json, replacing
+from storyflower.common.params import Pooling
 from storyflower.interim.labels import LabelIndex
 from storyflower.model.classifier import EmotionClassifier
 
@@ -28,12 +29,14 @@ WEIGHTS = ("config.json", "model.safetensors")  # of an encoder folder; the rest
 POOLED = ("bert", "roberta")  # the families that may have a pooler
 
 
-def build_classifier(encoder: Path, num_classes: int, dr_rate: float) -> EmotionClassifier:
+def build_classifier(
+    encoder: Path, num_classes: int, dr_rate: float, pooling: Pooling = "first"
+) -> EmotionClassifier:
     """A classifier on a pretrained encoder; torch's random state initialises its linear layer.
 
     Raises InputError if the encoder's folder is incomplete or damaged.
     """
-    return EmotionClassifier(read_encoder(encoder), num_classes, dr_rate)
+    return EmotionClassifier(read_encoder(encoder), num_classes, dr_rate, pooling)
 
 
 def read_encoder(folder: Path) -> PreTrainedModel:
@@ -154,7 +157,9 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise damaged(folder / "head.safetensors", error) from None
     # The new linear layer is overwritten completely, or this fails: no weight stays random.
-    model = build_classifier(folder, classes, dr_rate)
+    # A card from before there was this key lacks it.
+    pooling = read_json(folder / "card.json").get("pooling", "first")
+    model = build_classifier(folder, classes, dr_rate, pooling)
     expected = {name: tuple(value.shape) for name, value in model.linear.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in head.items()}
     if shapes != expected:

@@ -1,7 +1,7 @@
 """An encoder's forward pass without padding, and without computing results that nothing uses.
 
 In: a transformers encoder (BERT, RoBERTa, ELECTRA or DistilBERT) and a batch of texts end to end.
-Out: the last hidden states of chosen tokens; the classifier needs only each text's first token.
+Out: the last hidden states of all tokens, or of chosen ones, such as each text's first.
 The parameters stay in transformers' own modules, so checkpoints load and save as usual. Only the
 computation differs: query, key and value in one product, attention within each text (attention.py),
 dropout from one random byte per value (dropout.py), and in the last layer only the chosen tokens
@@ -59,8 +59,10 @@ def layers(encoder: PreTrainedModel) -> Iterator[Layer]:
         )
 
 
-def states(encoder: PreTrainedModel, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
-    """Last hidden states of some tokens of the batch, (chosen, hidden).
+def states(
+    encoder: PreTrainedModel, batch: Batch, tokens: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Last hidden states of all tokens of the batch, or of some, (chosen, hidden).
 
     `tokens`, (chosen,) int64, are their indices; `batch.first` is every dialogue's first token.
     Runs in the precision of torch's autocast if that is on.
@@ -81,7 +83,7 @@ def states(encoder: PreTrainedModel, batch: Batch, tokens: torch.Tensor) -> torc
         bias = torch.cat([part.bias for part in parts])
         qkv = functional.linear(hidden, weight, bias)  # (tokens, 3 * hidden)
         mixed = attend(qkv, batch, config.num_attention_heads, rate(layer.drop_weights))
-        if number == config.num_hidden_layers:
+        if number == config.num_hidden_layers and tokens is not None:
             hidden, mixed = hidden[tokens], mixed[tokens]  # (chosen, hidden)
         hidden = layer.mix_norm(dropout(layer.mix(mixed), rate(layer.drop)) + hidden)
         wide = layer.activation(layer.widen(hidden))

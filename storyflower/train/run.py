@@ -77,7 +77,7 @@ def train(
             if params.dev_share:
                 held = held_back(table, params.dev_share, params.seed)
             torch.manual_seed(params.seed)
-            network = build_classifier(encoder, len(index), params.dr_rate)
+            network = build_classifier(encoder, len(index), params.dr_rate, card["pooling"])
 
             def train_epochs(on_epoch: Callable[[list[Epoch]], None]) -> list[Epoch]:
                 with checkpoints.stop:

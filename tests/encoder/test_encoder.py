@@ -211,13 +211,14 @@ def refused(card_file: Path) -> str:
 # ---------------------------------------------------------------- families
 
 
+@pytest.mark.parametrize("pooling", ["first", "mean"])
 @pytest.mark.parametrize("name", ["kobert", "bert", "roberta", "electra", "distilbert"])
-def test_each_family_computes_what_transformers_computes(name, pieces, hub, cards, capsys):
+def test_each_family_computes_what_transformers_computes(name, pooling, pieces, hub, cards, capsys):
     files, network, keys = family(name, pieces)
     commit = hub.publish("lab/tiny", {**files, "README.md": b"#", "modeling.py": b"1/0"})
-    output = prepare(write(cards, **keys))
+    output = prepare(write(cards, pooling=pooling, **keys))
 
-    classifier = build_classifier(output, 6, dr_rate=0.5).eval()
+    classifier = build_classifier(output, 6, dr_rate=0.5, pooling=pooling).eval()
     tokenizer = load_tokenizer(output)
     tokens = tokenizer.encode(TEXTS, 64)
     table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(TEXTS), np.int64))
@@ -238,6 +239,9 @@ def test_each_family_computes_what_transformers_computes(name, pieces, hub, card
     summary = getattr(theirs, "pooler_output", None)
     if summary is None:
         summary = theirs.last_hidden_state[:, 0]
+    if pooling == "mean":
+        states, weight = theirs.last_hidden_state, mask.unsqueeze(2)
+        summary = (states * weight).sum(1) / weight.sum(1)
     linear = torch.nn.functional.linear(summary, classifier.linear.weight, classifier.linear.bias)
     torch.testing.assert_close(logits, linear[batch.rows], atol=1e-5, rtol=0)
     torch.nn.functional.cross_entropy(linear, labels).backward()
@@ -246,7 +250,8 @@ def test_each_family_computes_what_transformers_computes(name, pieces, hub, card
         torch.testing.assert_close(
             value.grad, expected[key], atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}"
         )
-    assert (getattr(classifier.encoder, "pooler", None) is not None) == (name == "kobert")
+    pooled = getattr(classifier.encoder, "pooler", None) is not None
+    assert pooled == (name == "kobert" and pooling == "first")
 
     document = json.loads((output / "card.json").read_text(encoding="utf-8"))
     assert document["revision"] == commit
