@@ -44,11 +44,6 @@ def texts(path: Path, split: str, every: int = 1) -> Iterator[str]:
             seen += len(batch)
 
 
-def count(path: Path, split: str) -> int:
-    """How many rows a split has."""
-    return sum(len(batch) for name, batch in batches(path, []) if name == split)
-
-
 def source(path: Path, split: str) -> str:
     """The file (and sheet) that a split was read from; for messages."""
     return pq.read_schema(path).metadata[split.encode()].decode()
