@@ -150,6 +150,7 @@ def compare(
     options: argparse.Namespace,
 ) -> None:
     """Print one row of the table."""
+    params = params.resolved(read_json(encoder / "card.json"), rows=len(train))
     by_seed = [
         right(encoder, train, test, params.model_copy(update={"seed": params.seed + number}))
         for number in range(options.seeds)
@@ -193,8 +194,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         encoder = work / "encoder"
-        card = prepare(options.card, encoder)
-        params = params.resolved(card.model_dump())
+        prepare(options.card, encoder)
         if options.epochs:
             params = params.model_copy(update={"num_epochs": options.epochs})
         if options.what == "nsmc":
@@ -204,7 +204,6 @@ def main() -> None:
             train, test, classes = read_corpus(corpus, work, params.turns)
         if options.what == "chat":
             test = read_chat(options.folder, classes)
-        print(f"learning rate {params.learning_rate:g}, {params.num_epochs} epochs")
         print(f"{len(test)} test rows\n")
         print(HEADER, flush=True)
         order = np.random.default_rng(params.seed).permutation(len(train))

@@ -7,6 +7,7 @@ of params.yaml from the fields below.
 Not supported: nesting. The keys are flat so that `dvc exp run -S num_epochs=10` needs no path.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ Pooling = Literal["first", "mean"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 # Params whose "auto" means the value on the encoder's card
 ON_THE_CARD = ("max_len", "num_epochs", "batch_size", "learning_rate", "optimizer", "mask_rate")
+# However many rows there are; two passes would be too few for the warm-up and the decay
+LEAST_EPOCHS = 3
 # Params that do not change the model. (Two processes add up sums in another order than one; the
 # number of processes is a tag in MLflow.)
 WITHOUT_EFFECT = ("log_interval", "checkpoint_minutes", "checkpoint_dir", "launcher")
@@ -167,10 +170,19 @@ class Params(BaseModel):
         """The params that can change a result: all except those in WITHOUT_EFFECT."""
         return self.model_dump(exclude=set(WITHOUT_EFFECT))
 
-    def resolved(self, card: Mapping[str, Any]) -> "Params":
-        """These params with each "auto" replaced by the value on an encoder's card."""
+    def resolved(self, card: Mapping[str, Any], rows: int = 0) -> "Params":
+        """These params with each "auto" replaced by the value on an encoder's card.
+
+        With so many `rows` of Training, num_epochs: auto means fewer passes where the card's would
+        take more than its most_steps updates, but LEAST_EPOCHS at least.
+        """
         auto = {key: card[key] for key in ON_THE_CARD if getattr(self, key) == "auto"}
-        return self.model_copy(update=auto)
+        params = self.model_copy(update=auto)
+        if "num_epochs" in auto and rows and card.get("most_steps"):
+            passes = card["most_steps"] // math.ceil(rows / params.batch_size)
+            fewer = min(params.num_epochs, max(passes, LEAST_EPOCHS))
+            params = params.model_copy(update={"num_epochs": fewer})
+        return params
 
     @classmethod
     def load(cls, path: Path = Path("params.yaml")) -> "Params":

@@ -38,7 +38,15 @@ NAME = r"\w[\w.-]*"  # of a file or a card
 HUB_ID = rf"{NAME}(/{NAME})?"
 
 ALWAYS = {"kind", "license", "source"}
-FETCHED = {"tokenizer", "pretokenize", "vocabulary", "pad_id", "pooling", *ON_THE_CARD}
+FETCHED = {
+    "tokenizer",
+    "pretokenize",
+    "vocabulary",
+    "pad_id",
+    "pooling",
+    "most_steps",
+    *ON_THE_CARD,
+}
 # kind → required keys, optional keys
 KEYS = {
     "hub": (ALWAYS, FETCHED | {"golden", "revision", "files"}),
@@ -48,6 +56,7 @@ KEYS = {
 
 Pretokenize = Literal["bert", "none"]
 Id = Annotated[int, Field(ge=0)]
+Steps = Annotated[int, Field(ge=1)]
 # An md5 may be shortened: the kobert package publishes only the first ten digits of one.
 Checksum = Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{10,32}|sha256:[0-9a-f]{64})\Z")]
 Checksums = Annotated[
@@ -113,6 +122,10 @@ class Card(Strict):
         "a whole number in [1, 1000]",
         "the passes over Training that num_epochs: auto means",
         default=5,
+    )
+    most_steps: Steps | None = key(
+        "a whole number from 1",
+        "where there are many rows, num_epochs: auto means fewer passes, of about so many updates",
     )
     batch_size: BatchSize = key(
         "a whole number in [1, 65536]", "the dialogues that batch_size: auto means", default=64

@@ -60,7 +60,8 @@ def train(
             print(placement, flush=True)
         ranks.wait()
         card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
-        params = params.resolved(card)
+        table = TokenArrays.load(tokens, "Training")
+        params = params.resolved(card, rows=len(table))
         if params.mask_rate and card["mask_id"] is None:
             raise InputError("mask_rate: this encoder's vocabulary has no [MASK]; set it to 0")
         used = params.decisive()
@@ -73,7 +74,7 @@ def train(
         root = checkpoint_folders.root_of(params.checkpoint_dir, repository.main_root())
         minutes = params.checkpoint_minutes
         with checkpoint.Checkpoints(root, fingerprint, minutes, ranks) as checkpoints:
-            table, held = TokenArrays.load(tokens, "Training"), None
+            held = None
             if params.dev_share:
                 held = held_back(table, params.dev_share, params.seed)
             torch.manual_seed(params.seed)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from docs import params_table
 from storyflower.common.errors import InputError
 from storyflower.common.params import Params
+from storyflower.encoder.card import Card
 from tests.support import ROOT
 
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -132,6 +133,20 @@ def test_auto_is_what_the_card_says() -> None:
     own = {"batch_size": 9, "learning_rate": 0.2, "optimizer": "adamw", "mask_rate": 0.0}
     own |= {"num_epochs": 4, "max_len": 33}
     assert Params.check({**SHIPPED, **own}).resolved(card).model_dump() == {**SHIPPED, **own}
+
+
+@pytest.mark.parametrize(
+    ("rows", "passes"),
+    [(0, 8), (300, 8), (3600, 8), (4000, 8), (4001, 7), (5000, 6), (9600, 3), (10**6, 3)],
+)
+def test_many_rows_mean_fewer_passes(rows: int, passes: int) -> None:
+    card = Card.load(ROOT / "encoders/seedling.yaml").model_dump()
+    assert (card["num_epochs"], card["batch_size"], card["most_steps"]) == (8, 32, 1000)
+    params = Params.check(SHIPPED)
+    assert params.resolved(card, rows=rows).num_epochs == passes
+    assert params.resolved({**card, "most_steps": None}, rows=rows).num_epochs == 8
+    asked = params.model_copy(update={"num_epochs": 9})
+    assert asked.resolved(card, rows=rows).num_epochs == 9
 
 
 @pytest.mark.parametrize("key", WHOLE)
