@@ -50,9 +50,8 @@ def random_table(rows: int, mean: float, width: int, seed: int) -> TokenArrays:
 def params_of(**values: Any) -> Params:
     """params.yaml with KoBERT's rate and some values changed."""
     shipped = read_yaml(Path("params.yaml"), "run this in the root")
-    return Params.check(
-        {**shipped, "learning_rate": 5e-5, "optimizer": "adamw", "mask_rate": 0.0, **values}
-    )
+    kobert = {"max_len": 64, "learning_rate": 5e-5, "optimizer": "adamw", "mask_rate": 0.0}
+    return Params.check({**shipped, **kobert, **values})
 
 
 def work_per_token(config: BertConfig) -> float:
