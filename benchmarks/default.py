@@ -125,8 +125,7 @@ def right(encoder: Path, train: Texts, test: Texts, params: Params) -> np.ndarra
         tokens = tokenizer.encode(side.texts, params.max_len)
         arrays.append(TokenArrays(tokens.ids, tokens.offsets, side.labels))
     torch.manual_seed(params.seed)
-    pooling = read_json(encoder / "card.json")["pooling"]
-    network = build_classifier(encoder, int(train.labels.max()) + 1, params.dr_rate, pooling)
+    network = build_classifier(encoder, int(train.labels.max()) + 1, params.dr_rate)
     placement = choose(params.device, params.precision)
     with contextlib.redirect_stdout(io.StringIO()):
         fit(

@@ -53,14 +53,8 @@ license: CC0-1.0
 """
 SHAPE = Recipe(steps=0, pieces=8000, layers=1, hidden=32, heads=2)
 # fp32: with bf16, oneDNN keeps up to 0.9 GB of compiled kernels, whatever the number of rows.
-PARAMS = {
-    "max_len": 64,
-    "corpus": "scale",
-    "encoder": "scale",
-    "num_epochs": 1,
-    "log_interval": STEPS,
-}
-PARAMS |= {"precision": "fp32", "batch_size": 64}
+PARAMS = {"corpus": "scale", "encoder": "scale", "num_epochs": 1, "log_interval": STEPS}
+PARAMS |= {"precision": "fp32", "batch_size": 64, "max_len": 64}
 TOKENS, LABELS = Path("data/interim/tokens"), Path("data/interim/labels.json")
 
 

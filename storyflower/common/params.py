@@ -20,9 +20,9 @@ from storyflower.common.files import read_yaml
 
 # adamw: torch's; notebook: transformers 3's AdamW, whose eps comes before the bias correction
 Optimizer = Literal["adamw", "notebook"]
+OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 # What an encoder's card may say about how a text's states become one
 Pooling = Literal["first", "mean"]
-OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 # Params whose "auto" means the value on the encoder's card
 ON_THE_CARD = ("max_len", "num_epochs", "batch_size", "learning_rate", "optimizer", "mask_rate")
 # However many rows there are; two passes would be too few for the warm-up and the decay
@@ -99,7 +99,7 @@ class Params(BaseModel):
     )
     # Training
     num_epochs: Literal["auto"] | Epochs = knob(
-        "auto", "passes over Training; auto: the value on the encoder's card"
+        "auto", "passes over Training; auto: what the encoder's card says for so many rows"
     )
     batch_size: Literal["auto"] | BatchSize = knob(
         "auto", "dialogues per optimizer step; auto: the value on the encoder's card"

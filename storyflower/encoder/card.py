@@ -38,15 +38,8 @@ NAME = r"\w[\w.-]*"  # of a file or a card
 HUB_ID = rf"{NAME}(/{NAME})?"
 
 ALWAYS = {"kind", "license", "source"}
-FETCHED = {
-    "tokenizer",
-    "pretokenize",
-    "vocabulary",
-    "pad_id",
-    "pooling",
-    "most_steps",
-    *ON_THE_CARD,
-}
+FETCHED = {"tokenizer", "pretokenize", "vocabulary", "pad_id", "pooling", "most_steps"}
+FETCHED |= {*ON_THE_CARD}
 # kind → required keys, optional keys
 KEYS = {
     "hub": (ALWAYS, FETCHED | {"golden", "revision", "files"}),

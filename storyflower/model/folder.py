@@ -29,14 +29,15 @@ WEIGHTS = ("config.json", "model.safetensors")  # of an encoder folder; the rest
 POOLED = ("bert", "roberta")  # the families that may have a pooler
 
 
-def build_classifier(
-    encoder: Path, num_classes: int, dr_rate: float, pooling: Pooling = "first"
-) -> EmotionClassifier:
+def build_classifier(encoder: Path, num_classes: int, dr_rate: float) -> EmotionClassifier:
     """A classifier on a pretrained encoder; torch's random state initialises its linear layer.
 
-    Raises InputError if the encoder's folder is incomplete or damaged.
+    The pooling is that of the folder's card.json; a folder without one, or with a card from before
+    there was the key, has "first". Raises InputError if the folder is incomplete or damaged.
     """
-    return EmotionClassifier(read_encoder(encoder), num_classes, dr_rate, pooling)
+    body = read_encoder(encoder)
+    pooling: Pooling = read_json(encoder / "card.json", {}).get("pooling", "first")
+    return EmotionClassifier(body, num_classes, dr_rate, pooling)
 
 
 def read_encoder(folder: Path) -> PreTrainedModel:
@@ -157,9 +158,7 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise damaged(folder / "head.safetensors", error) from None
     # The new linear layer is overwritten completely, or this fails: no weight stays random.
-    # A card from before there was this key lacks it.
-    pooling = read_json(folder / "card.json").get("pooling", "first")
-    model = build_classifier(folder, classes, dr_rate, pooling)
+    model = build_classifier(folder, classes, dr_rate)
     expected = {name: tuple(value.shape) for name, value in model.linear.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in head.items()}
     if shapes != expected:

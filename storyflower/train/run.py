@@ -7,7 +7,6 @@ as a checkpoint until the evaluate stage discards it: only then has DVC recorded
 loop itself, fit.py, does not handle output files or MLflow.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ import torch
 
 from storyflower.common import locks, repository
 from storyflower.common.errors import InputError
+from storyflower.common.files import read_json
 from storyflower.common.params import Params
 from storyflower.interim import checkpoint_folders
 from storyflower.interim.history import Epoch, best_epoch, write_history
@@ -59,7 +59,7 @@ def train(
             open_things.enter_context(locks.acquire(lock, "still trains here"))
             print(placement, flush=True)
         ranks.wait()
-        card = json.loads((encoder / "card.json").read_text(encoding="utf-8"))
+        card = read_json(encoder / "card.json")
         table = TokenArrays.load(tokens, "Training")
         params = params.resolved(card, rows=len(table))
         if params.mask_rate and card["mask_id"] is None:
@@ -78,7 +78,7 @@ def train(
             if params.dev_share:
                 held = held_back(table, params.dev_share, params.seed)
             torch.manual_seed(params.seed)
-            network = build_classifier(encoder, len(index), params.dr_rate, card["pooling"])
+            network = build_classifier(encoder, len(index), params.dr_rate)
 
             def train_epochs(on_epoch: Callable[[list[Epoch]], None]) -> list[Epoch]:
                 with checkpoints.stop:

@@ -218,7 +218,7 @@ def test_each_family_computes_what_transformers_computes(name, pooling, pieces, 
     commit = hub.publish("lab/tiny", {**files, "README.md": b"#", "modeling.py": b"1/0"})
     output = prepare(write(cards, pooling=pooling, **keys))
 
-    classifier = build_classifier(output, 6, dr_rate=0.5, pooling=pooling).eval()
+    classifier = build_classifier(output, 6, dr_rate=0.5).eval()
     tokenizer = load_tokenizer(output)
     tokens = tokenizer.encode(TEXTS, 64)
     table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(TEXTS), np.int64))

@@ -16,7 +16,6 @@ import transformers
 
 from storyflower import Classifier
 from storyflower.common.errors import InputError
-from storyflower.common.files import read_json
 from storyflower.encoder import prepare
 from storyflower.interim.labels import LabelIndex
 from storyflower.interim.tokens import TokenArrays
@@ -84,8 +83,7 @@ def test_the_pooling_of_the_card_is_kept(tmp_path: Path) -> None:
     card = write_tiny_encoder(tmp_path)
     card.write_text(card.read_text(encoding="utf-8") + "pooling: mean\n", encoding="utf-8")
     prepare.prepare(card, tmp_path / "encoder")
-    pooling = read_json(tmp_path / "encoder" / "card.json")["pooling"]
-    network = build_classifier(tmp_path / "encoder", len(LABELS), 0.5, pooling).eval()
+    network = build_classifier(tmp_path / "encoder", len(LABELS), 0.5).eval()
     folder = tmp_path / "classifier"
     facts = {"params": {"dr_rate": 0.5, "max_len": 16}}
     save_classifier(network, folder, encoder=tmp_path / "encoder", labels=LABELS, facts=facts)
