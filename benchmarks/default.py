@@ -4,8 +4,10 @@
     python -m benchmarks.default corpus FOLDER --rows 1000 5000 20471        # any corpus folder
     python -m benchmarks.default nsmc FOLDER         # a tenth of its ratings is the test
     python -m benchmarks.default chat FOLDER         # trained on data/sample
+    python -m benchmarks.default writers data/sample --set num_epochs=12 dr_rate=0.1
 
 In: a corpus folder, NSMC's ratings, or ChatbotData.csv.gz with the labels of docs/chat-rows.csv.
+`writers` never sees Validation: three writers of Training are the test, the others the training.
 Out: Markdown rows: the mean accuracy over the seeds (least to most), TF-IDF's on the same rows, and
 the difference with its paired-bootstrap 95% interval over the test rows. Everything is trained as
 params.yaml says; test rows choose nothing.
@@ -23,11 +25,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import yaml
 from transformers import AutoConfig, AutoModel
 
 from pretrain.corpora import POLARITY, is_test, read_ratings, rows
-from storyflower.common.errors import exit_with_line
-from storyflower.common.files import read_json
+from storyflower.common.errors import InputError, exit_with_line
+from storyflower.common.files import json_text, read_json
 from storyflower.common.params import Params
 from storyflower.encoder.prepare import prepare
 from storyflower.evaluate.baseline import tfidf_logistic_regression
@@ -42,6 +45,8 @@ from storyflower.train.fit import fit
 
 CHAT_ROWS = Path("docs/chat-rows.csv")
 RATINGS, CHAT = "ratings_train.tsv.gz", "ChatbotData.csv.gz"
+WRITERS = "situations.csv"  # names the writer of each row
+LEFT_OUT = ("W02", "W05", "W08")
 HEADER = (
     "| rows | encoder | TF-IDF | difference (95% interval) | random weights |\n"
     "| --- | --- | --- | --- | --- |"
@@ -102,6 +107,17 @@ def read_chat(folder: Path, classes: list[str]) -> Texts:
         [questions[row - 1] for row, _ in listed],
         np.array([classes.index(label) for _, label in listed]),
     )
+
+
+def leave_out(folder: Path, train: Texts) -> tuple[Texts, Texts]:
+    """Training without the rows of LEFT_OUT's writers, and those rows."""
+    need(folder, [WRITERS], "FOLDER must be one whose writers are known, such as data/sample")
+    with (folder / WRITERS).open(encoding="utf-8", newline="") as file:
+        writers = [row["작가"] for row in csv.DictReader(file) if row["split"] == "Training"]
+    if len(writers) != len(train):
+        raise InputError(f"{folder / WRITERS}: {len(writers)} rows, but Training has {len(train)}")
+    out = np.isin(writers, LEFT_OUT)
+    return train.take(np.flatnonzero(~out)), train.take(np.flatnonzero(out))
 
 
 def random_weights(encoder: Path, work: Path) -> Path:
@@ -179,30 +195,42 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}{several}"
 
 
+def pair(word: str) -> tuple[str, str]:
+    key, sign, value = word.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"{word!r} is not KEY=VALUE")
+    return key, value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.default")
-    parser.add_argument("what", choices=["corpus", "nsmc", "chat"])
+    parser.add_argument("what", choices=["corpus", "nsmc", "chat", "writers"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", help="of Training; else all")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="else as params.yaml says")
+    parser.add_argument("--set", nargs="+", type=pair, default=[], metavar="KEY=VALUE")
+    parser.add_argument("--pooling", choices=["first", "mean"], help="else as the card says")
     parser.add_argument("--card", type=Path, default=Path("encoders/seedling.yaml"))
     parser.add_argument("--no-random", action="store_true")
     options = parser.parse_args()
-    params = Params.load()
+    changed = {key: yaml.safe_load(value) for key, value in options.set}
+    params = Params.check({**Params.load().model_dump(), **changed}, where="--set")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         encoder = work / "encoder"
         prepare(options.card, encoder)
-        if options.epochs:
-            params = params.model_copy(update={"num_epochs": options.epochs})
+        if options.pooling:
+            card = read_json(encoder / "card.json") | {"pooling": options.pooling}
+            (encoder / "card.json").write_text(json_text(card), encoding="utf-8")
         if options.what == "nsmc":
             train, test, _ = read_nsmc(options.folder)
         else:
-            corpus = options.folder if options.what == "corpus" else Path("data/sample")
+            corpus = Path("data/sample") if options.what == "chat" else options.folder
             train, test, classes = read_corpus(corpus, work, params.turns)
         if options.what == "chat":
             test = read_chat(options.folder, classes)
+        if options.what == "writers":
+            train, test = leave_out(options.folder, train)
         print(f"{len(test)} test rows\n")
         print(HEADER, flush=True)
         order = np.random.default_rng(params.seed).permutation(len(train))

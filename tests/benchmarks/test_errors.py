@@ -23,6 +23,12 @@ from tests.support import ROOT, set_params
         (["default", "corpus", "data/sample"], ["params", "encoders"], "data/sample: no such "),
         (["default", "nsmc", "."], ["params", "encoders"], "ratings_train.tsv.gz: not found; "),
         (["default", "chat", "."], ["params", "encoders", "data"], "ChatbotData.csv.gz: not found"),
+        (
+            ["default", "writers", "data/sample"],
+            ["params", "encoders", "data"],
+            "data/sample/situations.csv: not found",
+        ),
+        (["default", "chat", ".", "--set", "dr_rate=2"], ["params"], "--set: dr_rate must be a "),
     ],
 )
 def test_a_missing_input_is_one_line(
