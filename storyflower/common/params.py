@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -20,7 +20,6 @@ from storyflower.common.files import read_yaml
 
 # adamw: torch's; notebook: transformers 3's AdamW, whose eps comes before the bias correction
 Optimizer = Literal["adamw", "notebook"]
-OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 # What an encoder's card may say about how a text's states become one
 Pooling = Literal["first", "mean"]
 # Params whose "auto" means the value on the encoder's card
