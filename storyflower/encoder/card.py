@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from storyflower.common.errors import InputError
-from storyflower.common.files import read_yaml, write_json
+from storyflower.common.files import read_yaml
 from storyflower.common.params import (
     BatchSize,
     Epochs,
@@ -171,10 +171,6 @@ class Lock(Strict):
         if card.files and card.files.keys() != lock.files.keys():
             raise InputError(f"{file}: of other files than the card names; {again}")
         return lock
-
-    def save(self, card_file: Path) -> None:
-        """Write the lock beside its card; a reader sees the old or the new one, never a part."""
-        write_json(self.model_dump(), self.beside(card_file))
 
 
 def write_card(name: str, source: str, folder: Path) -> Path:

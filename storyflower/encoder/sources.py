@@ -170,11 +170,11 @@ class CheckedSource:
         return found
 
     def _compare(self, path: Path, checksum: str, says: Path, remedy: str) -> None:
-        if not matches(path, checksum):
+        actual = digest(path, checksum.split(":")[0])
+        if not actual.startswith(checksum):  # a checksum may be shortened
             raise InputError(
-                f"{path.resolve()}: {digest(path, checksum.split(':')[0])}, but {says} says "
-                f"{checksum}; if it is damaged, delete it and run again; if the source has "
-                f"changed: {remedy}"
+                f"{path.resolve()}: {actual}, but {says} says {checksum}; if it is damaged, delete "
+                f"it and run again; if the source has changed: {remedy}"
             )
 
 
@@ -215,8 +215,3 @@ def digest(path: Path, algorithm: str) -> str:
     """ "sha256:…" or "md5:…" of a file."""
     with path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
-
-
-def matches(path: Path, checksum: str) -> bool:
-    """Whether the file has this checksum, or one that begins with it."""
-    return digest(path, checksum.split(":")[0]).startswith(checksum)
