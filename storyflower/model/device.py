@@ -29,7 +29,10 @@ class Placement:
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work submitted to it."""
-        torch.get_device_module(self.device).synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
 
     def __str__(self) -> str:
         return f"{self.accelerators}; using {self.device.type} in {self.precision}"

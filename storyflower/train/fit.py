@@ -249,9 +249,12 @@ def seed_step(seed: int, epoch: int, step: int, rank: int, device: torch.device)
     """Make dropout a function of seed, epoch, step and process: no random state must be saved."""
     value = int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0])
     # Not torch.manual_seed: it seeds every type of device, which takes longer than a small step.
-    on_cpu = device.type == "cpu"
-    generator = torch.default_generator if on_cpu else torch.get_device_module(device)
-    generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+    elif device.type == "mps":
+        torch.mps.manual_seed(value)
+    else:
+        torch.default_generator.manual_seed(value)
 
 
 def make_backward(
