@@ -56,7 +56,8 @@ class HubFolder:
     def find(self, name: str) -> Path | None:
         """The path of a file in the cache; None if the repository has none of this name.
 
-        Raises InputError if the hub refuses, is unreachable, or has no such repository."""
+        Raises InputError if the hub refuses, is unreachable, or has no such repository.
+        """
         from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import RemoteEntryNotFoundError
         from huggingface_hub.utils import disable_progress_bars, logging
