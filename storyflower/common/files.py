@@ -1,9 +1,10 @@
-"""Read YAML and JSON, write JSON, and replace any output file or folder as a whole.
+"""Read YAML and JSON, write JSON, hash files, and replace any output as a whole.
 
 Every output goes through `replacing`, so it appears whole or not at all. A full disk or a missing
 permission gives a one-line error that names the output.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -91,6 +92,12 @@ def write_json(document: Any, path: Path) -> None:
 
 def json_text(document: Any) -> str:
     return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(file: Path, missing: Any = None) -> Any:

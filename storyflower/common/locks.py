@@ -34,13 +34,15 @@ def acquire(path: Path, what: str) -> filelock.AcquireReturnProxy:
             file=sys.stderr,
             flush=True,
         )
-    while held is None:
-        held = acquire_free(path, seconds=0.5)
+        held = acquire_free(path, seconds=-1)
     return held
 
 
 def acquire_free(path: Path, seconds: float = 0) -> filelock.AcquireReturnProxy | None:
-    """Hold a lock, also as a context; None if another process still holds it after `seconds`."""
+    """Hold a lock, also as a context; None if another process still holds it after `seconds`.
+
+    -1 waits without a limit.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, thread_local=False)
     try:

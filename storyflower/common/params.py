@@ -9,9 +9,9 @@ Not supported: nesting. The keys are flat so that `dvc exp run -S num_epochs=10`
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -20,7 +20,6 @@ from storyflower.common.files import read_yaml
 
 # adamw: torch's; notebook: transformers 3's AdamW, whose eps comes before the bias correction
 Optimizer = Literal["adamw", "notebook"]
-OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 # What an encoder's card may say about how a text's states become one
 Pooling = Literal["first", "mean"]
 # Params whose "auto" means the value on the encoder's card
@@ -57,6 +56,45 @@ Name = Annotated[str, Field(pattern=r"^\w[\w.-]*\Z")]
 Text = Annotated[str, AfterValidator(printable)]
 
 
+class Strict(BaseModel):
+    """A frozen mapping, checked without conversions or unknown keys: '10' is not 10."""
+
+    model_config = ConfigDict(
+        strict=True,  # without it, 1 becomes true and '10' becomes 10
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        regex_engine="python-re",
+    )
+
+    @classmethod
+    def check(cls, raw: dict[str, Any], where: str, absent: Set[str] = frozenset()) -> Self:
+        """Turn a mapping of key → value into this class; `absent` are fields that may not be given.
+
+        Raises InputError naming the key and the value for an unknown key, a missing key, a wrong
+        type or a value out of range.
+        """
+        known = [name for name in cls.model_fields if name not in absent]
+        for key in raw:
+            if key not in known:
+                raise InputError(f"{where}: unknown key {key!r}; known: {', '.join(known)}")
+        for key in known:
+            if cls.model_fields[key].is_required() and key not in raw:
+                raise InputError(f"{where}: key {key!r} is missing")
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+        key = first["loc"][0]
+        said = str(first.get("ctx", {}).get("error", ""))  # the message of a field's own check
+        must = said or rule(cls.model_json_schema()["properties"][key])
+        try:
+            shown = repr(raw[key])
+        except ValueError:  # Python does not print an int of more than 4,300 digits
+            shown = "a number of thousands of digits"
+        raise InputError(f"{where}: {key} must be {must}, got {shown}")
+
+
 def knob(shipped: object, prose: str, rule: str | None = None, **limits: float) -> Any:
     """A field: its value in params.yaml as shipped, a one-line description, and its range.
 
@@ -69,16 +107,8 @@ def knob(shipped: object, prose: str, rule: str | None = None, **limits: float) 
 PLAIN_NAME = "a plain name (letters, digits, '.', '_', '-')"
 
 
-class Params(BaseModel):
+class Params(Strict):
     """The knobs of a run."""
-
-    model_config = ConfigDict(
-        strict=True,  # without it, 1 becomes true and '10' becomes 10
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        regex_engine="python-re",
-    )
 
     # The data
     corpus: Name = knob("sample", "folder under data/; aihub: your own files", PLAIN_NAME)
@@ -186,39 +216,17 @@ class Params(BaseModel):
 
     @classmethod
     def load(cls, path: Path = Path("params.yaml")) -> "Params":
-        """Read and check a params file.
-
-        Raises InputError naming the key and the value for an unknown key, a missing key, a wrong
-        type or a value out of range.
-        """
-        raw = read_yaml(path, "run this in the repository's root")
-        return cls.check(raw, where=str(path))
+        """Read and check a params file; raises InputError as `check` does."""
+        return cls.check(read_yaml(path, "run this in the repository's root"), where=str(path))
 
     @classmethod
-    def check(cls, raw: dict[str, Any], where: str = "params") -> "Params":
-        """Turn a mapping of key → value into Params; errors as in `load`."""
-        known = list(cls.model_fields)
-        for key in raw:
-            if key not in known:
-                raise InputError(f"{where}: unknown key {key!r}; known: {', '.join(known)}")
-        for key in known:
-            if key not in raw:
-                raise InputError(f"{where}: key {key!r} is missing")
-        try:
-            params = cls.model_validate(raw)
-        except ValidationError as error:
-            key = error.errors()[0]["loc"][0]
-        else:
-            if params.dev_share == 0 and (params.keep == "best" or params.patience):
-                what = "keep: best" if params.keep == "best" else "patience"
-                raise InputError(f"{where}: {what} needs a dev part; set dev_share, such as 0.1")
-            return params
-        must = rule(cls.model_json_schema()["properties"][key])
-        try:
-            shown = repr(raw[key])
-        except ValueError:  # Python does not print an int of more than 4,300 digits
-            shown = "a number of thousands of digits"
-        raise InputError(f"{where}: {key} must be {must}, got {shown}")
+    def check(cls, raw: dict[str, Any], where: str = "params") -> Self:
+        """As Strict.check; raises InputError also for a choice of epoch without a dev part."""
+        params = super().check(raw, where)
+        if params.dev_share == 0 and (params.keep == "best" or params.patience):
+            what = "keep: best" if params.keep == "best" else "patience"
+            raise InputError(f"{where}: {what} needs a dev part; set dev_share, such as 0.1")
+        return params
 
 
 def rule(field: dict[str, Any]) -> str:
@@ -226,7 +234,7 @@ def rule(field: dict[str, Any]) -> str:
     if "rule" in field:
         return field["rule"]
     if "anyOf" in field:
-        return " or ".join(map(rule, field["anyOf"]))
+        return " or ".join(rule(way) for way in field["anyOf"] if way != {"type": "null"})
     if "const" in field:
         return field["const"]
     if "enum" in field:

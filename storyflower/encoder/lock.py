@@ -7,6 +7,7 @@ Out: encoders/<name>.lock.json.
 import tempfile
 from pathlib import Path
 
+from storyflower.common.files import write_json
 from storyflower.encoder.card import Card, Golden, Lock
 from storyflower.encoder.prepare import take_over
 from storyflower.encoder.verify import GOLDEN_LENGTH, GOLDEN_TEXT, verify
@@ -28,5 +29,5 @@ def lock(card_file: Path) -> Lock:
         ids = tokenizer.encode([text], GOLDEN_LENGTH).ids.tolist()
     golden = Golden(text=text, ids=ids, pretokenize=taken.pretokenize)
     written = Lock(source=card.source, golden=golden, **pinned)
-    written.save(card_file)
+    write_json(written.model_dump(), Lock.beside(card_file))
     return written

@@ -9,25 +9,25 @@ families other than FAMILIES.
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import logging
 
 from storyflower.common.errors import InputError, one_line
 from storyflower.encoder.card import Card
 from storyflower.model.folder import misfit
 from storyflower.tokenizer.load import load_tokenizer
 
-if TYPE_CHECKING:
-    import torch
-
 FAMILIES = ("bert", "roberta", "electra", "distilbert")  # model_type in config.json
 
 
-def read_weights(card: Card, path: Path) -> "dict[str, torch.Tensor]":
+def read_weights(card: Card, path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by name; raises InputError if it holds anything else."""
-    import safetensors
-    import safetensors.torch
-    import torch
-
     where = f"{card.source}: {path.name}"
     try:
         if path.suffix == ".safetensors":
@@ -45,7 +45,7 @@ def read_weights(card: Card, path: Path) -> "dict[str, torch.Tensor]":
 
 
 def load_body(
-    card: Card, settings: dict[str, Any], weights: "dict[str, torch.Tensor]", folder: Path
+    card: Card, settings: dict[str, Any], weights: dict[str, torch.Tensor], folder: Path
 ) -> Any:
     """The encoder of a checkpoint, float32, without its pretraining head; raises InputError.
 
@@ -53,11 +53,6 @@ def load_body(
     weights would look pretrained. The classifier then uses the first token's last hidden state,
     which was pretrained.
     """
-    import torch
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING
-    from transformers.utils import logging
-
     family = model_type(card, settings)
     pad_id = pad_token(card, settings, family, folder)
     settings = {**settings, "pad_token_id": pad_id}

@@ -9,14 +9,13 @@ Not supported: files that nothing here reads; above all code, which is neither f
 
 import errno
 import hashlib
-import shutil
+import re
 import stat
 import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from storyflower.common.errors import InputError, disk_fault, one_line, path_of
 from storyflower.encoder.card import Card, Lock
@@ -24,23 +23,12 @@ from storyflower.encoder.card import Card, Lock
 # An archive may unpack to 20 times its size, or to 100 MiB. Weights hardly compress; a zip bomb is
 # all zeros.
 MAX_UNPACKING, SMALL = 20, 100 << 20
-CHUNK = 1 << 20  # bytes
-
-
-class Source(Protocol):
-    """Where an encoder's files come from."""
-
-    revision: str | None  # of a hub source: the full commit, known after the first file
-
-    def find(self, name: str) -> Path | None:
-        """The path of a file on this disk; None if the source has no file of this name."""
-        ...
 
 
 class LocalFolder:
     """A from_pretrained folder on this disk."""
 
-    revision = None
+    revision = None  # only a hub source has one
 
     def __init__(self, folder: Path):
         if not folder.is_dir():
@@ -48,6 +36,7 @@ class LocalFolder:
         self.folder = folder
 
     def find(self, name: str) -> Path | None:
+        """The path of a file; None if there is none of this name."""
         path = self.folder / name
         return path if path.is_file() else None
 
@@ -55,18 +44,20 @@ class LocalFolder:
 class HubFolder:
     """A repository on the Hugging Face hub at one commit.
 
-    The first file found fixes the commit. With a full commit hash, cached files need no network.
-    With a branch or no revision, the hub is asked for the current commit; if the hub cannot be
-    reached, the cache answers.
+    `revision` becomes a full commit with the first file found. With a full commit, cached files
+    need no network. With a branch or no revision, the hub is asked for the current commit; if the
+    hub cannot be reached, the cache answers.
     """
 
     def __init__(self, repo: str, revision: str | None):
         self.repo = repo
         self.revision = revision
-        self._settled = False
 
     def find(self, name: str) -> Path | None:
-        """Raises InputError if the hub refuses, is unreachable, or has no such repository."""
+        """The path of a file in the cache; None if the repository has none of this name.
+
+        Raises InputError if the hub refuses, is unreachable, or has no such repository.
+        """
         from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import RemoteEntryNotFoundError
         from huggingface_hub.utils import disable_progress_bars, logging
@@ -74,24 +65,18 @@ class HubFolder:
         logging.set_verbosity_error()  # else it reports every attempt; we report the last one
         if not sys.stderr.isatty():
             disable_progress_bars()
-        found = None
-        if self._settled:
-            found = try_to_load_from_cache(self.repo, name, revision=self.revision)
-        if found is _CACHED_NO_EXIST:
-            return None
-        if not isinstance(found, str):
-            try:
-                found = hf_hub_download(self.repo, name, revision=self.revision)
-            except RemoteEntryNotFoundError:
+        if re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            cached = try_to_load_from_cache(self.repo, name, revision=self.revision)
+            if cached is _CACHED_NO_EXIST:  # hf_hub_download would ask the hub again
                 return None
-            # Errors of the HTTP client share no base class with huggingface_hub's own.
-            except Exception as error:
-                raise InputError(refusal(self.repo, self.revision, name, error)) from None
-        path = Path(found)
-        if not self._settled:
-            # …/snapshots/<commit>/<name>
-            self.revision = path.parents[name.count("/")].name
-            self._settled = True
+        try:
+            path = Path(hf_hub_download(self.repo, name, revision=self.revision))
+        except RemoteEntryNotFoundError:
+            return None
+        # Errors of the HTTP client share no base class with huggingface_hub's own.
+        except Exception as error:
+            raise InputError(refusal(self.repo, self.revision, name, error)) from None
+        self.revision = path.parents[name.count("/")].name  # …/snapshots/<commit>/<name>
         return path
 
 
@@ -137,7 +122,7 @@ class CheckedSource:
     """A card's source; each file is compared with the lock before it is used."""
 
     def __init__(self, card_file: Path, card: Card, lock: Lock | None):
-        self.source: Source
+        self.source: HubFolder | LocalFolder
         if card.kind == "hub":
             self.source = HubFolder(card.source, lock.revision if lock else card.revision)
         else:
@@ -186,11 +171,11 @@ class CheckedSource:
         return found
 
     def _compare(self, path: Path, checksum: str, says: Path, remedy: str) -> None:
-        if not matches(path, checksum):
+        actual = digest(path, checksum.split(":")[0])
+        if not actual.startswith(checksum):  # a checksum may be shortened
             raise InputError(
-                f"{path.resolve()}: {digest(path, checksum.split(':')[0])}, but {says} says "
-                f"{checksum}; if it is damaged, delete it and run again; if the source has "
-                f"changed: {remedy}"
+                f"{path.resolve()}: {actual}, but {says} says {checksum}; if it is damaged, delete "
+                f"it and run again; if the source has changed: {remedy}"
             )
 
 
@@ -207,13 +192,7 @@ def unzip(archive: Path, folder: Path) -> None:
                 raise InputError(f"{archive}: would unpack to {unpacked >> 20} MiB; refused")
             for member in members:
                 check_member(archive, member)
-            for member in members:
-                if not member.is_dir():
-                    target = folder / member.filename
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    # zipfile reads no more than the stated size and checks the CRC at the end.
-                    with file.open(member) as source, target.open("wb") as sink:
-                        shutil.copyfileobj(source, sink, CHUNK)
+            file.extractall(folder)  # no more than the stated sizes; checks the CRCs
     # An encrypted member raises RuntimeError, an unknown compression its subclass
     # NotImplementedError.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
@@ -237,8 +216,3 @@ def digest(path: Path, algorithm: str) -> str:
     """ "sha256:…" or "md5:…" of a file."""
     with path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
-
-
-def matches(path: Path, checksum: str) -> bool:
-    """Whether the file has this checksum, or one that begins with it."""
-    return digest(path, checksum.split(":")[0]).startswith(checksum)

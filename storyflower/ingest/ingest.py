@@ -31,7 +31,7 @@ from storyflower.ingest.aihub import FINE, MAJOR, TURN, label_name
 from storyflower.ingest.read_json import open_json
 from storyflower.interim.dialogues import SCHEMA, SPLITS
 from storyflower.interim.labels import MAX_CLASSES
-from storyflower.sheets.read import check_readable, open_sheet
+from storyflower.sheets.read import open_sheet
 from storyflower.sheets.sheet import (
     AI_HUB,
     MAX_NAMED,
@@ -159,10 +159,8 @@ def ingest(
 
 def open_file(path: Path, wanted: set[str]) -> Sheet:
     """Open one file by its suffix; raises InputError if the content does not fit the suffix."""
-    if path.suffix.lower() in (".json", ".jsonl"):
-        check_readable(path)
-        return open_json(path)
-    return open_sheet(path, wanted)
+    is_json = path.suffix.lower() in (".json", ".jsonl")
+    return open_json(path) if is_json else open_sheet(path, wanted)
 
 
 @dataclass(frozen=True)
@@ -343,12 +341,8 @@ def write_split(
     size = 0
 
     def flush() -> None:
-        columns = zip(*group, strict=True) if group else [()] * 4
-        names = ("row", "text", "label", "fine")
-        values = dict(zip(names, map(list, columns), strict=True))
-        writer.write_table(
-            pa.table({"split": [split] * len(group), **values}, schema=writer.schema)
-        )
+        columns = [[split] * len(group), *map(list, zip(*group, strict=True))]
+        writer.write_table(pa.table(columns, schema=writer.schema))
         group.clear()
 
     for row in rows:
@@ -357,7 +351,8 @@ def write_split(
         if len(group) == ROW_GROUP or size > GROUP_TEXT:
             flush()
             size = 0
-    flush()
+    if group:
+        flush()
 
 
 def text_hash(text: str) -> int:

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from storyflower.common.errors import InputError
 from storyflower.ingest.aihub import EMOTIONS, FINE, MAJOR, TURN
+from storyflower.sheets.read import check_readable
 from storyflower.sheets.read_csv import MAX_RECORD, bounded_lines, first_bad_byte
 from storyflower.sheets.sheet import NOTHING, Sheet, folded
 
@@ -22,14 +23,15 @@ def open_json(path: Path) -> Sheet:
 
     `rows` raises InputError for anything that is not AI Hub's JSON.
     """
+    check_readable(path)
     columns = [MAJOR, FINE] + [TURN.format(turn) for turn in range(1, 5)]
 
     def items() -> Iterator[tuple[int, Any]]:
         number = 0
         try:
             with path.open(encoding="utf-8-sig") as file:
-                values = json_list if first_character(file) == "[" else json_lines
-                for number, item in enumerate(values(file), start=1):
+                values = json_list(file) if begins_list(file) else json_lines(file)
+                for number, item in enumerate(values, start=1):
                     if item is not BLANK:
                         yield number, item
         except UnicodeDecodeError:
@@ -68,12 +70,13 @@ def open_json(path: Path) -> Sheet:
 BLANK = object()  # an empty line of a jsonl file
 
 
-def first_character(file: TextIO) -> str:
-    """The first character that is not white space, or "" if there is none; rewinds the file."""
-    while (character := file.read(1)).isspace():
+def begins_list(file: TextIO) -> bool:
+    """Whether a file begins with "["; then it is read past it, else it is rewound."""
+    while (character := file.read(1)) and character in " \t\r\n":
         pass
-    file.seek(0)
-    return character
+    if character != "[":
+        file.seek(0)
+    return character == "["
 
 
 def json_lines(file: TextIO) -> Iterator[Any]:
@@ -85,17 +88,13 @@ def json_lines(file: TextIO) -> Iterator[Any]:
 
 
 def json_list(file: TextIO) -> Iterator[Any]:
-    """The elements of one JSON list; only a piece of the file is in memory at a time."""
+    """The elements of the list that has begun; only a piece of the file is in memory at a time."""
     decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*")
-    text, position, expected = "", 0, "["  # then "first" or "item", "," between two items, "end"
+    text, position, expected = "", 0, "first"  # then "," and "item" in turn, and at last "end"
     while piece := file.read(MAX_RECORD // 4):
         text, position = text[position:] + piece, 0
         while (position := blank.match(text, position).end()) < len(text):
-            if expected == "[":
-                if text[position] != "[":
-                    raise ValueError("expected a list of dialogues")
-                position, expected = position + 1, "first"
-            elif expected == "end":
+            if expected == "end":
                 raise ValueError("something behind the list")
             elif text[position] == "]" and expected != "item":
                 position, expected = position + 1, "end"

@@ -5,7 +5,6 @@ Out: one folder per run, which the train stage fills and the evaluate stage disc
 not an output of a DVC stage: DVC removes a stage's outputs before it runs the stage.
 """
 
-import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from storyflower.common import locks
 DEFAULT = Path(".storyflower") / "checkpoints"  # under the main repository's root
 STALE_SECONDS = 14 * 24 * 3600  # after two weeks, nobody is expected to resume a run that died
 SAYS_WHICH = 16  # hex digits of a fingerprint that name its folder
+FOLDERS = "[0-9a-f]" * SAYS_WHICH + "/"  # a pattern for glob
 
 
 def root_of(checkpoint_dir: str, repository: Path) -> Path:
@@ -28,15 +28,13 @@ def discard(root: Path, name: str) -> None:
     They stay if another process is training the same run and so holds the folder's lock.
     """
     folder = root / name[:SAYS_WHICH]
-    if re.fullmatch(r"[0-9a-f]{16}", folder.name) and folder.is_dir():
+    if folder in root.glob(FOLDERS):
         remove(folder)
 
 
 def prune(root: Path) -> None:
     """Remove the checkpoints of runs that died long ago, unless they are in use."""
-    for folder in root.iterdir():
-        if not re.fullmatch(r"[0-9a-f]{16}", folder.name) or not folder.is_dir():
-            continue
+    for folder in root.glob(FOLDERS):
         with suppress(FileNotFoundError):  # a running training may replace files here
             newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
             if time.time() - newest > STALE_SECONDS:

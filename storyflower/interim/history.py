@@ -1,7 +1,7 @@
 """history.csv: the results of each epoch of a training."""
 
 import csv
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from storyflower.common.files import replacing
@@ -35,12 +35,11 @@ class Epoch:
 def write_history(history: list[Epoch], path: Path) -> None:
     """Write history.csv: one row per epoch, without the dev columns if there is no dev part.
 
-    A reader sees the old file or the new one, never a partial file.
+    It has at least one. A reader sees the old file or the new one, never a partial file.
     """
     with replacing() as beside, beside(path).open("w", encoding="utf-8", newline="") as file:
         rows = [asdict(row) for row in history]
-        names = [field.name for field in fields(Epoch)]
-        names = [name for name in names if not rows or rows[-1][name] is not None]
+        names = [name for name, value in rows[-1].items() if value is not None]
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -6,14 +6,13 @@ notebook.
 Not supported: fewer than 2 or more than 100 classes.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from storyflower.common.errors import InputError
-from storyflower.common.files import write_json
+from storyflower.common.files import read_json, write_json
 from storyflower.interim import dialogues
 
 MIN_CLASSES, MAX_CLASSES = 2, 100
@@ -48,7 +47,7 @@ class LabelIndex:
 
     @classmethod
     def load(cls, path: Path) -> "LabelIndex":
-        return cls(json.loads(path.read_text(encoding="utf-8"))["labels"])
+        return cls(read_json(path)["labels"])
 
 
 def build(table: Path, output: Path, *, target: str) -> LabelIndex:

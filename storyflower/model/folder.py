@@ -6,7 +6,6 @@ Out: the classifier, and its folder on disk: the encoder in the from_pretrained 
 classifier.json with labels and params.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from storyflower.common.errors import InputError, one_line
-from storyflower.common.files import json_text, read_json, replacing
+from storyflower.common.files import json_text, read_json, replacing, sha256
 from storyflower.common.params import Pooling
 from storyflower.interim.labels import LabelIndex
 from storyflower.model.classifier import EmotionClassifier
@@ -173,8 +172,5 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """sha256 of each named file; "missing" if it does not exist."""
     return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        if (folder / name).is_file()
-        else "missing"
-        for name in names
+        name: sha256(folder / name) if (folder / name).is_file() else "missing" for name in names
     }

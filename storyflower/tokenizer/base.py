@@ -58,17 +58,12 @@ class Tokenizer:
             if not issubclass(kind, str):
                 row = [type(text) for text in texts].index(kind)
                 raise TypeError(f"texts[{row}] must be str, got {kind.__name__}")
-        ids, lengths, cut = [], [], []
-        for start in range(0, len(texts), BLOCK):
-            block = self._surround(*self._encode_block(texts[start : start + BLOCK]), max_len)
-            for collected, part in zip((ids, lengths, cut), block, strict=True):
-                collected.append(part)
-        empty = np.empty(0, dtype=self.ids_dtype)
-        return Tokens(
-            np.concatenate([empty, *ids]),
-            ends(np.concatenate([empty, *lengths])),
-            np.concatenate([empty.astype(bool), *cut]),
-        )
+        blocks = [
+            self._surround(*self._encode_block(texts[start : start + BLOCK]), max_len)
+            for start in range(0, max(len(texts), 1), BLOCK)  # no texts: one block without any
+        ]
+        ids, lengths, cut = map(np.concatenate, zip(*blocks, strict=True))
+        return Tokens(ids, ends(lengths), cut)
 
     def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of n texts end to end, (total,), and lengths (n,); not cut, no [CLS] or [SEP]."""

@@ -25,17 +25,7 @@ class SentencePieceTokenizer(Tokenizer):
     like SKT's tokenizer on the hub. In both, "[CLS]" in a text is not the special token.
     """
 
-    def __init__(
-        self,
-        model: Path,
-        pretokenize: str,
-        *,
-        cls_token: str = "[CLS]",
-        sep_token: str = "[SEP]",
-        pad_token: str = "[PAD]",
-        unk_token: str = "[UNK]",
-        mask_token: str = "[MASK]",
-    ):
+    def __init__(self, model: Path, pretokenize: str):
         """Raises InputError if the model cannot be read or lacks a special token."""
         from sentencepiece import SentencePieceProcessor
 
@@ -52,11 +42,11 @@ class SentencePieceTokenizer(Tokenizer):
         # Not piece_to_id: for a missing piece it returns the unknown id instead of an error.
         index = {self._model.id_to_piece(row): row for row in range(self.vocab_size)}
         self.cls_id, self.sep_id, self.pad_id, self.unk_id = find_special(
-            index, (cls_token, sep_token, pad_token, unk_token), model
+            index, ("[CLS]", "[SEP]", "[PAD]", "[UNK]"), model
         )
-        self.mask_id = index.get(mask_token)
+        self.mask_id = index.get("[MASK]")
         if self.unk_id != self._model.unk_id():
-            raise InputError(f"{model}: {unk_token} is not the model's unknown piece")
+            raise InputError(f"{model}: [UNK] is not the model's unknown piece")
 
     def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.pretokenize == "none":

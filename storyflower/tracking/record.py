@@ -5,7 +5,6 @@ Out: a record in the outbox of the main repository, from which the MLflow run ca
 or later.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from storyflower.common.errors import InputError
-from storyflower.common.files import write_json
+from storyflower.common.files import sha256, write_json
 from storyflower.common.repository import git_commit, main_root
 
 OUTBOX = Path(".storyflower") / "outbox"  # under the main repository's root
@@ -58,8 +57,7 @@ def new_record(
     """A record for a run that starts now; the digest of the file `dataset` is logged."""
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or git_commit()
     dvc_name = os.environ.get("DVC_EXP_NAME")
-    with dataset.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    digest = sha256(dataset)[:16]
     known = {
         "git_commit": commit,
         "dvc_experiment": dvc_name,

@@ -27,6 +27,7 @@ import safetensors.torch
 
 from storyflower.common import locks
 from storyflower.common.errors import one_line
+from storyflower.common.files import sha256
 from storyflower.common.signals import PendingStop
 from storyflower.interim.checkpoint_folders import SAYS_WHICH, prune
 from storyflower.model.processes import ALONE, Ranks
@@ -123,12 +124,10 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             metadata = {"numbers": json.dumps(numbers, ensure_ascii=False)}
             safetensors.torch.save_file(state.tensors(), part, metadata)
-            with part.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-                os.fsync(file.fileno())
-            os.replace(part, self.folder / f"{position}-{digest}.safetensors")
+            sync(part)
+            os.replace(part, self.folder / f"{position}-{sha256(part)[:32]}.safetensors")
             with suppress(OSError):  # not every file system can sync a folder (Drive cannot)
-                sync_folder(self.folder)
+                sync(self.folder)
             for old in self._all()[KEPT:]:
                 old.unlink()
             return True
@@ -182,9 +181,7 @@ class Checkpoints:
 
 def read_numbers(path: Path) -> dict[str, Any]:
     """A checkpoint's content other than tensors; raises ValueError if its checksum is wrong."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(NAME.fullmatch(path.name)[1]):
+    if not sha256(path).startswith(NAME.fullmatch(path.name)[1]):
         raise ValueError("its checksum is not that in its name")
     with safetensors.safe_open(path, "pt") as file:
         return json.loads(file.metadata()["numbers"])
@@ -197,21 +194,18 @@ def fingerprint(facts: dict[str, Any], paths: Iterable[Path]) -> str:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in files:
             if file.is_file():
-                with file.open("rb") as content:
-                    digest.update(hashlib.file_digest(content, "sha256").digest())
+                digest.update(bytes.fromhex(sha256(file)))
                 digest.update(file.relative_to(path.parent).as_posix().encode() + b"\0")
     return digest.hexdigest()
 
 
 def same_command() -> str:
-    if "DVC_EXP_NAME" in os.environ:
-        return "the same 'dvc exp run' command"
-    return "dvc repro"
+    return "the same 'dvc exp run' command" if "DVC_EXP_NAME" in os.environ else "dvc repro"
 
 
-def sync_folder(folder: Path) -> None:
-    """Write a folder's file names to disk, so that they survive a power cut."""
-    number = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Write a file's bytes, or a folder's file names, to disk, so that they survive a power cut."""
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

@@ -10,20 +10,21 @@ from storyflower.train.state import State
 
 
 class Progress:
-    """A bar in a terminal; elsewhere one line every log_interval steps."""
+    """A bar in a terminal; elsewhere one line every log_interval steps; if silent, neither."""
 
-    def __init__(self, state: State, params: Params, steps: int, silent: bool = False):
+    def __init__(self, state: State, params: Params, steps: int, *, silent: bool):
         self.state = state
         self.prefix = f"epoch {state.epoch + 1}/{params.num_epochs}"
         self.interval = params.log_interval
         self.steps = steps
         self.shown = time.perf_counter()
+        self.lines = not (silent or sys.stderr.isatty())
         self.bar = tqdm(
             total=steps,
             initial=state.step,
             desc=self.prefix,
             unit="step",
-            disable=silent or not sys.stderr.isatty(),
+            disable=silent or self.lines,
         )
 
     def step(self) -> None:
@@ -33,7 +34,7 @@ class Progress:
         if not self.bar.disable and now - self.shown > 1:
             self.shown = now
             self.bar.set_postfix_str(self.figures())
-        elif self.bar.disable and self.state.step % self.interval == 0:
+        elif self.lines and self.state.step % self.interval == 0:
             done = self.state.step
             left = self.state.seconds / done * (self.steps - done)
             print(

@@ -270,8 +270,9 @@ def test_errors_say_what_was_found(tmp_path, bert, plain, spiece):
     (tmp_path / "spiece.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(InputError, match="not a SentencePiece model"):
         SentencePieceTokenizer(tmp_path / "spiece.model", "bert")
-    with pytest.raises(InputError, match="no <cls>"):
-        SentencePieceTokenizer(spiece, "bert", cls_token="<cls>")
+    (tmp_path / "spiece.model").write_bytes(spiece.read_bytes().replace(b"[CLS]", b"<CLS>"))
+    with pytest.raises(InputError, match=r"no \[CLS\]"):
+        SentencePieceTokenizer(tmp_path / "spiece.model", "bert")
 
 
 WORDPIECES = [

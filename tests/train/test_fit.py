@@ -30,6 +30,7 @@ from storyflower.model import classifier
 from storyflower.model.batch import Batch, make_batch
 from storyflower.model.device import Placement, choose
 from storyflower.model.folder import build_classifier
+from storyflower.model.processes import ALONE, Ranks
 from storyflower.train import fit as fit_module
 from storyflower.train.state import State
 from tests.original import notebook
@@ -78,8 +79,8 @@ RATE = {"learning_rate": 1e-2, "optimizer": "adamw", "mask_rate": 0.0}
 
 
 def fit(network: nn.Module, table: TokenArrays, **values: object) -> list[Epoch]:
-    """fit_module.fit on the CPU; all `values` are params."""
-    precision = values.pop("precision", "fp32")
+    """fit_module.fit on the CPU; all `values` but ranks are params."""
+    precision, ranks = values.pop("precision", "fp32"), values.pop("ranks", ALONE)
     return fit_module.fit(
         network,
         train=table,
@@ -87,6 +88,7 @@ def fit(network: nn.Module, table: TokenArrays, **values: object) -> list[Epoch]
         params=params_of(**{**RATE, "num_epochs": 1, "batch_size": 8, **values}),
         placement=choose("cpu", precision),
         on_epoch=lambda *_: None,
+        ranks=ranks,
     )
 
 
@@ -335,6 +337,11 @@ def test_outside_a_terminal_a_line_every_log_interval_steps(capsys) -> None:
     assert all("loss" in line and "accuracy" in line and "s left" in line for line in lines)
     assert last.startswith(f"epoch 1/1: loss {history[0].loss:.4f}, train accuracy ")
     assert err == ""
+
+
+def test_only_the_first_process_prints(capsys) -> None:
+    fit(Bag(), random_table(76), log_interval=3, ranks=Ranks(rank=1))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_in_a_terminal_a_bar_and_no_lines(capsys, monkeypatch) -> None:
