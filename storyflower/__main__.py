@@ -23,7 +23,8 @@ from storyflower.common.errors import InputError, can_hold, exit_with_line
 
 ENCODERS = Path("encoders")
 # A sentence that ends in one of these is probably the name of a file to read
-SUFFIXES = (".xlsx", ".xls", ".ods", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".hwp", ".docx")
+SUFFIXES = (".xlsx", ".xls", ".ods", ".csv", ".tsv", ".parquet")
+SUFFIXES += (".txt", ".json", ".jsonl", ".hwp", ".docx")
 # A word that looks like an option, known or not. "-_-" is an emoticon, not an option.
 OPTION = re.compile("--?[A-Za-z][A-Za-z0-9_-]*(=.*)?", re.DOTALL)
 MARK = "\0"  # put before a sentence that begins with a dash; no argument can contain it
@@ -94,12 +95,12 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="one JSON object a line, for machines")
     command.add_argument("--show-text", action="store_true", help="print the sentences, too")
     command.add_argument(
-        "--input", type=path, metavar="FILE", help="an .xlsx or .csv with a header"
+        "--input", type=path, metavar="FILE", help="a .xlsx, .csv, .jsonl or .parquet"
     )
     command.add_argument(
         "--column", type=text, default="사람문장1", metavar="NAME", help="of the input's texts"
     )
-    command.add_argument("--output", type=path, metavar="FILE", help="the .xlsx or .csv to write")
+    command.add_argument("--output", type=path, metavar="FILE", help="the same, to write")
 
     command = commands.add_parser("card", help="write a card for a hub id or a folder")
     command.set_defaults(run=card)
@@ -124,13 +125,13 @@ def predict(options: argparse.Namespace) -> None:
     if options.input or options.output:
         if not (options.input and options.output) or options.sentence:
             raise InputError("--input and --output belong together, without sentences")
-        from storyflower.predict import predict_file
+        from storyflower.score_file import score_file
 
-        count, unknown = predict_file(
+        scored = score_file(
             folder=options.model, source=options.input, column=options.column, output=options.output
         )
-        print(f"{options.output}: {count} rows")
-        note_unknown(unknown)
+        print(f"{options.output}: {scored.rows} rows")
+        note_unknown(scored.first_unknown, scored.unknown)
         return
     if sys.stdout is None:
         raise InputError("standard output is closed; there is nowhere to write the answer to")
@@ -151,7 +152,8 @@ def predict(options: argparse.Namespace) -> None:
         else:
             listed = "  ".join(f"{name} {p:.1%}" for name, p in prediction.probabilities.items())
             print(number, prediction.label, listed, *shown.values(), sep="\t")
-    note_unknown([n for n, share in zip(numbers, shares, strict=True) if share >= MOSTLY])
+    unknown = [n for n, share in zip(numbers, shares, strict=True) if share >= MOSTLY]
+    note_unknown(unknown, len(unknown))
 
 
 def check_words(sentences: Sequence[str], column: str) -> None:
@@ -165,7 +167,7 @@ def check_words(sentences: Sequence[str], column: str) -> None:
         if sentence.lower().endswith(SUFFIXES) or os.path.isfile(sentence):
             raise InputError(
                 f"sentence {number} is the name of a file; predict --input FILE --output FILE "
-                "reads a spreadsheet, and predict < FILE a text, one sentence a line"
+                "reads a table, and predict < FILE a text, one sentence a line"
             )
     if not is_utf8(column):
         raise InputError("--column is not UTF-8; set the terminal to UTF-8")
@@ -182,11 +184,11 @@ def json_line(row: dict) -> str:
     return line if can_hold(sys.stdout, line) else json.dumps(row)
 
 
-def note_unknown(rows: Sequence[int]) -> None:
-    """Print the numbers of the rows that are mostly [UNK], but not their text."""
-    if rows:
-        one = len(rows) == 1
-        more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
+def note_unknown(rows: Sequence[int], count: int) -> None:
+    """Print the first numbers of the `count` rows that are mostly [UNK], but not their text."""
+    if count:
+        one = count == 1
+        more = f" and {count - 10} more" if count > 10 else ""
         named = ", ".join(map(str, rows[:10]))
         print(
             f"note: row{'' if one else 's'} {named}{more} {'is' if one else 'are'} mostly [UNK]: "

@@ -9,7 +9,7 @@ only with --show-text and written only to the --output file.
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,8 +24,7 @@ from storyflower.model import scoring
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement, choose
 from storyflower.model.folder import load_classifier
-from storyflower.sheets import sheet, write
-from storyflower.sheets.read import open_sheet
+from storyflower.sheets import sheet
 from storyflower.sheets.sheet import is_visible
 from storyflower.tokenizer.base import Tokens
 from storyflower.tokenizer.load import load_tokenizer
@@ -34,8 +33,6 @@ UNSURE = "모름"  # the label of an answer that is less probable than asked for
 # If this share of a text's tokens is [UNK], the model can read hardly any of it. SentencePiece
 # knows the blank before each word, so a share of one half can mean that every word is unknown.
 MOSTLY = 0.5
-# Limits on how much of a file is in memory at a time: rows, and roughly characters
-BATCH, BATCH_TEXT = 4096, 2**24
 
 
 @dataclass(frozen=True)
@@ -269,61 +266,3 @@ def one_thread_after_fork() -> None:
     A fork does not copy the other threads, so OpenMP would wait for them forever.
     """
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
-
-
-def predict_file(*, folder: Path, source: Path, column: str, output: Path) -> tuple[int, list[int]]:
-    """Predict one column of an .xlsx or .csv file; write row, text, label and p(class) of each row.
-
-    Rows keep their order and their numbers from `source`. Blank rows are left out, and a row whose
-    text says nothing gets no label. Returns how many rows were written, and the numbers of the rows
-    that are mostly [UNK]. Raises InputError for bad input, and if the output is the input file.
-    """
-    for path in (source, output):
-        if path.suffix.lower() not in write.SUFFIXES:
-            raise InputError(f"{path}: --input and --output are .xlsx or .csv files")
-    if not output.parent.is_dir():
-        raise InputError(f"{output.parent}: no such folder")
-    name = sheet.header([column])[0]
-    table = open_sheet(source, {name})
-    if output.exists() and output.samefile(source):
-        raise InputError(f"{output}: is the input; choose another name for the output")
-    index = sheet.column_of(table, name)
-    classifier = Classifier.load(folder)
-    count, unknown = 0, []
-
-    def rows() -> Iterator[list[str | float]]:
-        nonlocal count
-        texts = (
-            (number, sheet.cell_string(table, number, index, cells))
-            for number, cells in table.rows
-            if any(cell != "" for cell in cells)
-        )
-        for batch in batches(texts):
-            readable = [text for _, text in batch if not sheet.says_nothing(text)]
-            answers = zip(*classifier.predict_with_unknown(readable), strict=True)
-            for number, text in batch:
-                label, shares = "", [""] * len(classifier.labels)
-                if not sheet.says_nothing(text):
-                    prediction, share = next(answers)
-                    if share >= MOSTLY:
-                        unknown.append(number)
-                    label = prediction.label
-                    shares = [prediction.probabilities[name] for name in classifier.labels]
-                yield [number, text, label, *shares]
-                count += 1
-
-    header = ["row", column, "label", *(f"p({name})" for name in classifier.labels)]
-    write.write_rows(output, header, rows())
-    return count, unknown
-
-
-def batches(texts: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    batch: list[tuple[int, str]] = []
-    size = 0
-    for number, text in texts:
-        batch.append((number, text))
-        size += len(text)
-        if len(batch) == BATCH or size > BATCH_TEXT:
-            yield batch
-            batch, size = [], 0
-    yield batch

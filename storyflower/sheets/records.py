@@ -219,9 +219,10 @@ class Parquet(Records):
                 yield number, list(cells)
             start += len(batch)
 
-    def texts(self) -> Iterator[tuple[int, str]]:
+    def texts(self, decode_all: bool = False) -> Iterator[tuple[int, str]]:
+        """As Records.texts; with `decode_all`, damage in any column raises InputError."""
         start, name = 1, self.names[self.column]
-        for batch in self.batches([name]):
+        for batch in self.batches(None if decode_all else [name]):
             with self._reading():
                 column = batch.column(batch.schema.get_field_index(name)).cast(pa.string())
             yield from enumerate(self._strings(start, column), start)

@@ -255,18 +255,20 @@ def write_beside(
 class Preview:
     """What writing some rows to a file will meet, seen before the work that fills them.
 
-    add() takes one row after the other, the header first. It raises InputError for what an .xlsx
-    cannot hold. Afterwards `guarded` counts, by column, the cells that get an apostrophe in a .csv,
-    and types() gives the columns of a .parquet. `added` is how many columns will stand behind.
+    In: the header and how many columns will stand behind it, then each row with add(); both raise
+    InputError for what an .xlsx cannot hold.
+    Out: `rows`; `width`, the columns of the widest row; `guarded`, by column how many cells get an
+    apostrophe in a .csv; types(), of the columns in a .parquet.
     """
 
-    def __init__(self, path: Path, added: int):
+    def __init__(self, path: Path, header: Sequence[str], added: int):
         self.path, self.added = path, added
-        self.rows = -1  # without the header
+        self.rows = -1  # the header is none
         self.width = 0
         self.guarded: Counter[int] = Counter()
         self._kinds: list[set[str]] = []
         self._suffix = path.suffix.lower()
+        self.add(header)
 
     def add(self, cells: Sequence[Any]) -> None:
         self.rows += 1
@@ -287,11 +289,8 @@ class Preview:
 
     def types(self) -> list[pa.DataType]:
         """The type of each column: that of all its values, or string where they differ."""
-        result = []
-        for kinds in self._kinds:
-            known = frozenset(kinds - {"nothing"})
-            result.append(TYPES.get(known, pa.string()))
-        return result
+        kinds = [*self._kinds, *(set() for _ in range(self.width - len(self._kinds)))]
+        return [TYPES.get(frozenset(kind - {"nothing"}), pa.string()) for kind in kinds]
 
 
 TYPES = {
