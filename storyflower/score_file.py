@@ -187,8 +187,8 @@ def note_survey(names: Sequence[str], preview: write.Preview, blank: int) -> Non
         ]
         more = f" and {len(shown) - NAMED} more columns" * (len(shown) > NAMED)
         sheet.note(
-            f"{preview.path}: an apostrophe before {count:,} cells that a spreadsheet would run as "
-            f"a formula, in {', '.join(shown[:NAMED])}{more}"
+            f"{preview.path}: an apostrophe before {count:,} cell{'s' * (count > 1)} that a "
+            f"spreadsheet would run as a formula, in {', '.join(shown[:NAMED])}{more}"
         )
 
 

@@ -212,7 +212,7 @@ class Parquet(Records):
         for batch in self.batches():
             with self._reading():
                 columns = [
-                    self._values(field, column)
+                    self._values(field, column, start)
                     for field, column in zip(batch.schema, batch.columns, strict=True)
                 ]
             for number, cells in enumerate(zip(*columns, strict=True), start):
@@ -223,9 +223,11 @@ class Parquet(Records):
         """As Records.texts; with `decode_all`, damage in any column raises InputError."""
         start, name = 1, self.names[self.column]
         for batch in self.batches(None if decode_all else [name]):
+            index = batch.schema.get_field_index(name)
             with self._reading():
-                column = batch.column(batch.schema.get_field_index(name)).cast(pa.string())
-            yield from enumerate(self._strings(start, column), start)
+                texts = self._values(batch.schema.field(index), batch.column(index), start)
+            for number, text in enumerate(texts, start):
+                yield number, (text or "").strip()
             start += len(batch)
 
     def check_types(self) -> None:
@@ -237,20 +239,8 @@ class Parquet(Records):
                     "only Parquet can hold; choose a .parquet as the output, or leave it out"
                 )
 
-    def _strings(self, start: int, column: pa.Array) -> list[str]:
-        try:
-            return [(text or "").strip() for text in column.to_pylist()]
-        except UnicodeDecodeError:
-            for number, value in enumerate(column, start):
-                try:
-                    value.as_py()
-                except UnicodeDecodeError:
-                    raise InputError(
-                        f"{self.path}, row {number}: {self.names[self.column]} is not utf-8"
-                    ) from None
-            raise
-
-    def _values(self, field: pa.Field, column: pa.Array) -> list:
+    def _values(self, field: pa.Field, column: pa.Array, start: int) -> list:
+        """A column's values; its first row is number `start`."""
         kind = field.type
         if types.is_dictionary(kind):
             column, kind = column.cast(kind.value_type), kind.value_type
@@ -259,7 +249,17 @@ class Parquet(Records):
         elif types.is_time64(kind) or types.is_duration(kind):
             made = pa.time64("us") if types.is_time64(kind) else pa.duration("us")
             column = column.cast(made, safe=False)
-        values = column.to_pylist()
+        try:
+            values = column.to_pylist()
+        except UnicodeDecodeError:
+            for number, value in enumerate(column, start):
+                try:
+                    value.as_py()
+                except UnicodeDecodeError:
+                    raise InputError(
+                        f"{self.path}, row {number}: {field.name} is not utf-8"
+                    ) from None
+            raise
         if types.is_floating(kind):
             return [None if value != value else value for value in values]
         return values
