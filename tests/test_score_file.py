@@ -502,9 +502,9 @@ exit_with_line(lambda: print(score_file.score_file(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [".csv", ".jsonl", ".parquet"])
-def test_a_run_that_is_killed_goes_on(classifier: Path, tmp_path: Path, form: str) -> None:
+def test_a_run_that_is_killed_goes_on(classifier: Path, tmp_path: Path) -> None:
     """With SIGKILL, in a process of its own, and again as somebody calls it again."""
+    form = ".csv"
     source, output = write_input(tmp_path / f"a{form}", MANY, ["일기", "메모"]), f"b{form}"
     words = [sys.executable, "-c", KILLED, classifier, source]
     options = {"cwd": ROOT, "text": True, "encoding": "utf-8"}
@@ -525,9 +525,11 @@ def test_a_run_that_is_killed_goes_on(classifier: Path, tmp_path: Path, form: st
     assert (done.returncode, done.stdout) == (0, "12\n"), done.stderr
     assert done.stderr == "note: going on: 6 of 12 rows are scored already\n"
     assert {path.name for path in tmp_path.iterdir()} == {source.name, output}
-    again = [*words, tmp_path / f"whole{form}"]
-    subprocess.run(again, **options, timeout=120, check=True, stdout=subprocess.DEVNULL)
-    assert (tmp_path / output).read_bytes() == (tmp_path / f"whole{form}").read_bytes()
+    whole = tmp_path / f"whole{form}"
+    score_file.score_file(folder=classifier, source=source, column="일기", output=whole)
+    _, expected = read_output(whole)  # in chunks of other sizes, so with other last digits
+    for row, same in zip(read_output(tmp_path / output)[1], expected, strict=True):
+        assert row[:3] == same[:3] and row[3:] == pytest.approx(same[3:], abs=1e-5)
 
 
 MEMORY = """
@@ -566,15 +568,14 @@ for source in map(Path, sys.argv[1:]):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [".csv", ".jsonl", ".parquet"])
-def test_a_long_file_needs_no_more_memory_than_a_short_one(tmp_path: Path, form: str) -> None:
+def test_a_long_file_needs_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
     """The classifier is a stand-in: what grows would be the reading, the parts or the writing."""
     sources = []
-    for count in (20_000, 120_000):
-        rows = [
-            [f"{n}번째 일기를 쓴다", hashlib.sha256(b"%d" % n).hexdigest()] for n in range(count)
-        ]
-        sources.append(write_input(tmp_path / f"{count}{form}", rows, ["일기", "메모"]))
+    for count in (20_000, 100_000):
+        rows = [[f"{n}번째 일기", hashlib.sha256(b"%d" % n).hexdigest()] for n in range(count)]
+        for form in (".csv", ".jsonl", ".parquet"):
+            path = tmp_path / f"{count}{form}"
+            sources.append(write_input(path, rows, ["일기", "메모"]))
     del rows
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, *sources],
@@ -585,9 +586,9 @@ def test_a_long_file_needs_no_more_memory_than_a_short_one(tmp_path: Path, form:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    short, long = (int(line) for line in done.stdout.split())  # KiB; bytes on macOS
-    # 100,000 rows more are 10 MB in a .csv, and some 40 MB as Python's objects.
-    assert long - short < 16 * 1024 * (1024 if sys.platform == "darwin" else 1)
+    _, _, short, *long = (int(line) for line in done.stdout.split())  # KiB; bytes on macOS
+    # 80,000 rows more are 9 MB in a .csv, and some 30 MB as Python's objects.
+    assert max(long) - short < 12 * 1024 * (1024 if sys.platform == "darwin" else 1)
 
 
 # Files that are broken
