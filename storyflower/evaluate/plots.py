@@ -91,7 +91,7 @@ def reliability_diagram(bins: dict[str, Reliability], path: Path) -> None:
     `bins` has one curve or several, by their names; a bin without rows is not drawn.
     """
     with matplotlib.rc_context(use_korean_font()):
-        figure = Figure(figsize=(5.2, 5.6), layout="constrained")
+        figure = Figure(figsize=(5.2, 6.2), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         above.plot([0, 1], [0, 1], color="gray", linewidth=1, label="완전한 보정 (ideal)")
         for (name, curve), style in zip(bins.items(), ("o--", "s-"), strict=False):
@@ -102,7 +102,6 @@ def reliability_diagram(bins: dict[str, Reliability], path: Path) -> None:
             edges = np.linspace(0, 1, len(curve.rows) + 1)
             below.stairs(curve.rows / curve.rows.sum(), edges, label=name)
         above.set_ylabel("정확도 (accuracy)")
-        above.set_aspect("equal")
         above.set_xlim(0, 1)
         above.set_ylim(0, 1)
         above.legend(frameon=False, loc="upper left")
@@ -122,7 +121,7 @@ def coverage_curve(shares: list[tuple[float, int, int]], rows: int, path: Path) 
         figure = Figure(figsize=(5.6, 4), layout="constrained")
         axes = figure.subplots()
         points = {at: (answered / rows, right / answered) for at, answered, right in shares}
-        axes.plot(*zip(*points.values(), strict=True), "-", drawstyle="default")
+        axes.plot(*zip(*points.values(), strict=True))
         for at in MARKED:
             if at in points:
                 axes.plot(*points[at], "o", color="C0")
@@ -131,7 +130,7 @@ def coverage_curve(shares: list[tuple[float, int, int]], rows: int, path: Path) 
                 )
         axes.set_xlabel("답한 비율 (share answered)")
         axes.set_ylabel("답한 것의 정확도 (accuracy of the answered)")
-        axes.set_title("--unsure-below의 값에 따라", fontsize=11)
+        axes.set_title("점의 수: --unsure-below (thresholds)", fontsize=11)
         axes.set_xlim(0, 1.04)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
