@@ -100,7 +100,7 @@ class Classifier:
     ):
         """Use `Classifier.load` instead."""
         self.labels: tuple[str, ...] = tuple(document["labels"])
-        self.temperature: float | None = document.get("temperature")  # None: not calibrated
+        self.temperature: float | None = document["temperature"]  # None: not calibrated
         self.max_len: int = document["params"]["max_len"]  # token ids, [CLS] and [SEP] included
         self._network = network.to(placement.device)
         self._placement = placement
