@@ -24,7 +24,7 @@ import pytest
 from storyflower import Classifier, score_file
 from storyflower.__main__ import main
 from storyflower.common import locks
-from storyflower.common.errors import InputError, exit_with_line
+from storyflower.common.errors import exit_with_line
 from tests.support import ROOT
 
 FORMATS = [".xlsx", ".csv", ".jsonl", ".parquet"]
@@ -259,13 +259,10 @@ def test_a_long_text_is_read_whole(score, loaded: Classifier, tmp_path: Path) ->
     assert rows[1][2:] == pytest.approx(expected, abs=1e-5)
 
 
-def test_answers_that_are_not_sure(classifier: Path, tmp_path: Path) -> None:
-    source, output = write_input(tmp_path / "a.csv"), tmp_path / "b.csv"
-    given = {"folder": classifier, "source": source, "column": "일기", "output": output}
-    score_file.score_file(**given, unsure_below=1.0)
-    assert {row[3] for row in read_output(output)[1]} == {"모름", None}
-    with pytest.raises(InputError, match="between 0 and 1"):
-        score_file.score_file(**given, unsure_below=1.5)
+def test_answers_that_are_not_sure(score, tmp_path: Path) -> None:
+    write_input(tmp_path / "a.csv")
+    score("a.csv", "b.csv", "일기", "--unsure-below", "1")
+    assert {row[3] for row in read_output(tmp_path / "b.csv")[1]} == {"모름", None}
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
