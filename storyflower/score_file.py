@@ -80,6 +80,12 @@ def score_file(
         },
     }
     with Parts(output, len(classifier.labels), run) as parts:
+
+        def unchanged() -> None:
+            if stamp_of(source) != stamp:
+                parts.finish()  # some may be of the changed file
+                raise InputError(f"{source}: was changed while it was read; run it again")
+
         score(classifier, records, parts, preview.rows, unsure_below)
         scored = Scored(preview.rows, blank)
         join(
@@ -89,7 +95,7 @@ def score_file(
             answers=bar(parts.answers(scored), "writing", preview.rows),
             added=added,
             scratch=parts.folder,
-            unchanged=lambda: same_as(source, stamp),
+            unchanged=unchanged,
         )
         parts.finish()
     return scored
@@ -272,7 +278,8 @@ def join(
 ) -> None:
     """Write the output: the file's own columns, and `answers` behind them.
 
-    `unchanged` is called behind the last row, before the output gets its name.
+    `unchanged`, which raises if the file is another by now, is called before the output gets its
+    name.
     """
     output = preview.path
     schema = pa.schema([(added[0], pa.string()), *((name, pa.float64()) for name in added[1:])])
@@ -280,7 +287,9 @@ def join(
     if copies_columns(records, output):
 
         def columns(count: int) -> list[pa.Array]:
-            rows = itertools.islice(answers, count)
+            rows = list(itertools.islice(answers, count))
+            if len(rows) < count:
+                unchanged()  # raises: the file had fewer rows when it was scored
             return list(map(pa.array, zip(*rows, strict=True), schema.types))
 
         batches = itertools.chain(records.batches(), nothing_but(unchanged))
@@ -305,12 +314,6 @@ def nothing_but(call: Callable[[], None]) -> Iterator:
     yield from ()
 
 
-def same_as(source: Path, stamp: tuple) -> None:
-    """Raise InputError if a file is another than it was."""
-    if stamp_of(source) != stamp:
-        raise InputError(f"{source}: was changed while it was read; run it again")
-
-
 def stamp_of(path: Path) -> tuple[int, int, int] | None:
     """What changes when a file does; None if it is not there."""
     try:
@@ -321,12 +324,11 @@ def stamp_of(path: Path) -> tuple[int, int, int] | None:
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """sha256 of the names and contents of files."""
+    """sha256 of the contents of files."""
     result = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
             result.update(hashlib.file_digest(file, "sha256").digest())
-        result.update(path.name.encode(errors="surrogateescape"))
     return result.hexdigest()
 
 
@@ -397,7 +399,7 @@ class Parts:
                 yield answer
 
     def finish(self) -> None:
-        """The output is written: the parts go."""
+        """No run goes on from these parts: they go when the context ends."""
         self.sizes.clear()
 
     def _path(self, number: int) -> Path:

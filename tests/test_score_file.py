@@ -451,6 +451,7 @@ def test_an_input_that_changes_on_the_way(
     complaint = f"error: {source.name}: was changed while it was read; run it again"
     assert (code, err[-1]) == (1, complaint)
     assert (tmp_path / f"b{form}").read_text(encoding="utf-8") == "old"
+    assert not (tmp_path / f".b{form}.parts").exists()
 
 
 @pytest.mark.parametrize("form", [".csv", ".jsonl", ".parquet"])
