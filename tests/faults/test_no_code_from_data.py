@@ -326,7 +326,7 @@ def forbidden_calls(code: str) -> list[str]:
             found += [name] if given.get("weights_only") != "True" else []
         if name.endswith("np.load") and given.get("allow_pickle") != "False":
             found.append(name)
-        found += [key for key, value in given.items() if str(KEYWORDS.get(key)) == value]
+        found += [key for key in KEYWORDS.keys() & given if str(KEYWORDS[key]) == given[key]]
     return found
 
 
