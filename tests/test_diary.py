@@ -122,6 +122,7 @@ def test_windows_hold_neighbours() -> None:
         return [text[start:end] for (start, end), _ in found]
 
     assert windows(100) == [text]
+    assert windows(20) == ["가나다. 라마바. 사아자.", "차카타. 파하."]  # not 4 and 1
     assert windows(14) == ["가나다. 라마바. 사아자.", "차카타. 파하."]
     assert windows(10) == ["가나다. 라마바.", "사아자. 차카타.", "파하."]
 
