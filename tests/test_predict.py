@@ -1,12 +1,10 @@
 """Text → emotion, from a program and from the command line."""
 
-import csv
 import io
 import json
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -15,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import openpyxl
 import pytest
 
 from storyflower import Classifier, __version__, predict
@@ -24,7 +21,7 @@ from storyflower.common.errors import exit_with_line
 from storyflower.interim.labels import LabelIndex
 from storyflower.model.device import Placement
 from storyflower.model.folder import build_classifier, save_classifier
-from tests.support import ROOT, WORDS, write_workbook
+from tests.support import ROOT, WORDS
 
 SENTENCES = {"심장이 뛰어": "불안", "합격했어 웃음이 나": "기쁨", "따지고 싶어": "분노"}
 
@@ -206,7 +203,7 @@ def test_json_lines(call, loaded: Classifier) -> None:
     found = loaded.predict(list(SENTENCES))
     for number, (row, text, each) in enumerate(zip(rows, SENTENCES, found, strict=True), start=1):
         expected = {"row": number, "label": each.label, "probabilities": each.probabilities}
-        assert row == expected | {"text": text}
+        assert row == expected | {"text": text, "temperature": None}
     assert "심장이 뛰어" in done.out  # readable, not \\uc2ec
     without = call("--json", *SENTENCES)
     assert [json.loads(line) | {"text": ""} for line in without.out.splitlines()] == [
@@ -292,12 +289,6 @@ def test_sentences_that_begin_with_a_dash(call) -> None:
     assert call("--show-text", "--", *DASHED, "--json") == expected
 
 
-def test_a_column_that_begins_with_a_dash(call, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("-ㅅ-\n합격했어\n", encoding="utf-8")
-    words = ["--input", str(tmp_path / "a.csv"), "--output", str(tmp_path / "b.csv")]
-    assert call(*words, "--column", "-ㅅ-").code == 0
-
-
 @pytest.mark.parametrize("name", [f"내 일기{suffix.upper()}" for suffix in SUFFIXES] + ["일기"])
 def test_the_name_of_a_file_is_no_sentence(
     call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -347,21 +338,117 @@ def test_sentences_of_unknown_words_are_named_by_their_numbers(call, wordpiece: 
     )
 
 
-def test_a_spreadsheet_of_unknown_words(call, wordpiece: Path, tmp_path: Path) -> None:
-    texts = [nfd("심장이 뛰어"), "None", "뷁뷁 뒓", "\u3164", "-", "합격했어"]
-    source, output = write_input(tmp_path / "a.xlsx", texts), tmp_path / "b.xlsx"
-    words = ["--input", str(source), "--column", "일기", "--output", str(output)]
-    done = call(*words, model=wordpiece)
-    assert done.err.startswith("note: row 4 is mostly [UNK]: ") and done.err.count("\n") == 1
-    rows = read_output(output)[1:]
-    assert [row[1] for row in rows] == texts  # as they were, NFD too
-    assert [bool(row[2]) for row in rows] == [True, False, True, False, False, True]
-
-
 def test_unknown_words_of_sentencepiece(loaded: Classifier) -> None:
     """It knows the blank before each of them."""
     shares = loaded.unknown_shares(["뷁 뒓 쀍", "합격했어 웃음이 나"])
     assert shares[0] >= predict.MOSTLY > shares[1]
+
+
+# Diaries, unsure answers and words
+
+DIARY = "심장이 뛰어. 따지고 싶어!\n합격했어 웃음이 나"
+
+
+def test_a_diary(call, loaded: Classifier) -> None:
+    reading = loaded.read(DIARY)
+    expected = [("whole", reading.label, listed(reading.probabilities))]
+    expected += [
+        (str(number), piece.label, listed(piece.probabilities))
+        for number, piece in enumerate(reading.pieces, start=1)
+    ]
+    assert len(expected) == 4
+    for done in (call("--diary", *DIARY.split("\n")), call("--diary", stdin=DIARY.encode())):
+        assert (done.code, done.err) == (0, "")
+        assert [tuple(line.split("\t")) for line in done.out.splitlines()] == expected
+    shown = call("--diary", "--show-text", stdin=DIARY.encode())
+    assert [line.split("\t")[3:] for line in shown.out.splitlines()] == [
+        [],
+        *([piece.text] for piece in reading.pieces),
+    ]
+
+
+def listed(probabilities: dict[str, float]) -> str:
+    return "  ".join(f"{name} {p:.1%}" for name, p in probabilities.items())
+
+
+@pytest.mark.parametrize("words", [[], ["--show-text"]])
+def test_a_diary_as_json(call, loaded: Classifier, words: list[str]) -> None:
+    done = call("--diary", "--json", "--explain", *words, stdin=DIARY.encode())
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    reading = loaded.read(DIARY)
+    pieces = []
+    for number, piece in enumerate(reading.pieces, start=1):
+        explained = [vars(word).copy() for word in loaded.explain(piece.text).words]
+        row = {"piece": number, **vars(piece), "words": explained}
+        for part in [row, *explained] if not words else []:
+            del part["text"]
+        pieces.append(row)
+    assert json.loads(done.out) == {
+        "label": reading.label,
+        "probabilities": reading.probabilities,
+        "pieces": pieces,
+        "temperature": None,
+    }
+
+
+@pytest.mark.parametrize("words", [[], ["--diary"]])
+def test_unsure_answers(call, words: list[str]) -> None:
+    done = call("--unsure-below", "1", *words, *SENTENCES)
+    assert done.code == 0
+    rows = [line.split("\t")[1] for line in done.out.splitlines()]
+    assert rows == [predict.UNSURE] * (3 + bool(words))
+    assert predict.UNSURE not in call("--unsure-below", "0", *words, *SENTENCES).out
+
+
+@pytest.mark.parametrize("value", ["-1", "1.1", "nan", "half", "합격했어"])
+def test_a_share_that_is_none(call, value: str) -> None:
+    done = call("--unsure-below", value, "합격했어")
+    line = "error: --unsure-below must be a number from 0 to 1, such as 0.5\n"
+    assert done == (1, "", line)
+
+
+def test_words(call, loaded: Classifier) -> None:
+    done = call("--explain", "--show-text", *SENTENCES)
+    lines = [line.split("\t") for line in done.out.splitlines()]
+    plain = call("--show-text", *SENTENCES).out.splitlines()
+    assert ["\t".join(line) for line in lines if line[0]] == plain
+    assert [line for line in lines if not line[0]] == [
+        ["", f"word {place}", f"{100 * word.change:+.1f}", word.text]
+        for text in SENTENCES
+        for place, word in enumerate(loaded.explain(text).words, start=1)
+    ]
+    hidden = call("--explain", *SENTENCES).out
+    assert not any(word in hidden for text in SENTENCES for word in text.split())
+
+
+def test_a_text_too_long_to_explain(call) -> None:
+    long = "합격했어 " * 50
+    done = call("--explain", "심장이 뛰어", long)
+    assert done == (
+        1,
+        "",
+        "error: row 2: more than 16 token ids; add --diary, which explains it piece by piece\n",
+    )
+    assert call("--explain", "--diary", long).code == 0
+
+
+@pytest.mark.parametrize("words", [["--diary"], ["--diary", "--json"]])
+@pytest.mark.parametrize("stdin", [b"", b" \n\t\n", "\u3164".encode()])
+def test_no_diary(call, words: list[str], stdin: bytes) -> None:
+    line = "error: no text given; put the diary in quotes or send it to standard input\n"
+    assert call(*words, stdin=stdin) == (1, "", line)
+
+
+@pytest.mark.parametrize("option", ["--diary", "--explain"])
+def test_a_spreadsheet_is_no_diary(call, option: str) -> None:
+    done = call(option, "--input", "a.csv", "--output", "b.csv")
+    line = "error: --diary and --explain are for sentences, not for --input\n"
+    assert done == (1, "", line)
+
+
+def test_pieces_of_unknown_words_are_named_by_their_numbers(call, wordpiece: Path) -> None:
+    done = call("--diary", "심장이 뛰어. 뷁뷁 뒓", model=wordpiece)
+    assert done.err.startswith("note: piece 2 is mostly [UNK]: ")
 
 
 # Where the output goes
@@ -468,114 +555,3 @@ def test_no_room_for_the_answer() -> None:
     line = b"error: no space left on device; make room and run it again\n"
     with open("/dev/full", "wb") as full:
         assert run_into(full, "--version") == (1, line)
-
-
-# Spreadsheets in and out
-
-TEXTS = ["심장이 뛰어", None, "합격했어 웃음이 나", "=1+1", "  ", "따지고 싶어\n둘째 줄"]
-HEADER = [None, "연령", "일기"]
-
-
-def write_input(path: Path, texts: list = TEXTS) -> Path:
-    rows = [[number, "청년" if text else None, text] for number, text in enumerate(texts, start=1)]
-    if path.suffix == ".csv":
-        with path.open("w", encoding="cp949", newline="") as file:
-            csv.writer(file).writerows([HEADER, *rows])
-        return path
-    write_workbook(path, rows, HEADER)
-    book = openpyxl.load_workbook(path)
-    for row in book.active.iter_rows(min_row=2, min_col=3):
-        if row[0].value is not None:
-            row[0].data_type = "s"  # openpyxl takes "=1+1" for a formula
-    book.save(path)
-    return path
-
-
-def read_output(path: Path) -> list[list]:
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = [[cell or None for cell in row] for row in csv.reader(file)]
-        return [header] + [
-            [int(n), text, label, *(share and float(share) for share in shares)]
-            for n, text, label, *shares in rows
-        ]
-    book = openpyxl.load_workbook(path)
-    return [[cell.value for cell in row] for row in book.active.iter_rows()]
-
-
-@pytest.mark.parametrize("read", [".xlsx", ".csv"])
-@pytest.mark.parametrize("written", [".xlsx", ".csv"])
-def test_spreadsheets_in_and_out(
-    call, loaded: Classifier, tmp_path: Path, read: str, written: str
-) -> None:
-    source, output = write_input(tmp_path / f"일기{read}"), tmp_path / f"결과{written}"
-    texts = [text for text in TEXTS if text and text.strip()]
-    found = dict(zip(texts, loaded.predict(texts), strict=True))
-    done = call("--input", str(source), "--column", "일기", "--output", str(output))
-    assert done == (0, f"{output}: 6 rows\n", "")
-    assert stat.S_IMODE(output.stat().st_mode) == 0o600
-    header, *rows = read_output(output)
-    assert header == ["row", "일기", "label", *(f"p({name})" for name in loaded.labels)]
-    assert [row[0] for row in rows] == [2, 3, 4, 5, 6, 7]  # as the input's sheet numbers them
-    for (_, text, label, *shares), given_text in zip(rows, TEXTS, strict=True):
-        if not (given_text or "").strip():
-            assert (text, label) == (None, None) and not any(shares)
-            continue
-        if written == ".csv" and given_text == "=1+1":
-            assert text == "'=1+1"
-        else:
-            assert text == given_text
-        assert label == found[given_text].label
-        expected = [found[given_text].probabilities[name] for name in loaded.labels]
-        assert shares == pytest.approx(expected, abs=1e-5)
-
-
-def test_more_rows_than_are_held_in_memory_keep_their_order(
-    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = [f"{text} {n}" for n in range(5) for text in SENTENCES]
-    source = write_input(tmp_path / "a.csv", texts)
-    words = ["--input", str(source), "--column", "일기", "--output"]
-    call(*words, str(tmp_path / "whole.csv"))
-    monkeypatch.setattr(predict, "BATCH", 4)
-    call(*words, str(tmp_path / "rows.csv"))
-    monkeypatch.setattr(predict, "BATCH_TEXT", 10)
-    call(*words, str(tmp_path / "characters.csv"))
-    whole = read_output(tmp_path / "whole.csv")
-    assert [row[1] for row in whole[1:]] == texts
-    for name in ("rows.csv", "characters.csv"):
-        rows = read_output(tmp_path / name)
-        assert [row[:3] for row in rows] == [row[:3] for row in whole]
-
-
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        (["--input", "in.xlsx"], "--input and --output belong together"),
-        (["--output", "out.xlsx"], "--input and --output belong together"),
-        (["--input", "in.xlsx", "--output", "out.csv", "합격"], "belong together, without"),
-        (["--input", "in.xlsx", "--output", "out.csv"], "no column 사람문장1; found 연령, other"),
-        (["--input", "in.xlsx", "--output", "out.ods", "--column", "일기"], "out.ods: --input"),
-        (["--input", "in.xls", "--output", "out.csv", "--column", "일기"], "in.xls: --input"),
-        (["--input", "none.xlsx", "--output", "out.csv"], "none.xlsx: cannot be read (No such"),
-        (["--input", "in.xlsx", "--output", "nowhere/out.csv"], "nowhere: no such folder"),
-        (["--input", "in.xlsx", "--output", "in.xlsx", "--column", "일기"], "is the input"),
-        (["--input", "in.xlsx", "--output", "no/../in.xlsx", "--column", "일기"], "is the input"),
-        (["--input", "number.csv", "--output", "out.csv", "--column", "연령"], "broken csv"),
-    ],
-)
-def test_what_predict_refuses(
-    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], complaint: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "no").mkdir()
-    source = write_input(tmp_path / "in.xlsx")
-    (tmp_path / "number.csv").write_text('연령\n"청년"들\n', encoding="utf-8")
-    (tmp_path / "out.csv").write_text("old", encoding="utf-8")
-    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
-    done = call(*words)
-    assert (done.code, done.out) == (1, "")
-    (line,) = done.err.splitlines()
-    assert line.startswith("error: ") and complaint in line
-    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
-    assert source.exists()

@@ -9,13 +9,16 @@ from storyflower.sheets.read_xlsx import open_xlsx
 from storyflower.sheets.sheet import Sheet
 
 
-def open_sheet(path: Path, wanted: Set[str]) -> Sheet:
+def open_sheet(path: Path, wanted: Set[str], values: bool = False) -> Sheet:
     """Open one file by its suffix; its header is the row that names the `wanted` columns.
 
+    With `values`, a workbook's numbers, dates and truth values are read; without, each is a 0.
     Raises InputError if the content does not fit the suffix.
     """
     check_readable(path)
-    return open_xlsx(path, wanted) if path.suffix.lower() == ".xlsx" else open_csv(path, wanted)
+    if path.suffix.lower() == ".xlsx":
+        return open_xlsx(path, wanted, values)
+    return open_csv(path, wanted)
 
 
 def check_readable(path: Path) -> None:

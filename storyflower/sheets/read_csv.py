@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -51,11 +52,15 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Header:
-    """A header's record number (from 1), its names, and the records above it."""
+    """A header's record number (from 1), its cells, and the records above it."""
 
     row: int
-    names: list[str]
+    cells: list[str]
     above: list[tuple[int, list[str]]]
+
+    @property
+    def names(self) -> list[str]:
+        return header(self.cells)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ def open_csv(path: Path, wanted: Set[str]) -> Sheet:
     check_above(str(path), head.names, head.row, head.above)
     if head.above:
         note(f"{path}: the header is row {head.row}; what stands above it is not read")
-    return Sheet(str(path), "row", head.names, rows_below(path, encoding, dialect, head))
+    below = partial(rows_below, path, encoding, dialect, head)
+    return Sheet(str(path), "row", head.names, below(), head.cells, below)
 
 
 def rows_below(
@@ -91,7 +97,7 @@ def rows_below(
 
     Extra empty fields at the end are dropped. Fields of unnamed columns at the end may be missing.
     """
-    fields = len(head.names)
+    fields = len(head.cells)
     named = max((index for index, name in enumerate(head.names, start=1) if name), default=0)
     for number, cells in itertools.islice(records(path, encoding, dialect), head.row, None):
         if len(cells) != fields:
@@ -124,13 +130,13 @@ def find_dialect(path: Path, encoding: str, wanted: Set[str]) -> tuple[Dialect, 
         if match := find_header([cells for _, cells in rows], wanted):
             index, names = match
             if (named := len(wanted.intersection(names))) > most:
-                best, most = (dialect, Header(rows[index][0], names, rows[:index])), named
+                best, most = (dialect, Header(*rows[index], rows[:index])), named
     if best:
         return best
     dialect = Dialect(delimiters[0])
     for number, cells in records(path, encoding, dialect, errors="replace"):
         if any(cells) and number > bool(sep):
-            return dialect, Header(number, header(cells), [])
+            return dialect, Header(number, cells, [])
     raise InputError(f"{path}: the file is empty")
 
 

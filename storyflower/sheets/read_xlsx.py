@@ -6,10 +6,11 @@ separate process (xlsx_child.py), with limits on memory and time. This process h
 time, even if the file is hostile. Nothing in the file is run or followed: no formula, no macro, no
 link, no XML entity.
 
-Not supported: the values of numbers and dates (only that a cell holds no text), workbooks of over
-about 500,000 dialogues (csv has no limit), .xls and .xlsb.
+Not supported: formats, formulas (what was saved with them is read), workbooks of over about 500,000
+dialogues (csv has no limit), .xls and .xlsb.
 """
 
+import datetime
 import json
 import select
 import subprocess
@@ -35,9 +36,10 @@ LOOK = 0.05  # seconds between two checks of a process that sends nothing
 class Worksheet:
     """A visible worksheet: `head`, its first rows that are not empty (20 at most), and all `rows`.
 
-    A row is (its number from 1, its cells from column A). A cell is its text, "" if it is empty, or
-    0 if it holds something else. In a workbook, the rows of only one sheet can be read, and only
-    once. `rows` raises InputError like read_workbook.
+    A row is (its number from 1, its cells from column A). A cell is its text, "" if it is empty; if
+    it holds something else, 0, or that value where read_workbook was told to read `values`. In a
+    workbook, the rows of only one sheet can be read, and only once. `rows` raises InputError like
+    read_workbook.
     """
 
     name: str
@@ -45,14 +47,14 @@ class Worksheet:
     rows: Iterator[tuple[int, list]]
 
 
-def read_workbook(path: Path) -> list[Worksheet]:
-    """Open the visible worksheets.
+def read_workbook(path: Path, values: bool = False) -> list[Worksheet]:
+    """Open the visible worksheets; with `values`, numbers, dates and truth values are read too.
 
     Raises InputError for a file that is not a workbook, is encrypted, damaged or too large.
     """
     child = subprocess.Popen(
         # -P: do not import modules from the script's folder or the user's.
-        [sys.executable, "-P", xlsx_child.__file__, path],
+        [sys.executable, "-P", xlsx_child.__file__, path, *["values"] * values],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # a panic message may quote the file
@@ -63,13 +65,24 @@ def read_workbook(path: Path) -> list[Worksheet]:
     def rest(index: int) -> Iterator[tuple[int, list]]:
         with suppress(BrokenPipeError):  # the process has ended; `replies` raises the error
             child.stdin.write(f"{index}\n".encode())
-        yield from map(tuple, iter(replies.__next__, None))
+        for number, cells in iter(replies.__next__, None):
+            yield number, list(map(python_value, cells))
 
     sheets = []
     for name, rows in iter(replies.__next__, None):
-        head = list(map(tuple, rows))
+        head = [(number, list(map(python_value, cells))) for number, cells in rows]
         sheets.append(Worksheet(name, head, chain(head, rest(len(sheets)))))
     return sheets
+
+
+def python_value(cell: Any) -> Any:
+    """A cell as the child sends it → a str, int, float, bool, or an object of datetime."""
+    if not isinstance(cell, list):
+        return cell
+    kind, value = cell
+    if kind == "timedelta":
+        return datetime.timedelta(seconds=value)
+    return getattr(datetime, kind).fromisoformat(value)
 
 
 def messages(path: Path, child: subprocess.Popen) -> Iterator[Any]:
@@ -130,14 +143,14 @@ def too_much(path: Path) -> InputError:
     )
 
 
-def open_xlsx(path: Path, wanted: Set[str]) -> Sheet:
-    """Open the one sheet whose header names the `wanted` columns.
+def open_xlsx(path: Path, wanted: Set[str], values: bool = False) -> Sheet:
+    """Open the one sheet whose header names the `wanted` columns; `values` as in read_workbook.
 
     Prints a note if it is not the first sheet or its header not the first row. The header is one of
     the first 20 rows. If no sheet has all the columns, a sheet with some is used, or else one that
     is not empty. Raises InputError if no sheet or several sheets fit.
     """
-    sheets = read_workbook(path)
+    sheets = read_workbook(path, values)
     headers = [find_header([cells for _, cells in sheet.head], wanted) for sheet in sheets]
     candidates = [index for index, it in enumerate(headers) if it and wanted <= set(it[1])]
     candidates = candidates or [index for index, it in enumerate(headers) if it]
@@ -150,14 +163,18 @@ def open_xlsx(path: Path, wanted: Set[str]) -> Sheet:
     sheet = sheets[chosen]
     where = f"{path}, sheet {sheet.name!r}"
     index, names = headers[chosen] or (0, header(sheet.head[0][1]))
-    row, _ = sheet.head[index]
+    row, written = sheet.head[index]
     check_above(where, names, row, sheet.head[:index])
     notes = [f"read from this sheet, of {len(sheets)}"] * (chosen > 0)
     if index:
         notes.append(f"the header is row {row}; what stands above it is not read")
     if notes:
         note(f"{where}: {'; '.join(notes)}")
-    return Sheet(where, "row", names, islice(sheet.rows, index + 1, None))
+
+    def again() -> Iterator[tuple[int, list]]:
+        return islice(read_workbook(path, values)[chosen].rows, index + 1, None)
+
+    return Sheet(where, "row", names, islice(sheet.rows, index + 1, None), written, again)
 
 
 def several(path: Path, sheets: list[Worksheet], wanted: Set[str]) -> InputError:

@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 
 from storyflower.common.errors import InputError
@@ -25,6 +25,7 @@ NOTHING = frozenset(
 )
 # Letters and symbols that are invisible: Hangul fillers and the blank Braille pattern
 BLANK = re.compile("[\u115f\u1160\u3164\uffa0\u2800]")
+MISSING = object()  # the value of a key that a line of jsonl lacks
 MAX_NAMED = 10  # cells or rows that one message lists
 
 
@@ -38,12 +39,17 @@ class NoTextError(InputError):
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table of a file: where it is, its column names, its rows as (row number, cells)."""
+    """One table of a file: where it is, its column names, its rows as (row number, cells).
+
+    `rows` can be read once. `again` reads the file anew, for formats that can.
+    """
 
     where: str  # "file" or "file, sheet 'name'", for messages
     row_word: str  # what the row numbers count: "row" or "item"
     columns: list[str]
     rows: Iterator[tuple[int, list]]
+    written: list = field(default_factory=list)  # the header's cells as the file has them
+    again: Callable[[], Iterator[tuple[int, list]]] | None = None
 
 
 def column_letters(column: int) -> str:

@@ -1,11 +1,13 @@
 """The separate process that opens a workbook, so that a hostile one cannot harm the main process.
 
-In: the workbook's path as the argument; then, on standard input, the index of the wanted sheet.
+In: the workbook's path as the argument, and "values" behind it or not; then, on standard input,
+the index of the wanted sheet.
 Out: lines of JSON in UTF-8. First [name, first rows] for each visible worksheet, then null. Then
 the other rows of the wanted sheet, then null. A row is [its number, its cells from column A]. A
-cell is its text ("" for an empty cell or an error such as #N/A; for a formula, the text saved with
-it), or 0 for a number, date or truth value. For a file that cannot be read, the last line is
-{"refused": why}.
+cell is its text ("" for an empty cell or an error such as #N/A; for a formula, what is saved with
+it), or 0 for a number, date or truth value. With "values", that number or truth value itself, or
+[kind, ISO text] for a date, datetime or time and ["timedelta", seconds]. For a file that cannot be
+read, the last line is {"refused": why}.
 
 read_xlsx.py runs this as a script, not as a module, and this file imports nothing from the package.
 So it starts fast, and never imports a json.py from the user's folder.
@@ -17,7 +19,7 @@ import resource
 import signal
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
 from typing import IO, Any
@@ -65,7 +67,7 @@ def main() -> None:
             resource.setrlimit(kind, (most, most))
     try:
         with open(sys.argv[1], "rb") as file:
-            answer(file)
+            answer(file, value if sys.argv[2:] == ["values"] else no_value)
     except Refused as refused:
         say({"refused": str(refused)})
     except MemoryError:
@@ -79,12 +81,27 @@ def say(message: Any) -> None:
     sys.stdout.buffer.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
 
 
-def answer(file: IO[bytes]) -> None:
+def no_value(_: Any) -> int:
+    return 0
+
+
+def value(cell: Any) -> Any:
+    """A cell that is no text, as JSON holds it."""
+    if isinstance(cell, float):  # as Excel stores every number
+        return int(cell) if cell.is_integer() and abs(cell) < 2**63 else cell
+    if isinstance(cell, int):  # or a truth value
+        return cell
+    if hasattr(cell, "total_seconds"):
+        return ["timedelta", cell.total_seconds()]
+    return [type(cell).__name__, cell.isoformat()]
+
+
+def answer(file: IO[bytes], no_text: Callable[[Any], Any]) -> None:
     refuse_other_formats(file)
     check_members(file)
     file.seek(0)
     with CalamineWorkbook.from_filelike(file) as book:
-        sheets = visible_sheets(book)
+        sheets = visible_sheets(book, no_text)
     say(None)
     sys.stdout.flush()
     for row in sheets[int(sys.stdin.readline())]:
@@ -137,7 +154,9 @@ def check_members(file: IO[bytes]) -> None:
                     before = piece[-OVERLAP:]
 
 
-def visible_sheets(book: CalamineWorkbook) -> list[Iterator[tuple[int, list]]]:
+def visible_sheets(
+    book: CalamineWorkbook, no_text: Callable[[Any], Any]
+) -> list[Iterator[tuple[int, list]]]:
     """Send the name and the first rows of each visible worksheet; return their other rows."""
     sheets = []
     held = 0
@@ -147,7 +166,7 @@ def visible_sheets(book: CalamineWorkbook) -> list[Iterator[tuple[int, list]]]:
             continue
         name = sheet.name[:MAX_NAME]
         try:
-            rows = rows_of(book.get_sheet_by_index(index))
+            rows = rows_of(book.get_sheet_by_index(index), no_text)
         except WorksheetNotFound:
             raise Refused(f"sheet {name!r} is listed but not in the file; export again") from None
         head = list(islice(rows, HEAD_ROWS))
@@ -161,15 +180,15 @@ def visible_sheets(book: CalamineWorkbook) -> list[Iterator[tuple[int, list]]]:
     return sheets
 
 
-def rows_of(sheet: CalamineSheet) -> Iterator[tuple[int, list]]:
-    """The rows that are not empty, with the sheet's own numbers."""
+def rows_of(sheet: CalamineSheet, no_text: Callable[[Any], Any]) -> Iterator[tuple[int, list]]:
+    """The rows that are not empty, with the sheet's own numbers; `no_text` as in no_value."""
     if sheet.start is None:
         return
     left = sheet.start[1]  # iter_rows starts at row 1, but at the first used column
     if left >= MAX_COLUMNS:
         raise Refused(DAMAGED)
     for number, cells in enumerate(sheet.iter_rows(), start=1):
-        cells = [cell if isinstance(cell, str) else 0 for cell in cells]
+        cells = [cell if isinstance(cell, str) else no_text(cell) for cell in cells]
         while cells and cells[-1] == "":
             cells.pop()
         if characters(cells) > MAX_TEXT:
@@ -179,7 +198,7 @@ def rows_of(sheet: CalamineSheet) -> Iterator[tuple[int, list]]:
 
 
 def characters(cells: Iterator) -> int:
-    return sum(len(cell) for cell in cells if cell)
+    return sum(len(cell) for cell in cells if isinstance(cell, str))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from tests.support import ROOT, set_params
         (["scale", "--rows", "3"], [], "--rows must be at least 500, got 3"),
         (["default", "corpus", "data/sample"], [], "params.yaml: not found; "),
         (["default", "corpus", "data/sample"], ["params", "encoders"], "data/sample: no such "),
+        (["diaries", "data/sample"], [], "params.yaml: not found; "),
+        (["diaries", "data/sample"], ["params", "encoders"], "data/sample: no such "),
+        (["diaries", "data/sample"], ["params", "encoders", "data"], "a class has 4 texts held ba"),
         (["default", "nsmc", "."], ["params", "encoders"], "ratings_train.tsv.gz: not found; "),
         (["default", "chat", "."], ["params", "encoders", "data"], "ChatbotData.csv.gz: not found"),
         (

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -25,6 +27,7 @@ from storyflower import Classifier
 from storyflower.__main__ import main as command_line
 from storyflower.common.errors import InputError, exit_with_line
 from storyflower.interim.tokens import TokenArrays
+from storyflower.score_file import score_file
 from storyflower.train.checkpoint import Checkpoints
 from tests.encoder.hub import running_hub
 from tests.support import ROOT, TINY_CARD, set_params, write_tiny_encoder
@@ -132,6 +135,17 @@ def test_pickled_checkpoint(root: Path, sign: Path, capsys, form: str) -> None:
     with Checkpoints(folder.parent, "a" * 64, 5) as checkpoints:
         assert checkpoints.saved is None
     assert "warning: checkpoint" in capsys.readouterr().err
+    assert not sign.exists()
+
+
+def test_pickled_type_in_a_parquet_file(classifier: Path, root: Path, sign: Path) -> None:
+    """As pyarrow before 14 unpickled it."""
+    metadata = {"ARROW:extension:name": "arrow.py_extension_type"}
+    metadata["ARROW:extension:metadata"] = pickle.dumps(Bomb(sign))
+    field = pa.field("일기", pa.string(), metadata=metadata)
+    pq.write_table(pa.table([["합격했어"]], schema=pa.schema([field])), root / "a.parquet")
+    for name in ("b.parquet", "b.csv"):
+        score_file(folder=classifier, source=root / "a.parquet", column="일기", output=root / name)
     assert not sign.exists()
 
 
@@ -312,7 +326,7 @@ def forbidden_calls(code: str) -> list[str]:
             found += [name] if given.get("weights_only") != "True" else []
         if name.endswith("np.load") and given.get("allow_pickle") != "False":
             found.append(name)
-        found += [key for key, value in given.items() if str(KEYWORDS.get(key)) == value]
+        found += [key for key in KEYWORDS.keys() & given if str(KEYWORDS[key]) == given[key]]
     return found
 
 

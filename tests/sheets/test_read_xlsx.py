@@ -300,7 +300,7 @@ def test_the_process_limits_itself(
 import json, resource, sys
 sys.path.append({folder!r})
 import xlsx_child
-def answer(file):
+def answer(file, no_text):
     raise xlsx_child.Refused(str(resource.getrlimit(resource.{kind})))
 xlsx_child.answer = answer
 xlsx_child.main()
