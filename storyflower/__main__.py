@@ -109,7 +109,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("register", help="add the classifier to MLflow's registry")
     command.set_defaults(run=register)
-    command.add_argument("--model", type=Path, default=Path("models/classifier"), metavar="FOLDER")
+    command.add_argument(
+        "--model",
+        default="models/classifier",
+        metavar="FOLDER",
+        help="or models:/NAME@ALIAS: scores that version on the present Validation",
+    )
     command.add_argument("--name", default="storyflower", help="of the registered model")
 
     command = commands.add_parser("card", help="write a card for a hub id or a folder")
