@@ -108,7 +108,7 @@ def register(*, model: str, name: str, predictions: Path, record: Path, root: Pa
         champion = version_at(client, name, CHAMPION)
         known = known_version(client, name, classifier)
         better, reason = True, "there was none"
-        if champion and known and champion.version == known.version:
+        if champion and known and int(champion.version) == int(known.version):
             better, reason = False, "it was so before"
         elif champion:
             rival = read_saved(client, champion, outcome.rows)
@@ -126,13 +126,12 @@ def register(*, model: str, name: str, predictions: Path, record: Path, root: Pa
         )
         if better:
             client.set_registered_model_alias(name, CHAMPION, version.version)
+        number = int(version.version)
         stays = champion is not None and not better
-        holder = champion.version if stays else version.version
+        holder = int(champion.version) if stays else number
         sentence = f"version {holder} {'stays' if stays else 'is now'} the champion: {reason}"
         client.update_model_version(name, version.version, sentence)
-    return Registration(
-        name, int(version.version), known is None, holder == version.version, sentence
-    )
+    return Registration(name, number, known is None, holder == number, sentence)
 
 
 @contextmanager
