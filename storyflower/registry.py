@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -151,7 +152,6 @@ def connect(experiment: str, root: Path) -> tuple["MlflowClient", str]:
     chosen = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
     connected = mlflow.connect(experiment, root)
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = chosen or SECONDS
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return connected
 
 
@@ -402,7 +402,7 @@ def fetched(client: "MlflowClient", version: "ModelVersion", classifier: str, ro
 
     place = client.get_model_version_download_uri(version.name, version.version)
     source = f"{place}/artifacts/{classifier}"
-    if mlflow.is_local(place):
+    if urlparse(place).scheme in ("", "file"):
         return Path(download_artifacts(artifact_uri=source))
     folder = root / CACHE / classifier
     with locks.acquire(locks.beside(folder), "fetches this model"):
