@@ -177,10 +177,9 @@ def folder_of(model: str) -> Path:
     """The folder of --model; MLflow is asked only about one that is registered."""
     if not model.startswith("models:/"):
         return Path(model)
-    from storyflower.common.repository import main_root
     from storyflower.registry import resolve
 
-    return resolve(model, main_root())
+    return resolve(model)
 
 
 def check_words(sentences: Sequence[str], column: str) -> None:

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.common.files import replacing
+from storyflower.common.repository import main_root
 from storyflower.evaluate import metrics
 from storyflower.model.folder import classifier_files, digest, load_classifier
 from storyflower.predict import Classifier
@@ -104,7 +105,10 @@ def register(*, model: str, name: str, predictions: Path, record: Path, root: Pa
     registered = model.startswith(REGISTERED)
     outcome = score(folder, predictions) if registered else read_outcome(predictions, classifier)
     training = record_of(record, classifier)
-    with errors_in_one_line(), locks.acquire(root / OUTBOX.parent / "register.lock", "registers"):
+    with (
+        errors_in_one_line(),
+        locks.acquire(root / OUTBOX.parent / "register.lock", "registers a model"),
+    ):
         client, experiment = connect(training.experiment if training else EXPERIMENT, root)
         champion = version_at(client, name, CHAMPION)
         known = known_version(client, name, classifier)
@@ -356,14 +360,16 @@ def released(version: str) -> str:
     return version.partition("+")[0]
 
 
-def resolve(model: str, root: Path) -> Path:
+def resolve(model: str, root: Path | None = None) -> Path:
     """The folder of a classifier: a folder as it is, or that of models:/NAME@ALIAS or …/VERSION.
 
-    What lies on a server is copied to `root`/.storyflower/models once. Raises InputError if there
-    is no such version, or if its files are not those that were registered.
+    What lies on a server is copied to .storyflower/models of `root` once, by default the main
+    repository's. Raises InputError if there is no such version, or if its files are not those that
+    were registered.
     """
     if not model.startswith(REGISTERED):
         return Path(model)
+    root = root or main_root()
     parts = re.fullmatch(r"models:/([\w.-]+)(?:@([\w.-]+)|/(\d+))", model)
     if not parts:
         raise InputError("--model: expected a folder, models:/NAME@ALIAS or models:/NAME/VERSION")

@@ -432,3 +432,29 @@ def test_files_that_are_not_those_registered(root: Path, variants, register) -> 
     shutil.copyfile(variants(5) / "head.safetensors", folder / "head.safetensors")
     with pytest.raises(InputError, match="not the classifier that was registered"):
         resolve("models:/spoilt@champion", root)
+
+
+def test_from_a_server_it_is_fetched_once(root: Path, variants, register, monkeypatch) -> None:
+    """A download that breaks off leaves nothing behind."""
+    from mlflow import MlflowClient
+
+    register(variants(0), right(100), "remote")
+    here = resolve("models:/remote@champion", root)
+    asked: list[str] = []
+
+    def download(artifact_uri: str, dst_path: str, **_: object) -> None:
+        asked.append(artifact_uri)
+        shutil.copytree(here, Path(dst_path, here.name))
+        if len(asked) == 1:
+            raise OSError("the server went away")
+
+    place = "mlflow-artifacts:/1/models/m-1/artifacts"
+    monkeypatch.setattr(MlflowClient, "get_model_version_download_uri", lambda *_: place)
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
+    with pytest.raises(InputError, match="MLflow: the server went away"):
+        resolve("models:/remote@champion", root)
+    kept = root / ".storyflower/models"
+    assert [path.name for path in kept.iterdir() if path.is_dir()] == []
+    for model in ("models:/remote@champion", "models:/remote/1"):
+        assert resolve(model, root) == kept / digest(variants(0))
+    assert asked == [f"{place}/artifacts/{digest(variants(0))}"] * 2
