@@ -163,7 +163,7 @@ def known_version(client: "MlflowClient", name: str, classifier: str) -> "ModelV
     """The first version that holds this classifier, if any."""
     versions = client.search_model_versions(f"name = '{name}'")
     same = [each for each in versions if each.tags.get(CLASSIFIER_TAG) == classifier]
-    return min(same, key=lambda each: int(each.version), default=None)
+    return min(same, key=lambda each: int(each.version)) if same else None
 
 
 def read_outcome(predictions: Path, classifier: str) -> Outcome:
