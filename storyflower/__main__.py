@@ -1,4 +1,4 @@
-"""The command line: python -m storyflower {predict, card, lock, sync, ui}.
+"""The command line: python -m storyflower {predict, register, card, lock, sync, ui}.
 
 In: arguments.
 Out: each subcommand makes one library call and prints the result. No stage of the pipeline depends
@@ -105,7 +105,13 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "sentence", nargs="*", type=text, help="none: one sentence a line from standard input"
     )
-    command.add_argument("--model", type=path, default=Path("models/classifier"), metavar="FOLDER")
+    command.add_argument(
+        "--model",
+        type=text,
+        default="models/classifier",
+        metavar="FOLDER",
+        help="or models:/NAME@ALIAS, models:/NAME/VERSION",
+    )
     command.add_argument(
         "--diary", action="store_true", help="all of it is one diary: the whole, then its pieces"
     )
@@ -128,6 +134,16 @@ def make_parser() -> argparse.ArgumentParser:
         "--column", type=text, default="사람문장1", metavar="NAME", help="of the input's texts"
     )
     command.add_argument("--output", type=path, metavar="FILE", help="the same, to write")
+
+    command = commands.add_parser("register", help="add the classifier to MLflow's registry")
+    command.set_defaults(run=register)
+    command.add_argument(
+        "--model",
+        default="models/classifier",
+        metavar="FOLDER",
+        help="or models:/NAME@ALIAS: scores that version on the present Validation",
+    )
+    command.add_argument("--name", default="storyflower", help="of the registered model")
 
     command = commands.add_parser("card", help="write a card for a hub id or a folder")
     command.set_defaults(run=card)
@@ -157,7 +173,7 @@ def predict(options: argparse.Namespace) -> None:
         from storyflower.score_file import score_file
 
         scored = score_file(
-            folder=options.model,
+            folder=folder_of(options.model),
             source=options.input,
             column=options.column,
             output=options.output,
@@ -184,7 +200,7 @@ def predict_sentences(options: argparse.Namespace) -> None:
     if not numbered:
         raise InputError("no sentence given; put one in quotes or send lines to standard input")
     numbers, sentences = zip(*numbered, strict=True)
-    classifier = Classifier.load(options.model)
+    classifier = Classifier.load(folder_of(options.model))
     if options.explain:
         for number, is_cut in zip(numbers, classifier.is_cut(sentences), strict=True):
             if is_cut:
@@ -212,7 +228,7 @@ def read_diary(options: argparse.Namespace) -> None:
     diary = "\n".join(options.sentence or lines_of_standard_input())
     if says_nothing(diary):
         raise InputError("no text given; put the diary in quotes or send it to standard input")
-    classifier = Classifier.load(options.model)
+    classifier = Classifier.load(folder_of(options.model))
     reading = classifier.read(diary, options.unsure_below)
     numbered = list(enumerate(reading.pieces, start=1))
 
@@ -274,6 +290,15 @@ def print_answer(
         print("", f"word {place}", f"{100 * word.change:+.1f}", *shown, sep="\t")
 
 
+def folder_of(model: str) -> Path:
+    """The folder of --model; MLflow is asked only about one that is registered."""
+    if not model.startswith("models:/"):
+        return Path(model)
+    from storyflower.registry import resolve
+
+    return resolve(model)
+
+
 def check_words(sentences: Sequence[str], column: str) -> None:
     """Raise InputError for arguments that are not sentences; the message does not repeat them."""
     for number, sentence in enumerate(sentences, start=1):
@@ -327,6 +352,21 @@ def lines_of_standard_input() -> list[str]:
         return re.split("\r\n|\r|\n", sys.stdin.buffer.read().decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise InputError("standard input is not utf-8") from None
+
+
+def register(options: argparse.Namespace) -> None:
+    from storyflower.common.repository import main_root
+    from storyflower.registry import register as register_model
+
+    done = register_model(
+        model=options.model,
+        name=options.name,
+        predictions=Path("data/interim/predictions.parquet"),
+        record=Path("reports/run.json"),
+        root=main_root(),
+    )
+    before = "" if done.new else " (registered before)"
+    print(f"models:/{done.name}/{done.version}{before}: {done.sentence}")
 
 
 def card(options: argparse.Namespace) -> None:

@@ -27,10 +27,10 @@ from storyflower.interim.labels import LabelIndex
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.device import Placement, choose
-from storyflower.model.folder import build_classifier, save_classifier
+from storyflower.model.folder import build_classifier, digest, save_classifier
 from storyflower.model.processes import joined
 from storyflower.model.temperature import fit_temperature
-from storyflower.tracking.record import continued, new_record
+from storyflower.tracking.record import CLASSIFIER_TAG, continued, new_record
 from storyflower.tracking.run import Run
 from storyflower.train import checkpoint
 from storyflower.train.dev import held_back, take
@@ -135,6 +135,7 @@ def train(
                 # The params that made the model, but nothing that differs between two equal runs.
                 facts = {"params": used, "temperature": temperature}
                 save_classifier(network, classifier, encoder=encoder, labels=index, facts=facts)
+                run.record.tags[CLASSIFIER_TAG] = digest(classifier)
             run.record.save(record)
 
 
