@@ -1,4 +1,4 @@
-"""The command line: python -m storyflower {predict, spark, card, lock, sync, ui}.
+"""The command line: python -m storyflower {predict, register, spark, card, lock, sync, ui}.
 
 In: arguments.
 Out: each subcommand makes one library call and prints the result. No stage of the pipeline depends
@@ -74,13 +74,6 @@ def path(word: str) -> Path:
     return Path(text(word))
 
 
-def positive(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="storyflower",
@@ -97,7 +90,13 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "sentence", nargs="*", type=text, help="none: one sentence a line from standard input"
     )
-    command.add_argument("--model", type=path, default=Path("models/classifier"), metavar="FOLDER")
+    command.add_argument(
+        "--model",
+        type=text,
+        default="models/classifier",
+        metavar="FOLDER",
+        help="or models:/NAME@ALIAS, models:/NAME/VERSION",
+    )
     command.add_argument("--json", action="store_true", help="one JSON object a line, for machines")
     command.add_argument("--show-text", action="store_true", help="print the sentences, too")
     command.add_argument(
@@ -107,6 +106,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--column", type=text, default="사람문장1", metavar="NAME", help="of the input's texts"
     )
     command.add_argument("--output", type=path, metavar="FILE", help="the .xlsx or .csv to write")
+
+    command = commands.add_parser("register", help="add the classifier to MLflow's registry")
+    command.set_defaults(run=register)
+    command.add_argument("--model", type=Path, default=Path("models/classifier"), metavar="FOLDER")
+    command.add_argument("--name", default="storyflower", help="of the registered model")
 
     command = commands.add_parser("spark", help="score Parquet on Apache Spark", allow_abbrev=False)
     command.set_defaults(run=spark)
@@ -120,7 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--master", default="local[2]", help="Spark's: local[CORES], spark://HOST:PORT, yarn, k8s"
     )
     command.add_argument(
-        "--partitions", type=positive, metavar="N", help="spread the rows evenly over N tasks"
+        "--partitions", type=int, metavar="N", help="spread the rows evenly over N tasks"
     )
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     command.add_argument(
@@ -153,7 +157,10 @@ def predict(options: argparse.Namespace) -> None:
         from storyflower.predict import predict_file
 
         count, unknown = predict_file(
-            folder=options.model, source=options.input, column=options.column, output=options.output
+            folder=folder_of(options.model),
+            source=options.input,
+            column=options.column,
+            output=options.output,
         )
         print(f"{options.output}: {count} rows")
         note_unknown(unknown)
@@ -168,7 +175,7 @@ def predict(options: argparse.Namespace) -> None:
     if not numbered:
         raise InputError("no sentence given; put one in quotes or send lines to standard input")
     numbers, sentences = zip(*numbered, strict=True)
-    classifier = Classifier.load(options.model)
+    classifier = Classifier.load(folder_of(options.model))
     predictions, shares = classifier.predict_with_unknown(sentences)
     for number, sentence, prediction in zip(numbers, sentences, predictions, strict=True):
         shown = {"text": sentence} if options.show_text else {}
@@ -178,6 +185,16 @@ def predict(options: argparse.Namespace) -> None:
             listed = "  ".join(f"{name} {p:.1%}" for name, p in prediction.probabilities.items())
             print(number, prediction.label, listed, *shown.values(), sep="\t")
     note_unknown([n for n, share in zip(numbers, shares, strict=True) if share >= MOSTLY])
+
+
+def folder_of(model: str) -> Path:
+    """The folder of --model; MLflow is asked only about one that is registered."""
+    if not model.startswith("models:/"):
+        return Path(model)
+    from storyflower.common.repository import main_root
+    from storyflower.registry import resolve
+
+    return resolve(model, main_root())
 
 
 def check_words(sentences: Sequence[str], column: str) -> None:
@@ -231,11 +248,28 @@ def lines_of_standard_input() -> list[str]:
         raise InputError("standard input is not utf-8") from None
 
 
+def register(options: argparse.Namespace) -> None:
+    from storyflower.common.repository import main_root
+    from storyflower.registry import register as register_model
+
+    done = register_model(
+        model=options.model,
+        name=options.name,
+        predictions=Path("data/interim/predictions.parquet"),
+        record=Path("reports/run.json"),
+        root=main_root(),
+    )
+    before = "" if done.new else " (registered before)"
+    print(f"models:/{done.name}/{done.version}{before}: {done.sentence}")
+
+
 def spark(options: argparse.Namespace) -> None:
     from storyflower.spark import score
 
     if wrong := [word for word in options.conf if not word.partition("=")[2]]:
         raise InputError(f"--conf {wrong[0]}: expected KEY=VALUE")
+    if options.partitions is not None and options.partitions < 1:
+        raise InputError("--partitions: expected 1 or more")
     scored = score(
         model=options.model,
         source=options.input,

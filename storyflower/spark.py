@@ -7,11 +7,13 @@ Not supported: Spark Connect, and a driver that runs inside the cluster.
 """
 
 import codecs
+import importlib.util
 import locale
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -26,14 +28,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 from storyflower.common.errors import InputError, one_line
 from storyflower.common.repository import main_root
-from storyflower.tracking.mlflow import check_database, tracking_uri
+from storyflower.tracking import mlflow as tracking
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 JAVA = 17  # the oldest that Spark 4 runs on
 STOP_SECONDS = 30  # how long Java may take to end
-SAID = "spark: "  # begins each line of Spark's log; what else its Java prints is not shown
+SAID = "spark: "  # begins each line of Spark's log
+SHOWN = (SAID, "storyflower: ")  # what else Java and the workers print is not shown
 # One line a message, no stack traces. Failed tasks log nothing: the driver gets their exceptions,
 # and a message of Python's may quote the diary that caused it.
 LOG4J = f"""\
@@ -94,6 +97,8 @@ def score(
     lie in the files. `settings` are Spark's and win over ours. Raises InputError for bad input and
     for a job that failed; the output that was there before is then still there.
     """
+    check_installed()
+    check_model(model)
     with session(master, settings) as spark:
         return score_in(
             spark,
@@ -116,21 +121,23 @@ def score_in(
     partitions: int | None = None,
     overwrite: bool = False,
 ) -> Scored:
-    """As score, in a session that is open already."""
+    """As score, in a session that is open already, with a model that check_model has passed."""
+    from mlflow.pyfunc import spark_udf
     from pyspark.sql import Observation
     from pyspark.sql import functions as F
 
     target = Target(spark, output)
     target.check(source, overwrite)
     table = read_texts(spark, source, column)
-    prediction, names = predictor(spark, model, column)
+    predict = spark_udf(spark, model, env_manager="local")
+    names = predict.returnType.fieldNames()
     if taken := [name for name in names if name in table.columns]:
         raise InputError(f"{source}: has a column {taken[0]!r}, which the output adds; rename it")
     if partitions:
         table = table.repartition(partitions)
     # Expanded in a second step, so that each text is scored once and not once a column.
     added = "_".join([*table.columns, *names])  # a name that no column has
-    scored = table.select("*", prediction.alias(added)).select(
+    scored = table.select("*", predict(F.col(quoted(column))).alias(added)).select(
         *(F.col(quoted(name)) for name in table.columns),
         *(F.col(quoted(added)).getField(name).alias(name) for name in names),
     )
@@ -156,33 +163,27 @@ def read_texts(spark: "SparkSession", source: str, column: str) -> "DataFrame":
     return table
 
 
-def predictor(spark: "SparkSession", model: str, column: str) -> tuple["Column", list[str]]:
-    """The struct that the model makes of a text, and the names of its fields.
+def check_model(model: str) -> None:
+    """Raise InputError if there is no such model, or if it is not one of ours.
 
-    Raises InputError if there is no such model, or if it is not one of ours.
+    From here on, MLflow looks for models where StoryFlower keeps them.
     """
-    from pyspark.sql import functions as F
-    from pyspark.sql.types import StructType
-
-    # We report errors in one line, and the workers inherit this.
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if Path(model).is_dir() and not Path(model, "MLmodel").is_file():
+        raise InputError(f"{model}: no MLflow model; python -m storyflower register makes one")
+    tracking.set_up()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    folder = Path(model)
-    if folder.is_dir() and not (folder / "MLmodel").is_file():
-        raise InputError(f"{model}: no MLflow model; python -m storyflower register makes one")
-    uri = tracking_uri(main_root())
-    check_database(uri)
-    mlflow.set_tracking_uri(uri)
     try:
-        udf = mlflow.pyfunc.spark_udf(spark, model, env_manager="local")
-    except (MlflowException, OSError) as error:
-        raise InputError(f"{model}: {one_line(error)}") from None
-    if not isinstance(udf.returnType, StructType) or "label" not in udf.returnType.fieldNames():
-        raise InputError(f"{model}: is not a model that python -m storyflower register made")
-    return udf(F.col(quoted(column))), udf.returnType.fieldNames()
+        if model.startswith("models:/"):
+            tracking.client_of_store(main_root())  # says so if there is no store
+            mlflow.set_tracking_uri(tracking.tracking_uri(main_root()))
+        signature = mlflow.models.get_model_info(model).signature
+    except (MlflowException, OSError, sqlite3.Error) as error:
+        raise InputError(f"{model}: {tracking.one_line(error)}") from None
+    if not (signature and signature.outputs and "label" in signature.outputs.input_names()):
+        raise InputError(f"{model}: was not made by python -m storyflower register")
 
 
 def quoted(name: str) -> str:
@@ -261,23 +262,15 @@ class Target:
 def session(master: str, settings: Mapping[str, str] | None = None) -> Iterator["SparkSession"]:
     """A Spark session with our settings, in a Java of its own that ends with it.
 
-    Raises InputError if there is no pyspark or no Java, or if Spark does not start.
+    Raises InputError if Spark does not start.
     """
-    check_java()
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="storyflower-") as scratch:
         warnings.filterwarnings("ignore", PANDAS_3)
-        try:
-            from pyspark import SparkConf, SparkContext
-            from pyspark.errors import PySparkRuntimeError
-            from pyspark.java_gateway import launch_gateway
-            from pyspark.sql import SparkSession
-        except ModuleNotFoundError as error:
-            if error.name != "pyspark":
-                raise
-            raise InputError(
-                f"{sys.executable} has no package pyspark; type: pip install -r "
-                "requirements-spark.txt (491 MB)"
-            ) from None
+        from pyspark import SparkConf, SparkContext
+        from pyspark.errors import PySparkRuntimeError
+        from pyspark.java_gateway import launch_gateway
+        from pyspark.sql import SparkSession
+
         if master.startswith("local"):  # on a cluster, PYSPARK_PYTHON names the workers' Python
             os.environ["PYSPARK_PYTHON"] = sys.executable
         conf = SparkConf(loadDefaults=False)
@@ -336,8 +329,13 @@ def defaults(master: str, scratch: Path) -> dict[str, str]:
     return values
 
 
-def check_java() -> None:
-    """Raise InputError if Spark would find no Java, or one that is too old."""
+def check_installed() -> None:
+    """Raise InputError if there is no pyspark, or no Java that is new enough for it."""
+    if importlib.util.find_spec("pyspark") is None:
+        raise InputError(
+            f"{sys.executable} has no package pyspark; type: pip install -r requirements-spark.txt "
+            "(491 MB)"
+        )
     home = os.environ.get("JAVA_HOME")
     remedy = f"Spark needs {JAVA} or newer; on Debian: apt-get install openjdk-17-jre-headless"
     try:
@@ -383,7 +381,7 @@ def printing() -> Iterator[tuple[IO[str], Callable[[], str]]]:
     def relay() -> None:
         with open(reading, encoding="utf-8", errors="replace") as stream:  # \r ends a line, too
             for line in stream:
-                if line.startswith(SAID):
+                if line.startswith(SHOWN):
                     sys.stderr.write(line)
                 elif line.startswith("[Stage") and terminal:
                     sys.stderr.write(f"\r{line.rstrip()}\x1b[K")

@@ -25,7 +25,7 @@ from storyflower.interim.history import read_history
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.device import choose
-from storyflower.model.folder import load_classifier
+from storyflower.model.folder import digest, load_classifier
 from storyflower.tracking.record import Record
 from storyflower.tracking.run import Run
 
@@ -36,7 +36,6 @@ OTHER_NAMES = {
 NOTES = {  # corpus → a note on its limits
     "sample": "Language models wrote the corpus sample: these figures are no evidence about people."
 }
-FEWEST_APART = 10  # a verdict needs this many rows on which only one of the two models is right
 
 
 def evaluate(
@@ -61,6 +60,7 @@ def evaluate(
     # Opened first, because importing MLflow takes seconds; a context closes it after errors, too.
     with Run(Record.load(record)) as run:
         network, document = load_classifier(classifier)
+        scored = digest(classifier)
         names = tuple(document["labels"])
         placement = choose(device, precision)
         network.to(placement.device)
@@ -113,8 +113,14 @@ def evaluate(
             write_pairs(names, actual, predicted, beside(pairs))
             plots.confusion_matrix(counts, names, beside(matrix))
             plots.learning_curves(read_history(history), beside(curves))
-            rows = beside(predictions)
-            write_predictions(dialogues, actual, probability["classifier"], names, rows)
+            write_predictions(
+                dialogues,
+                actual=actual,
+                probability=probability["classifier"],
+                names=names,
+                classifier=scored,
+                path=beside(predictions),
+            )
 
         scalars = {key: value for key, value in result.items() if not isinstance(value, list)}
         run.log_results({f"final_{key}": value for key, value in scalars.items()})
@@ -179,11 +185,11 @@ def verdict(result: dict[str, Any], gains: np.ndarray, absent: list[str]) -> str
         f"95% interval {100 * result['low']:+.1f} to {100 * result['high']:+.1f}"
     )
     apart = int(np.count_nonzero(gains))
-    if apart < FEWEST_APART and result["low"] * result["high"] > 0:
+    if apart < metrics.FEWEST_APART and result["low"] * result["high"] > 0:
         # With so few differing rows, the bootstrap interval is too narrow to trust.
         sentence = (
             f"No verdict against {other}: only one of the two is right on {apart} of "
-            f"{len(gains)} rows, and {FEWEST_APART} are needed."
+            f"{len(gains)} rows, and {metrics.FEWEST_APART} are needed."
         )
     elif result["low"] > 0:
         sentence = f"The classifier is better than {other}: {numbers}."
@@ -208,12 +214,17 @@ def write_pairs(
 
 def write_predictions(
     dialogues: Path,
+    *,
     actual: np.ndarray,
     probability: np.ndarray,
     names: tuple[str, ...],
+    classifier: str,
     path: Path,
 ) -> None:
-    """Write Parquet: row, text, actual, predicted, right, and one probability column per class."""
+    """Write Parquet: row, text, actual, predicted, right, and one probability column per class.
+
+    Its metadata has the digest of the `classifier`, so that it cannot pass for another one's.
+    """
     predicted = probability.argmax(axis=1)
     path.touch(mode=0o600)
     writer, start = None, 0
@@ -228,7 +239,7 @@ def write_predictions(
             "right": predicted[here] == actual[here],
             **{f"p({name})": probability[here, i] for i, name in enumerate(names)},
         }
-        table = pa.table(columns)
+        table = pa.table(columns).replace_schema_metadata({"classifier": classifier})
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)
     writer.close()

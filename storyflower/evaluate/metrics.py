@@ -13,6 +13,9 @@ from storyflower.model.scoring import cross_entropy
 
 RESAMPLES = 10_000
 CALIBRATION_BINS = 15
+# A comparison needs this many rows on which only one of the two models is right: with fewer, the
+# bootstrap interval is too narrow to trust.
+FEWEST_APART = 10
 
 
 def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:

@@ -178,3 +178,25 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
         else "missing"
         for name in names
     }
+
+
+def classifier_files(folder: Path) -> list[str]:
+    """The names of the files that make a classifier, sorted; what else lies there is none of it.
+
+    Raises InputError if classifier.json is missing or damaged.
+    """
+    file = folder / "classifier.json"
+    document = read_json(file)
+    names = document.get("tokenizer") if isinstance(document, dict) else None
+    if not isinstance(names, dict) or any(Path(name).name != name for name in names):
+        raise damaged(file, "it names no files of a tokenizer")
+    return sorted({"classifier.json", "head.safetensors", *WEIGHTS, *names})
+
+
+def digest(folder: Path) -> str:
+    """sha256 over the names and the bytes of a classifier's files, in hex.
+
+    Equal classifiers have equal digests, wherever they lie. Raises InputError as classifier_files.
+    """
+    files = digests(folder, classifier_files(folder))
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A record → a run in MLflow. Only this module imports mlflow.
+"""A record → a run in MLflow. Of the pipeline, only this module imports mlflow.
 
 In: a record and the folder of its files.
 Out: an MLflow run equal to the record. Pushing a record twice changes nothing: a run is recognized
@@ -68,15 +68,7 @@ def push(record: Record, folder: Path, root: Path) -> None:
 
 def connect(experiment: str, root: Path) -> tuple[Any, str]:
     """An MLflow client and the experiment's id; creates the experiment if it is missing."""
-    # By default, MLflow retries for minutes, which can create a run twice, and sends telemetry.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # we report errors in one line
-    import logging
-
-    # Creating a database logs every migration.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    set_up()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -108,6 +100,32 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
             if known is None:
                 raise
             return client, known.experiment_id
+
+
+def set_up() -> None:
+    """Give MLflow short waits and no words of its own; to be called before it is imported."""
+    # By default, MLflow retries for minutes, which can create a run twice, and sends telemetry.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # we report errors in one line
+    import logging
+
+    # Creating a database logs every migration.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def client_of_store(root: Path) -> Any:
+    """An MLflow client of a store that is there already; raises OSError if a database is not."""
+    set_up()
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(root)
+    scheme, _, path = uri.partition(":///")
+    if scheme.startswith("sqlite") and not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such database; set MLFLOW_TRACKING_URI")
+    check_database(uri)
+    return MlflowClient(uri)
 
 
 def check_database(uri: str) -> None:
@@ -147,13 +165,18 @@ def is_local(uri: str) -> bool:
     return uri.startswith(("sqlite", "file:")) or ("://" not in uri and uri != "databricks")
 
 
+def shown(uri: str) -> str:
+    """A URI without its user and password."""
+    return re.sub(r"//[^/\s]*@", "//", uri)
+
+
 def one_line(error: Exception) -> str:
     """The error on one line, without the user and password in a URI.
 
     It is shortened, except if the useful part is long: MLflow's error for a database of another
     version says at its end what to do.
     """
-    text = re.sub(r"//[^/\s]*@", "//", str(error))
+    text = shown(str(error))
     text = text[max(text.find("Caused by "), 0) :]  # the HTTP client's own words come before it
     limit = 2000 if "mlflow db upgrade" in text or isinstance(error, OSError) else 200
     return errors.one_line(text or type(error).__name__, limit)

@@ -23,6 +23,7 @@ from storyflower.common.repository import git_commit, main_root
 
 OUTBOX = Path(".storyflower") / "outbox"  # under the main repository's root
 KEY_TAG = "storyflower.key"
+CLASSIFIER_TAG = "storyflower.classifier"  # the digest of what the run trained
 LIBRARIES = ("torch", "transformers", "sentencepiece", "numpy", "mlflow", "dvc")
 
 

@@ -26,9 +26,9 @@ from storyflower.interim.history import Epoch, best_epoch, write_history
 from storyflower.interim.labels import LabelIndex
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model.device import Placement, choose
-from storyflower.model.folder import build_classifier, save_classifier
+from storyflower.model.folder import build_classifier, digest, save_classifier
 from storyflower.model.processes import joined
-from storyflower.tracking.record import continued, new_record
+from storyflower.tracking.record import CLASSIFIER_TAG, continued, new_record
 from storyflower.tracking.run import Run
 from storyflower.train import checkpoint
 from storyflower.train.dev import held_back
@@ -126,6 +126,7 @@ def train(
                 # The params that made the model, but nothing that differs between two equal runs.
                 facts = {"params": used}
                 save_classifier(network, classifier, encoder=encoder, labels=index, facts=facts)
+                run.record.tags[CLASSIFIER_TAG] = digest(classifier)
             run.record.save(record)
 
 
