@@ -26,7 +26,7 @@ pytest.importorskip("pyspark", reason="no pyspark here: make test-spark", exc_ty
 if not os.environ.get("JAVA_HOME") and not shutil.which("java"):
     pytest.skip("no Java here: make test-spark says what to install", allow_module_level=True)
 
-from storyflower import spark as spark_module  # noqa: E402
+from storyflower import spark as spark_module
 
 # Spark takes its time to start, and each worker to import torch.
 pytestmark = pytest.mark.slow
