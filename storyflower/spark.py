@@ -137,9 +137,12 @@ def score_in(
         table = table.repartition(partitions)
     # Expanded in a second step, so that each text is scored once and not once a column.
     added = "_".join([*table.columns, *names])  # a name that no column has
+    answers = {name: F.col(quoted(added)).getField(name) for name in names}
+    # MLflow makes the string "None" of a null label, but leaves a null probability alone.
+    answers["label"] = F.when(answers[names[-1]].isNotNull(), answers["label"])
     scored = table.select("*", predict(F.col(quoted(column))).alias(added)).select(
         *(F.col(quoted(name)) for name in table.columns),
-        *(F.col(quoted(added)).getField(name).alias(name) for name in names),
+        *(answer.alias(name) for name, answer in answers.items()),
     )
     seen = Observation()
     blank = F.sum(F.col("label").isNull().cast("int"))
@@ -313,7 +316,9 @@ def defaults(master: str, scratch: Path) -> dict[str, str]:
         "spark.sql.caseSensitive": "true",
         "spark.sql.warehouse.dir": (scratch / "warehouse").as_uri(),
         "spark.hadoop.fs.permissions.umask-mode": "077",
-        "spark.driver.extraJavaOptions": f'"-Dlog4j2.configurationFile={log.as_uri()}"',
+        "spark.driver.extraJavaOptions": (
+            f'"-Dlog4j2.configurationFile={log.as_uri()}" "-Djava.io.tmpdir={scratch}"'
+        ),
         # OMP_NUM_THREADS is spark.task.cpus: Spark itself sees to that.
         "spark.executorEnv.TOKENIZERS_PARALLELISM": "false",
         "spark.executorEnv.MLFLOW_LOGGING_LEVEL": "CRITICAL",
@@ -434,13 +439,14 @@ def reason(message: str) -> str:
 
     Of an exception in a worker only its type and its place: its words may quote a diary.
     """
-    places = re.findall(r'^ *File "(.*)", line (\d+)', message, re.MULTILINE)
-    if places:
-        kind = re.findall(r"^([A-Za-z_][\w.]*)(?::|$)", message, re.MULTILINE)
+    if places := re.findall(r'^ *File "(.*)", line (\d+)', message, re.MULTILINE):
+        kinds = re.findall(r"^([A-Za-z_][\w.]*)(?::|$)", message, re.MULTILINE) or ["an error"]
         file, line = places[-1]
-        return f"{kind[-1] if kind else 'an error'} in a worker, at {file}:{line}"
-    message = re.split(r"\n\s+at |\n\s*JVM stacktrace", message)[0]
-    if named := re.search(r"\[([A-Z][A-Z0-9_]+)[A-Z0-9_.]*\] (.*)", message, re.DOTALL):
-        return CONDITIONS.get(named[1]) or one_line(re.sub(r" SQLSTATE: \w+", "", named[2]))
-    causes = re.findall(r"(?:[a-z]\w*\.)+([A-Z]\w*(?:Exception|Error): .*)", message)
-    return one_line(causes[-1] if causes else message)
+        return f"{kinds[-1]} in a worker, at {file}:{line}"
+    conditions = re.findall(r"\[([A-Z][A-Z0-9_]+)[A-Z0-9_.]*\] (.*)", message)
+    for condition, _ in conditions:
+        if condition in CONDITIONS:
+            return CONDITIONS[condition]
+    causes = re.findall(r"\b(?:[a-z]\w*\.)+([A-Z]\w*(?:Exception|Error): .*)", message)
+    words = causes[-1] if causes else conditions[-1][1] if conditions else message
+    return one_line(re.sub(r" SQLSTATE: \w+", "", words))

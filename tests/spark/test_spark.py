@@ -66,7 +66,8 @@ def source(texts: list[str | None], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def spark() -> Iterator:
+def spark(model: Path) -> Iterator:
+    spark_module.check_model(str(model))
     with spark_module.session("local[2]") as session:
         yield session
 
@@ -139,15 +140,10 @@ def test_each_text_is_scored_once(spark, model, source, tmp_path, monkeypatch):
         "write",
         lambda self, table: plans.append(table._jdf.queryExecution().executedPlan().toString()),
     )
-    with contextlib.suppress(Exception):  # nothing ran, so nothing was counted
-        monkeypatch.setattr("pyspark.sql.Observation.get", {"rows": 0, "blank": 0})
-        spark_module.score_in(
-            spark,
-            model=str(model),
-            source=str(source),
-            column=COLUMN,
-            output=str(tmp_path / "out"),
-        )
+    monkeypatch.setattr("pyspark.sql.Observation.get", {"rows": 0, "blank": 0})  # nothing ran
+    spark_module.score_in(
+        spark, model=str(model), source=str(source), column=COLUMN, output=str(tmp_path / "out")
+    )
     (plan,) = plans
     (evaluated,) = re.findall(r"ArrowEvalPython \[(.*?)\], \[", plan)
     assert evaluated.count("udf(") == 1
