@@ -205,6 +205,7 @@ class Target:
             self._files = self._path.getFileSystem(spark._jsc.hadoopConfiguration())
             # Spark does not read what begins with a dot, should it be left behind.
             self._part = self._beside("part")
+            self._part_uri = self._part.toString()
         self._spark = spark
 
     def _qualified(self, spark: "SparkSession", name: str) -> Any:
@@ -240,7 +241,7 @@ class Target:
         """Write beside the output, then rename; on failure, nothing of it stays."""
         try:
             with refusing(self._output):
-                table.write.mode("overwrite").parquet(self._part.toString())
+                table.write.mode("overwrite").parquet(self._part_uri)
                 old = self._beside("old")
                 replaced = self._files.exists(self._path)
                 if replaced and not self._files.rename(self._path, old):
@@ -255,9 +256,8 @@ class Target:
             raise
         except BaseException:  # a signal; Java still waits for the job and answers nothing else
             end(self._gateway.proc)
-            uri = self._part.toString()
-            if uri.startswith("file:/"):
-                shutil.rmtree(uri.removeprefix("file:"), ignore_errors=True)
+            if self._part_uri.startswith("file:/"):
+                shutil.rmtree(self._part_uri.removeprefix("file:"), ignore_errors=True)
             raise
 
 
