@@ -109,7 +109,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("register", help="add the classifier to MLflow's registry")
     command.set_defaults(run=register)
-    command.add_argument("--model", type=Path, default=Path("models/classifier"), metavar="FOLDER")
+    command.add_argument(
+        "--model",
+        default="models/classifier",
+        metavar="FOLDER",
+        help="or models:/NAME@ALIAS: scores that version on the present Validation",
+    )
     command.add_argument("--name", default="storyflower", help="of the registered model")
 
     command = commands.add_parser("spark", help="score Parquet on Apache Spark", allow_abbrev=False)
@@ -191,10 +196,9 @@ def folder_of(model: str) -> Path:
     """The folder of --model; MLflow is asked only about one that is registered."""
     if not model.startswith("models:/"):
         return Path(model)
-    from storyflower.common.repository import main_root
     from storyflower.registry import resolve
 
-    return resolve(model, main_root())
+    return resolve(model)
 
 
 def check_words(sentences: Sequence[str], column: str) -> None:

@@ -14,12 +14,13 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,8 +28,10 @@ import pyarrow.parquet as pq
 from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.common.files import replacing
+from storyflower.common.repository import main_root
 from storyflower.evaluate import metrics
 from storyflower.model.folder import classifier_files, digest, load_classifier
+from storyflower.predict import Classifier
 from storyflower.tracking import mlflow
 from storyflower.tracking.record import CLASSIFIER_TAG, KEY_TAG, OUTBOX, Record
 
@@ -36,7 +39,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+REGISTERED = "models:/"  # how the name of a registered model begins
 CHAMPION = "champion"
+COLUMNS = ["text", "actual", "right"]  # of the predictions
 EXPERIMENT = "registered"  # of runs for classifiers whose training MLflow does not know
 RESULTS = "validation"  # the run's folder for what a classifier got right
 CACHE = OUTBOX.parent / "models"  # what came from a server, under the main repository's root
@@ -83,56 +88,55 @@ class Registration:
     sentence: str  # why it is the champion, or why not
 
 
-def register(
-    *, model: Path, name: str, predictions: Path, record: Path, root: Path
-) -> Registration:
+def register(*, model: str, name: str, predictions: Path, record: Path, root: Path) -> Registration:
     """Register the classifier of a folder, and make it the champion if it is the better one.
 
     `predictions` is what evaluate wrote with it, `record` the training's reports/run.json (which
     may be missing), `root` the main repository's root. A classifier that is registered already gets
-    no second version. Raises InputError; then no version was added and the alias was not moved.
+    no second version; a `model` such as models:/storyflower@champion is scored on the rows of
+    `predictions`, whoever made these. Raises InputError; then no version was added and the alias
+    was not moved.
     """
     if not re.fullmatch(r"[\w.-]{1,100}", name):
         raise InputError("--name: expected letters, digits, '.', '-' and '_'")
-    _, document = load_classifier(model)
-    classifier = digest(model)
-    outcome = read_outcome(predictions, classifier)
+    folder = resolve(model, root)
+    _, document = load_classifier(folder)
+    classifier = digest(folder)
+    registered = model.startswith(REGISTERED)
+    outcome = score(folder, predictions) if registered else read_outcome(predictions, classifier)
     training = record_of(record, classifier)
-    with errors_in_one_line(), locks.acquire(root / OUTBOX.parent / "register.lock", "registers"):
+    with (
+        errors_in_one_line(),
+        locks.acquire(root / OUTBOX.parent / "register.lock", "registers a model"),
+    ):
         client, experiment = connect(training.experiment if training else EXPERIMENT, root)
         champion = version_at(client, name, CHAMPION)
-        ours = [
-            each
-            for each in client.search_model_versions(f"name = '{name}'")
-            if each.tags.get(CLASSIFIER_TAG) == classifier
-        ]
-        known = min(ours, key=lambda each: int(each.version), default=None)
+        known = known_version(client, name, classifier)
         better, reason = True, "there was none"
-        if champion and champion.tags.get(CLASSIFIER_TAG) == classifier:
+        if champion and known and int(champion.version) == int(known.version):
             better, reason = False, "it was so before"
         elif champion:
             rival = read_saved(client, champion, outcome.rows)
             better, reason = compare(outcome.right, rival)
-        run = run_of(client, experiment, training, classifier, root)
+        run = known.run_id if known else run_of(client, experiment, training, classifier, root)
         save_outcome(client, run, classifier, outcome)
         version = known or add_version(
             client,
             experiment=experiment,
             run=run,
-            model=model,
+            model=folder,
             classifier=classifier,
             labels=document["labels"],
             name=name,
         )
         if better:
             client.set_registered_model_alias(name, CHAMPION, version.version)
+        number = int(version.version)
         stays = champion is not None and not better
-        holder = champion.version if stays else version.version
+        holder = int(champion.version) if stays else number
         sentence = f"version {holder} {'stays' if stays else 'is now'} the champion: {reason}"
         client.update_model_version(name, version.version, sentence)
-    return Registration(
-        name, int(version.version), known is None, holder == version.version, sentence
-    )
+    return Registration(name, number, known is None, holder == number, sentence)
 
 
 @contextmanager
@@ -152,28 +156,57 @@ def connect(experiment: str, root: Path) -> tuple["MlflowClient", str]:
     chosen = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
     connected = mlflow.connect(experiment, root)
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = chosen or SECONDS
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return connected
+
+
+def known_version(client: "MlflowClient", name: str, classifier: str) -> "ModelVersion | None":
+    """The first version that holds this classifier, if any."""
+    versions = client.search_model_versions(f"name = '{name}'")
+    same = [each for each in versions if each.tags.get(CLASSIFIER_TAG) == classifier]
+    return min(same, key=lambda each: int(each.version)) if same else None
 
 
 def read_outcome(predictions: Path, classifier: str) -> Outcome:
     """What evaluate wrote, without the texts. Raises InputError if another classifier made it."""
-    try:
-        file = pq.ParquetFile(predictions)
-    except FileNotFoundError:
-        raise InputError(f"{predictions}: not found; 'dvc repro' makes it") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{predictions}: damaged ({type(error).__name__}); 'dvc repro'") from None
+    file = opened(predictions)
     if (file.schema_arrow.metadata or {}).get(b"classifier") != classifier.encode():
         raise InputError(
             f"{predictions}: not made with this classifier; 'dvc repro' scores models/classifier"
         )
+    return outcome_of(batch.to_pydict() for batch in file.iter_batches(columns=COLUMNS))
+
+
+def score(folder: Path, predictions: Path) -> Outcome:
+    """What a classifier gets right now of the rows that evaluate wrote; computes in float32."""
+    classifier = Classifier.load(folder)
+
+    def batches() -> Iterator[dict[str, list]]:
+        for batch in opened(predictions).iter_batches(columns=COLUMNS):
+            rows = batch.to_pydict()
+            answers = [row.label for row in classifier.predict(rows["text"])]
+            rows["right"] = [a == b for a, b in zip(answers, rows["actual"], strict=True)]
+            yield rows
+
+    return outcome_of(batches())
+
+
+def outcome_of(batches: Iterable[dict[str, list]]) -> Outcome:
+    """The outcome of rows, given as columns text, actual and right."""
     rows, right = hashlib.sha256(), []
-    for batch in file.iter_batches(columns=["text", "actual", "right"]):
-        for pair in zip(*(batch[name].to_pylist() for name in ("text", "actual")), strict=True):
+    for batch in batches:
+        for pair in zip(batch["text"], batch["actual"], strict=True):
             rows.update(json.dumps(pair).encode() + b"\n")
-        right.append(batch["right"].to_numpy(zero_copy_only=False))
-    return Outcome(rows.hexdigest(), np.concatenate(right).astype(bool))
+        right += batch["right"]
+    return Outcome(rows.hexdigest(), np.array(right, dtype=bool))
+
+
+def opened(predictions: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(predictions)
+    except FileNotFoundError:
+        raise InputError(f"{predictions}: not found; 'dvc repro' makes it") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{predictions}: damaged ({type(error).__name__}); 'dvc repro'") from None
 
 
 def record_of(file: Path, classifier: str) -> Record | None:
@@ -225,8 +258,8 @@ def read_saved(client: "MlflowClient", champion: "ModelVersion", rows: str) -> n
     name = results_file(champion.tags.get(CLASSIFIER_TAG, ""), rows)
     if name not in {file.path for file in client.list_artifacts(champion.run_id, RESULTS)}:
         raise InputError(
-            f"the champion, version {champion.version}, was scored on other rows of Validation; "
-            "compare on the same rows"
+            f"version {champion.version}, the champion, was scored on other rows of Validation; "
+            f"score it on these first: register --model {REGISTERED}{champion.name}@{CHAMPION}"
         )
     with tempfile.TemporaryDirectory() as work:
         return np.load(client.download_artifacts(champion.run_id, name, work), allow_pickle=False)
@@ -282,9 +315,9 @@ def add_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return client.create_model_version(
-        name, logged.model_uri, run_id=run, tags=tags, model_id=logged.model_id
-    )
+    # Not logged.model_uri, which MLflow looks up in the store of the process, not of the client.
+    place = logged.artifact_location
+    return client.create_model_version(name, place, run_id=run, tags=tags, model_id=logged.model_id)
 
 
 def save_pyfunc(
@@ -327,14 +360,16 @@ def released(version: str) -> str:
     return version.partition("+")[0]
 
 
-def resolve(model: str, root: Path) -> Path:
+def resolve(model: str, root: Path | None = None) -> Path:
     """The folder of a classifier: a folder as it is, or that of models:/NAME@ALIAS or …/VERSION.
 
-    What lies on a server is copied to `root`/.storyflower/models once. Raises InputError if there
-    is no such version, or if its files are not those that were registered.
+    What lies on a server is copied to .storyflower/models of `root` once, by default the main
+    repository's. Raises InputError if there is no such version, or if its files are not those that
+    were registered.
     """
-    if not model.startswith("models:/"):
+    if not model.startswith(REGISTERED):
         return Path(model)
+    root = root or main_root()
     parts = re.fullmatch(r"models:/([\w.-]+)(?:@([\w.-]+)|/(\d+))", model)
     if not parts:
         raise InputError("--model: expected a folder, models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -346,7 +381,7 @@ def resolve(model: str, root: Path) -> Path:
             raise InputError(f"{model}: not in {mlflow.shown(mlflow.tracking_uri(root))}")
         classifier = version.tags.get(CLASSIFIER_TAG, "")
         if not re.fullmatch("[0-9a-f]{64}", classifier):
-            raise InputError(f"{model}: not registered by 'storyflower register'")
+            raise InputError(f"{model}: not registered with 'storyflower register'")
         folder = fetched(client, version, classifier, root)
     if digest(folder) != classifier:
         raise InputError(f"{folder}: not the classifier that was registered; restore or remove it")
@@ -373,7 +408,7 @@ def fetched(client: "MlflowClient", version: "ModelVersion", classifier: str, ro
 
     place = client.get_model_version_download_uri(version.name, version.version)
     source = f"{place}/artifacts/{classifier}"
-    if mlflow.is_local(place):
+    if urlparse(place).scheme in ("", "file"):
         return Path(download_artifacts(artifact_uri=source))
     folder = root / CACHE / classifier
     with locks.acquire(locks.beside(folder), "fetches this model"):

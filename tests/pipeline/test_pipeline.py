@@ -166,6 +166,24 @@ def test_the_classifier_predicts_and_transformers_loads_its_encoder(finished: Pa
 
 
 @pytest.mark.slow
+def test_the_classifier_is_registered_with_the_run_that_trained_it(finished: Path) -> None:
+    before = [run.info.run_id for run in mlflow_runs(finished)]
+    out = command(finished, sys.executable, "-m", "storyflower", "register")
+    assert out == "models:/storyflower/1: version 1 is now the champion: there was none\n"
+    assert [run.info.run_id for run in mlflow_runs(finished)] == before
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished / 'mlflow.db'}")
+    assert client.get_model_version_by_alias("storyflower", "champion").run_id in before
+    words = ["predict", "합격했어", "--model"]
+    answers = {
+        command(finished, sys.executable, "-m", "storyflower", *words, model)
+        for model in ("models/classifier", "models:/storyflower@champion")
+    }
+    assert len(answers) == 1
+
+
+@pytest.mark.slow
 def test_a_second_clone_gives_the_same_bytes(make_repository, finished: Path) -> None:
     """All but the clock: in another folder, and with Python's sets and hashes in another order."""
     other = make_repository(num_epochs=8, dr_rate=0.1)
