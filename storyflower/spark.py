@@ -174,7 +174,6 @@ def check_model(model: str) -> None:
     if Path(model).is_dir() and not Path(model, "MLmodel").is_file():
         raise InputError(f"{model}: no MLflow model; python -m storyflower register makes one")
     tracking.set_up()
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.exceptions import MlflowException
 
