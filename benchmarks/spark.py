@@ -22,6 +22,7 @@ from storyflower.common.errors import InputError, exit_with_line
 from storyflower.model.folder import digest, load_classifier
 from storyflower.predict import Classifier
 from storyflower.spark import check_installed, check_model, score_in, session
+from storyflower.tracking import mlflow
 
 TEXTS = Path("data/interim/dialogues.parquet")
 WORKERS, DIARIES = 100, 1_000_000_000
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args()
     check_installed()
+    mlflow.set_up()
     if not TEXTS.exists():
         raise InputError(f"{TEXTS}: not found; 'make repro' makes it")
     table = pq.read_table(TEXTS, columns=["text"])
