@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # DVC unpickles what it finds there; its own choice, /var/tmp/dvc, is open to all users.
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 
-.PHONY: repro test ui conformance bench bench-scale pins readme lint git venv
+.PHONY: repro test test-spark ui conformance bench bench-scale pins readme lint git venv
 
 repro: git venv
 	$(BIN)/dvc repro
@@ -17,6 +17,20 @@ repro: git venv
 # Two processes: most of the time is waiting for one command after another.
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# In an environment that sees .venv's packages and adds pyspark (491 MB). Spark needs Java.
+SPARK := .venv-spark
+test-spark: venv
+	@"$${JAVA_HOME:+$$JAVA_HOME/bin/}java" -version >/dev/null 2>&1 || { \
+		echo "error: no Java here, and Spark needs 17 or newer; on Debian: apt-get install openjdk-17-jre-headless"; exit 1; }
+	@cmp -s requirements-spark.txt $(SPARK)/requirements.txt || { \
+		echo "installing pyspark into $(SPARK) (491 MB, once)"; \
+		$(BIN)/python -m venv $(SPARK) && \
+		$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+			> "$$($(SPARK)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/storyflower.pth" && \
+		$(SPARK)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-spark.txt && \
+		cp requirements-spark.txt $(SPARK)/requirements.txt; }
+	$(SPARK)/bin/python -m pytest tests/spark
 
 # MLflow's pages on this machine alone; another port: make ui PORT=5001
 PORT ?= 5000

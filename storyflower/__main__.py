@@ -1,4 +1,4 @@
-"""The command line: python -m storyflower {predict, register, card, lock, sync, ui}.
+"""The command line: python -m storyflower {predict, register, spark, card, lock, sync, ui}.
 
 In: arguments.
 Out: each subcommand makes one library call and prints the result. No stage of the pipeline depends
@@ -144,6 +144,25 @@ def make_parser() -> argparse.ArgumentParser:
         help="or models:/NAME@ALIAS: scores that version on the present Validation",
     )
     command.add_argument("--name", default="storyflower", help="of the registered model")
+
+    command = commands.add_parser("spark", help="score Parquet on Apache Spark", allow_abbrev=False)
+    command.set_defaults(run=spark)
+    command.add_argument(
+        "--model", default="models:/storyflower@champion", help="of MLflow's registry, or a folder"
+    )
+    command.add_argument("--input", required=True, metavar="IN", help="Parquet: a file or a folder")
+    command.add_argument("--column", default="사람문장1", metavar="NAME", help="of the texts")
+    command.add_argument("--output", required=True, metavar="OUT", help="the folder to write")
+    command.add_argument(
+        "--master", default="local[2]", help="Spark's: local[CORES], spark://HOST:PORT, yarn, k8s"
+    )
+    command.add_argument(
+        "--partitions", type=int, metavar="N", help="spread the rows evenly over N tasks"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    command.add_argument(
+        "--conf", action="append", default=[], metavar="KEY=VALUE", help="a setting of Spark's"
+    )
 
     command = commands.add_parser("card", help="write a card for a hub id or a folder")
     command.set_defaults(run=card)
@@ -367,6 +386,27 @@ def register(options: argparse.Namespace) -> None:
     )
     before = "" if done.new else " (registered before)"
     print(f"models:/{done.name}/{done.version}{before}: {done.sentence}")
+
+
+def spark(options: argparse.Namespace) -> None:
+    from storyflower.spark import score
+
+    if wrong := [word for word in options.conf if not word.partition("=")[2]]:
+        raise InputError(f"--conf {wrong[0]}: expected KEY=VALUE")
+    if options.partitions is not None and options.partitions < 1:
+        raise InputError("--partitions: expected 1 or more")
+    scored = score(
+        model=options.model,
+        source=options.input,
+        column=options.column,
+        output=options.output,
+        master=options.master,
+        partitions=options.partitions,
+        overwrite=options.overwrite,
+        settings=dict(word.split("=", 1) for word in options.conf),
+    )
+    blank = f", {scored.blank} without a text" if scored.blank else ""
+    print(f"{options.output}: {scored.rows} rows{blank}")
 
 
 def card(options: argparse.Namespace) -> None:
