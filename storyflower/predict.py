@@ -1,11 +1,13 @@
 """Text → emotion, for the command line, for spreadsheets and for programs.
 
-In: a classifier's folder and sentences.
-Out: for each sentence its label and the probability of every class. Sentences are personal data:
-they are printed only with --show-text and written only to the --output file.
+In: a classifier's folder and texts: sentences, or diaries of any length.
+Out: for each text its label and the probability of every class; for a diary those of its pieces
+too, and on request how much each word moved the answer. Texts are personal data: they are printed
+only with --show-text and written only to the --output file.
 """
 
 import os
+import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from storyflower import diary as cutting
 from storyflower.common.errors import InputError
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
@@ -24,9 +27,11 @@ from storyflower.model.folder import load_classifier
 from storyflower.model.packed import pack
 from storyflower.sheets import sheet, write
 from storyflower.sheets.read import open_sheet
+from storyflower.sheets.sheet import is_visible
 from storyflower.tokenizer.base import Tokens
 from storyflower.tokenizer.load import load_tokenizer
 
+UNSURE = "모름"  # the label of an answer that is less probable than asked for
 # If this share of a text's tokens is [UNK], the model can read hardly any of it. SentencePiece
 # knows the blank before each word, so a share of one half can mean that every word is unknown.
 MOSTLY = 0.5
@@ -37,10 +42,55 @@ BATCH, BATCH_TEXT = 4096, 2**24
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable label and the probability of every class, most probable first."""
+    """The most probable label and the probability of every class, most probable first.
+
+    The label is UNSURE if its probability is below what was asked for.
+    """
 
     label: str
     probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A sentence of a diary, or a window of a long one: diary[start:end], in code points."""
+
+    start: int
+    end: int
+    text: str
+    label: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A diary's label and probabilities, and those of its pieces in order."""
+
+    label: str
+    probabilities: dict[str, float]
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, text[start:end], and what it adds to the probability of the most probable class.
+
+    `change` is p with the word minus p without it: above 0, the word speaks for the class.
+    """
+
+    start: int
+    end: int
+    text: str
+    change: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A text's label and probabilities, and how much each word moved the first of them."""
+
+    label: str
+    probabilities: dict[str, float]
+    words: tuple[Word, ...]
 
 
 class Classifier:
@@ -60,12 +110,13 @@ class Classifier:
     ):
         """Use `Classifier.load` instead."""
         self.labels: tuple[str, ...] = tuple(document["labels"])
+        self.temperature: float | None = document.get("temperature")  # None: not calibrated
+        self.max_len: int = document["params"]["max_len"]  # token ids, [CLS] and [SEP] included
         self._network = network.to(placement.device)
         if precision == "bf16":
             network.encoder.to(torch.bfloat16)
         pack(network.encoder)
         self._placement = placement
-        self._max_len = document["params"]["max_len"]
         self._tokenizer = load_tokenizer(folder)
         self._process = os.getpid()
         one_thread_after_fork()
@@ -86,45 +137,145 @@ class Classifier:
         network, document = load_classifier(folder)
         return cls(network, document, folder, choose(device, "fp32"), precision)
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], unsure_below: float = 0.0) -> list[Prediction]:
         """One Prediction for each text, in order; [] for no texts.
 
-        Texts are normalized to NFC, as in training. Some keyboards and macOS write NFD, which is
-        not in the vocabulary.
+        A text over `max_len` token ids is cut there, as in training; `is_cut` says which. Texts are
+        normalized to NFC, as in training. Some keyboards and macOS write NFD, which is not in the
+        vocabulary. An answer less probable than `unsure_below`, 0 to 1, is labelled UNSURE.
         """
-        return self.predict_with_unknown(texts)[0]
+        return self.predict_with_unknown(texts, unsure_below)[0]
 
-    def predict_with_unknown(self, texts: Sequence[str]) -> tuple[list[Prediction], np.ndarray]:
+    def predict_with_unknown(
+        self, texts: Sequence[str], unsure_below: float = 0.0
+    ) -> tuple[list[Prediction], np.ndarray]:
         """As predict, plus the share of each text's tokens that are [UNK], (texts,) float."""
+        check_share(unsure_below)
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts, not one text")
-        if self._placement.device.type != "cpu" and os.getpid() != self._process:
-            raise RuntimeError(
-                f"this Classifier was loaded on {self._placement.device.type} before a fork; "
-                "load it in each process"
+        tokens = self._encode(texts, self.max_len)
+        rows = self._probabilities(tokens)
+        answers = [Prediction(*self._answer(row, unsure_below)) for row in rows]
+        return answers, self._unknown_shares(tokens)
+
+    def is_cut(self, texts: Sequence[str]) -> np.ndarray:
+        """Whether predict reads only the first `max_len` token ids of each text, (texts,) bool."""
+        return self._encode(texts, self.max_len).cut
+
+    def read(self, diary: str, unsure_below: float = 0.0) -> Reading:
+        """A diary of any length: its pieces and the whole. Nothing is cut away.
+
+        Pieces end at line ends and sentence marks; one over `max_len` token ids is cut into windows
+        between words. The whole is read in windows of neighbouring pieces, as many as `max_len`
+        holds, and is the mean of their probabilities, weighted by tokens. Raises InputError for a
+        text that says nothing.
+        """
+        if not isinstance(diary, str):
+            raise TypeError("read takes one text; read_all takes a list of texts")
+        return self.read_all([diary], unsure_below)[0]
+
+    def read_all(self, diaries: Sequence[str], unsure_below: float = 0.0) -> list[Reading]:
+        """As read, for many diaries in shared batches; [] for no diaries."""
+        check_share(unsure_below)
+        if isinstance(diaries, str):
+            raise TypeError("read_all takes a list of texts, not one text")
+        parts = [self._parts(diary) for diary in diaries]
+        # A diary of one sentence has the same span as piece and as window: it is scored once.
+        spans = {
+            (row, span): None for row, both in enumerate(parts) for some in both for span, _ in some
+        }
+        texts = [diaries[row][start:end] for row, (start, end) in spans]
+        rows = dict(zip(spans, self._score(texts), strict=True))
+        readings = []
+        for number, (diary, (pieces, windows)) in enumerate(zip(diaries, parts, strict=True)):
+            of_windows = np.stack([rows[number, span] for span, _ in windows])
+            row = cutting.whole(of_windows, np.array([size for _, size in windows]))
+            answers = (
+                Piece(*span, diary[slice(*span)], *self._answer(rows[number, span], unsure_below))
+                for span, _ in pieces
             )
-        tokens = self._encode(texts)
-        table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(texts), np.int64))
-        rows = scoring.probabilities(self._network, table, self._placement)
-        return [self._prediction(row) for row in rows], self._unknown_shares(tokens)
+            readings.append(Reading(*self._answer(row, unsure_below), tuple(answers)))
+        return readings
+
+    def explain(self, text: str, unsure_below: float = 0.0) -> Explanation:
+        """How much each word moved the answer: the text is read once more without each of them.
+
+        A word is what stands between white space. Raises InputError for a text that says nothing,
+        and for one over `max_len` token ids: explain the pieces that `read` gives.
+        """
+        check_share(unsure_below)
+        if not isinstance(text, str):
+            raise TypeError("explain takes one text")
+        self._check_text(text)
+        if self.is_cut([text])[0]:
+            raise InputError(
+                f"the text has more than {self.max_len} token ids; explain its pieces one by one"
+            )
+        words = [word.span() for word in cutting.WORD.finditer(text)]
+        words = [span for span in words if is_visible(text[slice(*span)])]
+        strings = [text[start:end] for start, end in words]
+        without = [" ".join(strings[:i] + strings[i + 1 :]) for i in range(len(strings))]
+        row, *others = self._score([text, *without])
+        best = row.argmax()
+        changes = (float(row[best] - other[best]) for other in others)
+        explained = map(Word, *zip(*words, strict=True), strings, changes)
+        return Explanation(*self._answer(row, unsure_below), tuple(explained))
 
     def unknown_shares(self, texts: Sequence[str]) -> np.ndarray:
         """The share of each text's tokens that are [UNK], (texts,) float."""
-        return self._unknown_shares(self._encode(texts))
+        return self._unknown_shares(self._encode(texts, self.max_len))
 
     def _unknown_shares(self, tokens: Tokens) -> np.ndarray:
         before = np.concatenate([[0], np.cumsum(tokens.ids == self._tokenizer.unk_id)])
         unknown = np.diff(before[tokens.offsets])
         return unknown / np.maximum(np.diff(tokens.offsets) - 2, 1)  # without [CLS] and [SEP]
 
-    def _encode(self, texts: Sequence[str]) -> Tokens:
-        normal = [unicodedata.normalize("NFC", t) if isinstance(t, str) else t for t in texts]
-        return self._tokenizer.encode(normal, self._max_len)
+    def _parts(self, diary: str) -> tuple[list, list]:
+        """A diary's pieces and windows, each a span and its number of token ids."""
+        self._check_text(diary)
+        pieces = cutting.cut(diary, cutting.sentences(diary), self._count, self.max_len)
+        return pieces, cutting.windows(diary, pieces, self._count, self.max_len)
 
-    def _prediction(self, row: np.ndarray) -> Prediction:
+    def _check_text(self, text: str) -> None:
+        if sheet.says_nothing(text):
+            raise InputError("no text")
+
+    def _count(self, texts: Sequence[str]) -> np.ndarray:
+        """Token ids of each text, [CLS] and [SEP] included, (texts,) int64; nothing is cut."""
+        return np.diff(self._encode(texts, sys.maxsize).offsets)
+
+    def _encode(self, texts: Sequence[str], max_len: int) -> Tokens:
+        normal = [unicodedata.normalize("NFC", t) if isinstance(t, str) else t for t in texts]
+        return self._tokenizer.encode(normal, max_len)
+
+    def _score(self, texts: Sequence[str]) -> np.ndarray:
+        """Probabilities of texts, float32 (texts, classes)."""
+        return self._probabilities(self._encode(texts, self.max_len))
+
+    def _probabilities(self, tokens: Tokens) -> np.ndarray:
+        """Probabilities of encoded texts, float32 (texts, classes)."""
+        if self._placement.device.type != "cpu" and os.getpid() != self._process:
+            raise RuntimeError(
+                f"this Classifier was loaded on {self._placement.device.type} before a fork; "
+                "load it in each process"
+            )
+        labels = np.zeros(len(tokens.cut), np.int64)
+        table = TokenArrays(tokens.ids, tokens.offsets, labels)
+        return scoring.probabilities(
+            self._network, table, self._placement, temperature=self.temperature
+        )
+
+    def _answer(self, row: np.ndarray, unsure_below: float) -> tuple[str, dict[str, float]]:
         order = np.argsort(-row, kind="stable")
         ranked = {self.labels[i]: float(row[i]) for i in order}
-        return Prediction(self.labels[order[0]], ranked)
+        best = self.labels[order[0]]
+        return best if ranked[best] >= unsure_below else UNSURE, ranked
+
+
+def check_share(unsure_below: float) -> None:
+    """Raise InputError unless a share is between 0 and 1."""
+    if not 0 <= unsure_below <= 1:
+        raise InputError(f"unsure_below must be between 0 and 1, got {unsure_below:g}")
 
 
 @cache
