@@ -143,7 +143,8 @@ def save_classifier(
 def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
     """Read a classifier's folder; return (model in evaluation mode, content of classifier.json).
 
-    The model is for predictions: it cannot be trained on or saved again. Raises InputError if the folder is incomplete or its parts do not belong together.
+    The model is for predictions: it cannot be trained on or saved again. Raises InputError if the
+    folder is incomplete or its parts do not belong together.
     """
     names = ("classifier.json", "head.safetensors", *WEIGHTS)
     need(folder, names, "train a classifier with 'dvc repro'")
