@@ -1,4 +1,4 @@
-"""The command line: python -m storyflower {predict, card, lock, sync, ui}.
+"""The command line: python -m storyflower {predict, export, card, lock, sync, ui}.
 
 In: arguments.
 Out: each subcommand makes one library call and prints the result. No stage of the pipeline depends
@@ -100,6 +100,21 @@ def make_parser() -> argparse.ArgumentParser:
         "--column", type=text, default="사람문장1", metavar="NAME", help="of the input's texts"
     )
     command.add_argument("--output", type=path, metavar="FILE", help="the .xlsx or .csv to write")
+    command.add_argument(
+        "--precision", default="fp32", metavar="fp32|bf16", help="bf16 is faster where it is native"
+    )
+
+    command = commands.add_parser("export", help="write the classifier for other languages: ONNX")
+    command.set_defaults(run=export)
+    command.add_argument("--onnx", type=path, required=True, metavar="FOLDER", help="to write")
+    command.add_argument("--model", type=path, default=Path("models/classifier"), metavar="FOLDER")
+    command.add_argument("--int8", action="store_true", help="a second graph, in int8")
+    command.add_argument(
+        "--examples", type=path, metavar="FILE", help="texts to write beside it, one a line"
+    )
+    command.add_argument(
+        "--check", type=path, metavar="CORPUS", help="compare on its Validation: data/sample"
+    )
 
     command = commands.add_parser("card", help="write a card for a hub id or a folder")
     command.set_defaults(run=card)
@@ -127,7 +142,11 @@ def predict(options: argparse.Namespace) -> None:
         from storyflower.predict import predict_file
 
         count, unknown = predict_file(
-            folder=options.model, source=options.input, column=options.column, output=options.output
+            folder=options.model,
+            source=options.input,
+            column=options.column,
+            output=options.output,
+            precision=options.precision,
         )
         print(f"{options.output}: {count} rows")
         note_unknown(unknown)
@@ -142,7 +161,7 @@ def predict(options: argparse.Namespace) -> None:
     if not numbered:
         raise InputError("no sentence given; put one in quotes or send lines to standard input")
     numbers, sentences = zip(*numbered, strict=True)
-    classifier = Classifier.load(options.model)
+    classifier = Classifier.load(options.model, precision=options.precision)
     predictions, shares = classifier.predict_with_unknown(sentences)
     for number, sentence, prediction in zip(numbers, sentences, predictions, strict=True):
         shown = {"text": sentence} if options.show_text else {}
@@ -203,6 +222,38 @@ def lines_of_standard_input() -> list[str]:
         return re.split("\r\n|\r|\n", sys.stdin.buffer.read().decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise InputError("standard input is not utf-8") from None
+
+
+def export(options: argparse.Namespace) -> None:
+    from storyflower.export import CLEAR, NAMED
+    from storyflower.export import export as export_classifier
+
+    check = export_classifier(
+        options.model,
+        options.onnx,
+        examples=options.examples,
+        corpus=options.check,
+        int8=options.int8,
+    )
+    print(
+        f"{options.onnx}: onnxruntime's logits are torch's to {check.largest:.0e} on "
+        f"{check.texts} texts"
+        + f", accuracy {check.accuracy or 0:.4f}"
+        * (check.accuracy is not None)
+    )
+    if not options.int8:
+        return
+    print(
+        f"int8: {check.clear_agree} of {check.clear} labels agree where the two best classes lie "
+        f"more than {CLEAR:.0%} apart"
+    )
+    if check.accuracy is not None:
+        points = 100 * (check.int8_accuracy - check.accuracy)
+        print(f"int8: accuracy {check.int8_accuracy:.4f}, {points:+.2f} points")
+    for row in check.differences[:NAMED]:
+        print(f"text {row.number}: {row.label}, in int8 {row.int8_label}, margin {row.margin:.1%}")
+    if (more := len(check.differences) - NAMED) > 0:
+        print(f"and {more} more")
 
 
 def card(options: argparse.Namespace) -> None:

@@ -287,7 +287,9 @@ def one_thread_after_fork() -> None:
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
-def predict_file(*, folder: Path, source: Path, column: str, output: Path) -> tuple[int, list[int]]:
+def predict_file(
+    *, folder: Path, source: Path, column: str, output: Path, precision: str = "fp32"
+) -> tuple[int, list[int]]:
     """Predict one column of an .xlsx or .csv file; write row, text, label and p(class) of each row.
 
     Rows keep their order and their numbers from `source`. Blank rows are left out, and a row whose
@@ -304,7 +306,7 @@ def predict_file(*, folder: Path, source: Path, column: str, output: Path) -> tu
     if output.exists() and output.samefile(source):
         raise InputError(f"{output}: is the input; choose another name for the output")
     index = sheet.column_of(table, name)
-    classifier = Classifier.load(folder)
+    classifier = Classifier.load(folder, precision=precision)
     count, unknown = 0, []
 
     def rows() -> Iterator[list[str | float]]:
