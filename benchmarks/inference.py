@@ -53,7 +53,7 @@ print(time.perf_counter() - started)
 
 def write_models(folder: Path, texts: list[str], toy: bool) -> tuple[Path, Path]:
     """A classifier's folder, and the same weights as transformers' pipeline takes them."""
-    pieces = wordpiece_vocabulary(texts)
+    pieces = wordpiece_vocabulary(texts, KOBERT["vocab_size"])[: KOBERT["vocab_size"]]
     torch.manual_seed(0)
     sizes = {**KOBERT, **(TOY if toy else {}), "vocab_size": len(pieces), "pad_token_id": 0}
     network = EmotionClassifier(BertModel(BertConfig(**sizes)), len(LABELS), 0.1).eval()

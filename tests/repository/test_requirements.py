@@ -15,6 +15,8 @@ from packaging.utils import canonicalize_name
 
 from tests.support import ROOT
 
+# Extras that the shared environment does not have, and their pins beside requirements.txt
+APART = {"onnx": "requirements-onnx.txt"}
 PLATFORMS = {
     "Linux x86-64": ("linux", "Linux", "x86_64"),
     "Linux arm64": ("linux", "Linux", "aarch64"),
@@ -28,11 +30,12 @@ def read(name: str) -> list[Requirement]:
     return [Requirement(line) for line in stated if line]
 
 
-def declared() -> list[Requirement]:
-    """What pyproject.toml asks for, extras included."""
+def declared(*apart: str) -> list[Requirement]:
+    """What pyproject.toml asks for, extras included; of those in APART, only the ones named."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"].values()
-    return [Requirement(line) for line in chain(project["dependencies"], *extras)]
+    extras = project["optional-dependencies"]
+    chosen = [lines for name, lines in extras.items() if name in apart or name not in APART]
+    return [Requirement(line) for line in chain(project["dependencies"], *chosen)]
 
 
 def environment(platform: str, python: str) -> dict[str, str]:
@@ -58,7 +61,7 @@ def pins(where: dict[str, str]) -> dict[str, Requirement]:
     return result
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-cuda.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-cuda.txt", *APART.values()])
 def test_every_line_pins_one_version(name: str) -> None:
     for pin in read(name):
         (version,) = pin.specifier
@@ -74,6 +77,18 @@ def test_what_is_asked_for_is_pinned() -> None:
     for asked in declared():
         (version,) = pinned[canonicalize_name(asked.name)].specifier
         assert asked.specifier.contains(version.version), str(asked)
+
+
+@pytest.mark.parametrize("extra", APART)
+def test_an_extra_apart_is_pinned_apart(extra: str) -> None:
+    shared = pins(environment("Linux x86-64", "3.11"))
+    apart = {canonicalize_name(pin.name): pin for pin in read(APART[extra])}
+    assert not shared.keys() & apart.keys()  # installing it changes nothing that is pinned
+    asked = [each for each in declared(extra) if each not in declared()]
+    assert asked
+    for each in asked:
+        (version,) = apart[canonicalize_name(each.name)].specifier
+        assert each.specifier.contains(version.version), str(each)
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12"])
@@ -114,7 +129,7 @@ def test_torch_can_be_left_to_the_machine() -> None:
 
 
 def test_whatever_is_imported_is_declared() -> None:
-    names = {canonicalize_name(requirement.name) for requirement in declared()}
+    names = {canonicalize_name(requirement.name) for requirement in declared(*APART)}
     owners = packages_distributions()
     # kobert, gluonnlp and mxnet are the originals, which the tests meet in an environment apart.
     own = {
