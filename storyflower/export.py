@@ -36,7 +36,7 @@ from storyflower.tokenizer.load import load_tokenizer
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-OPSET = 20  # the first with Gelu; onnxruntime reads it since 1.17
+OPSET = 20  # the first with Gelu; onnxruntime reads such a file since 1.18
 EXAMPLES = 200
 SAMPLE = Path("data/sample")
 FEWEST = 16  # example texts below which a port would hardly be checked

@@ -110,7 +110,7 @@ class Classifier:
     ):
         """Use `Classifier.load` instead."""
         self.labels: tuple[str, ...] = tuple(document["labels"])
-        self.temperature: float | None = document.get("temperature")  # None: not calibrated
+        self.temperature: float | None = document["temperature"]  # None: not calibrated
         self.max_len: int = document["params"]["max_len"]  # token ids, [CLS] and [SEP] included
         self._network = network.to(placement.device)
         if precision == "bf16":
@@ -288,7 +288,13 @@ def one_thread_after_fork() -> None:
 
 
 def predict_file(
-    *, folder: Path, source: Path, column: str, output: Path, precision: str = "fp32"
+    *,
+    folder: Path,
+    source: Path,
+    column: str,
+    output: Path,
+    unsure_below: float = 0.0,
+    precision: str = "fp32",
 ) -> tuple[int, list[int]]:
     """Predict one column of an .xlsx or .csv file; write row, text, label and p(class) of each row.
 
@@ -318,7 +324,7 @@ def predict_file(
         )
         for batch in batches(texts):
             readable = [text for _, text in batch if not sheet.says_nothing(text)]
-            answers = zip(*classifier.predict_with_unknown(readable), strict=True)
+            answers = zip(*classifier.predict_with_unknown(readable, unsure_below), strict=True)
             for number, text in batch:
                 label, shares = "", [""] * len(classifier.labels)
                 if not sheet.says_nothing(text):
