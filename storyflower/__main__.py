@@ -227,7 +227,7 @@ def read_diary(options: argparse.Namespace) -> None:
     diary = "\n".join(options.sentence or lines_of_standard_input())
     if says_nothing(diary):
         raise InputError("no text given; put the diary in quotes or send it to standard input")
-    classifier = Classifier.load(options.model)
+    classifier = Classifier.load(options.model, precision=options.precision)
     reading = classifier.read(diary, options.unsure_below)
     numbered = list(enumerate(reading.pieces, start=1))
 
