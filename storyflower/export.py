@@ -26,9 +26,9 @@ from storyflower import __version__
 from storyflower.common.errors import InputError
 from storyflower.common.files import json_text, replacing
 from storyflower.interim.tokens import TokenArrays
-from storyflower.model import forward
-from storyflower.model.batch import make_batch
+from storyflower.model import forward, scoring
 from storyflower.model.classifier import EmotionClassifier
+from storyflower.model.device import choose
 from storyflower.model.folder import load_classifier
 from storyflower.tokenizer.base import Tokenizer, Tokens
 from storyflower.tokenizer.load import load_tokenizer
@@ -245,13 +245,7 @@ def rows_of(tokens: Tokens) -> list[np.ndarray]:
 def torch_logits(network: EmotionClassifier, tokens: Tokens) -> np.ndarray:
     """Logits by the project's own forward pass, float32 (texts, classes)."""
     table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(tokens.cut), np.int64))
-    result = np.zeros((len(table), network.linear.out_features), np.float32)
-    order = np.argsort(table.lengths, kind="stable")
-    for start in range(0, len(order), BATCH):
-        batch = make_batch(table, order[start : start + BATCH])
-        with torch.inference_mode():
-            result[batch.rows] = network(batch).numpy()
-    return result
+    return scoring.logits(network, table, choose("cpu", "fp32"))
 
 
 def runtime_logits(session: "InferenceSession", tokens: Tokens) -> np.ndarray:
