@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # DVC unpickles what it finds there; its own choice, /var/tmp/dvc, is open to all users.
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 
-.PHONY: repro test test-spark ui conformance bench bench-scale pins readme lint git venv
+.PHONY: repro test test-spark ui conformance onnx bench bench-scale pins readme lint git venv
 
 repro: git venv
 	$(BIN)/dvc repro
@@ -41,11 +41,19 @@ ui: venv
 conformance: venv
 	STORYFLOWER_CONFORMANCE=1 $(BIN)/python -m pytest -s tests/original/test_conformance.py
 
+# Installs what export needs into .venv (it changes no pin there) and tests it.
+onnx: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements-onnx.txt -c requirements.txt
+	$(BIN)/python -m pytest tests/onnx
+
 # Ours beside the notebook's loop, the Hugging Face Trainer's, pandas and gluonnlp (where
-# `make conformance` has installed it); writes reports/bench.json.
+# `make conformance` has installed it), the transformers pipeline and onnxruntime (where `make onnx`
+# has); writes reports/bench.json.
 bench: venv
 	$(BIN)/python -m benchmarks.speed steps
 	$(BIN)/python -m benchmarks.input
+	$(BIN)/python -m benchmarks.inference
 
 # Memory and time of each stage with many rows; 20 million need about 10 GB of disk in $TMPDIR.
 ROWS ?= 20000000

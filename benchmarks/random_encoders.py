@@ -24,7 +24,7 @@ DIALOGUES = Path("data/interim/dialogues.parquet")
 PARTS = 3000  # most frequent parts of words in the vocabulary
 
 
-def wordpiece_vocabulary(texts: Iterable[str]) -> list[str]:
+def wordpiece_vocabulary(texts: Iterable[str], most: int = PARTS) -> list[str]:
     words = " ".join(texts).split()
     characters = sorted(set("".join(words)))
     parts: Counter[str] = Counter()  # ## begins a piece that continues a word
@@ -33,7 +33,7 @@ def wordpiece_vocabulary(texts: Iterable[str]) -> list[str]:
             for end in range(start + 1, len(word) + 1):
                 parts["##" * (start > 0) + word[start:end]] += 1
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    frequent = [part for part, _ in parts.most_common(PARTS)]
+    frequent = [part for part, _ in parts.most_common(most)]
     return list(dict.fromkeys([*special, *characters, *("##" + c for c in characters), *frequent]))
 
 

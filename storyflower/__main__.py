@@ -1,4 +1,4 @@
-"""The command line: python -m storyflower {predict, register, spark, card, lock, sync, ui}.
+"""The command line: python -m storyflower {predict, register, export, spark, card, …}.
 
 In: arguments.
 Out: each subcommand makes one library call and prints the result. No stage of the pipeline depends
@@ -134,6 +134,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--column", type=text, default="사람문장1", metavar="NAME", help="of the input's texts"
     )
     command.add_argument("--output", type=path, metavar="FILE", help="the same, to write")
+    command.add_argument(
+        "--precision", default="fp32", metavar="fp32|bf16", help="bf16 is faster where it is native"
+    )
 
     command = commands.add_parser("register", help="add the classifier to MLflow's registry")
     command.set_defaults(run=register)
@@ -162,6 +165,18 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     command.add_argument(
         "--conf", action="append", default=[], metavar="KEY=VALUE", help="a setting of Spark's"
+    )
+
+    command = commands.add_parser("export", help="write the classifier for other languages: ONNX")
+    command.set_defaults(run=export)
+    command.add_argument("--onnx", type=path, required=True, metavar="FOLDER", help="to write")
+    command.add_argument("--model", type=text, default="models/classifier", metavar="FOLDER")
+    command.add_argument("--int8", action="store_true", help="a second graph, in int8")
+    command.add_argument(
+        "--examples", type=path, metavar="FILE", help="texts to write beside it, one a line"
+    )
+    command.add_argument(
+        "--check", type=path, metavar="CORPUS", help="compare on its Validation: data/sample"
     )
 
     command = commands.add_parser("card", help="write a card for a hub id or a folder")
@@ -196,6 +211,7 @@ def predict(options: argparse.Namespace) -> None:
             source=options.input,
             column=options.column,
             output=options.output,
+            precision=options.precision,
             unsure_below=options.unsure_below,
         )
         print(f"{options.output}: {scored.rows} rows")
@@ -219,7 +235,7 @@ def predict_sentences(options: argparse.Namespace) -> None:
     if not numbered:
         raise InputError("no sentence given; put one in quotes or send lines to standard input")
     numbers, sentences = zip(*numbered, strict=True)
-    classifier = Classifier.load(folder_of(options.model))
+    classifier = Classifier.load(folder_of(options.model), precision=options.precision)
     if options.explain:
         for number, is_cut in zip(numbers, classifier.is_cut(sentences), strict=True):
             if is_cut:
@@ -247,7 +263,7 @@ def read_diary(options: argparse.Namespace) -> None:
     diary = "\n".join(options.sentence or lines_of_standard_input())
     if says_nothing(diary):
         raise InputError("no text given; put the diary in quotes or send it to standard input")
-    classifier = Classifier.load(folder_of(options.model))
+    classifier = Classifier.load(folder_of(options.model), precision=options.precision)
     reading = classifier.read(diary, options.unsure_below)
     numbered = list(enumerate(reading.pieces, start=1))
 
@@ -407,6 +423,37 @@ def spark(options: argparse.Namespace) -> None:
     )
     blank = f", {scored.blank} without a text" if scored.blank else ""
     print(f"{options.output}: {scored.rows} rows{blank}")
+
+
+def export(options: argparse.Namespace) -> None:
+    from storyflower.export import CLEAR, NAMED
+    from storyflower.export import export as export_classifier
+
+    check = export_classifier(
+        folder_of(options.model),
+        options.onnx,
+        examples=options.examples,
+        corpus=options.check,
+        int8=options.int8,
+    )
+    accuracy = "" if check.accuracy is None else f", accuracy {check.accuracy:.4f}"
+    print(
+        f"{options.onnx}: onnxruntime's logits are torch's to {check.largest:.0e} on "
+        f"{check.texts} texts{accuracy}"
+    )
+    if not options.int8:
+        return
+    print(
+        f"int8: {check.clear_agree} of {check.clear} labels agree where the two best classes lie "
+        f"more than {CLEAR:.0%} apart"
+    )
+    if check.accuracy is not None:
+        points = 100 * (check.int8_accuracy - check.accuracy)
+        print(f"int8: accuracy {check.int8_accuracy:.4f}, {points:+.2f} points")
+    for row in check.differences[:NAMED]:
+        print(f"text {row.number}: {row.label}, in int8 {row.int8_label}, margin {row.margin:.1%}")
+    if (more := len(check.differences) - NAMED) > 0:
+        print(f"and {more} more")
 
 
 def card(options: argparse.Namespace) -> None:

@@ -10,7 +10,6 @@ is scored is kept in parts beside the output, so that a run that was stopped goe
 hold labels and probabilities, never a text.
 """
 
-import hashlib
 import itertools
 import os
 import re
@@ -29,7 +28,8 @@ from tqdm import tqdm
 from storyflower import __version__
 from storyflower.common import locks
 from storyflower.common.errors import InputError, disk_fault
-from storyflower.common.files import read_json, remove, replacing, write_json
+from storyflower.common.files import read_json, remove, replacing, sha256, write_json
+from storyflower.model.folder import digest
 from storyflower.predict import MOSTLY, Classifier, check_share
 from storyflower.sheets import sheet, write
 from storyflower.sheets.records import Parquet, Records, Spreadsheet, open_records
@@ -51,7 +51,13 @@ class Scored:
 
 
 def score_file(
-    *, folder: Path, source: Path, column: str, output: Path, unsure_below: float = 0.0
+    *,
+    folder: Path,
+    source: Path,
+    column: str,
+    output: Path,
+    unsure_below: float = 0.0,
+    precision: str = "fp32",
 ) -> Scored:
     """Score one column of a file; write all its columns, `label` and `p(class)` of each class.
 
@@ -65,16 +71,17 @@ def score_file(
     records = open_records(source, column)
     if isinstance(records, Parquet) and output.suffix.lower() != ".parquet":
         records.check_types()
-    classifier = Classifier.load(folder)
+    classifier = Classifier.load(folder, precision=precision)
     added = free_names(records.names, ["label", *(f"p({name})" for name in classifier.labels)])
     names, preview, blank = survey(records, output, added)
     note_survey(names, preview, blank)
     run = {
-        "input": digest([source]),
-        "classifier": digest(sorted(path for path in folder.rglob("*") if path.is_file())),
+        "input": sha256(source),
+        "classifier": digest(folder),
         "options": {
             "column": column,
             "unsure_below": unsure_below,
+            "precision": precision,
             "storyflower": __version__,
             "part": [BATCH, BATCH_TEXT],
         },
@@ -321,15 +328,6 @@ def stamp_of(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def digest(paths: Iterable[Path]) -> str:
-    """sha256 of the contents of files."""
-    result = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            result.update(hashlib.file_digest(file, "sha256").digest())
-    return result.hexdigest()
 
 
 def parts_folder(output: Path) -> Path:

@@ -1,11 +1,15 @@
 """Encoder + dropout + linear → logits."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
-from storyflower.common.params import Pooling
 from storyflower.model import forward
 from storyflower.model.batch import Batch
+
+if TYPE_CHECKING:
+    from storyflower.common.params import Pooling
 
 
 class EmotionClassifier(nn.Module):
@@ -19,7 +23,7 @@ class EmotionClassifier(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, num_classes: int, dr_rate: float, pooling: Pooling = "first"
+        self, encoder: nn.Module, num_classes: int, dr_rate: float, pooling: "Pooling" = "first"
     ):
         super().__init__()
         self.encoder = encoder
@@ -34,12 +38,13 @@ class EmotionClassifier(nn.Module):
         """A batch → logits (dialogues, classes), in the batch's order."""
         if self.pooling == "mean":
             summary = mean_of_texts(forward.states(self.encoder, batch), batch)
-            return self.linear(self.dropout(summary))  # (batch, classes)
-        states = forward.states(self.encoder, batch, batch.first)  # (dialogues, hidden)
-        pooler = getattr(self.encoder, "pooler", None)
-        # A pooler takes a sequence and reads its first token.
-        summary = states if pooler is None else pooler(states.unsqueeze(1))
-        return self.linear(self.dropout(summary))  # (batch, classes)
+        else:
+            states = forward.states(self.encoder, batch, batch.first)  # (dialogues, hidden)
+            pooler = getattr(self.encoder, "pooler", None)
+            # A pooler takes a sequence and reads its first token.
+            summary = states if pooler is None else pooler(states.unsqueeze(1))
+        # The linear layer stays float32 where the encoder's weights are bfloat16.
+        return self.linear(self.dropout(summary).to(self.linear.weight.dtype))  # (batch, classes)
 
 
 def mean_of_texts(states: torch.Tensor, batch: Batch) -> torch.Tensor:

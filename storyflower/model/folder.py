@@ -12,36 +12,41 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils import logging
 
 from storyflower.common.errors import InputError, one_line
 from storyflower.common.files import json_text, read_json, replacing, sha256
-from storyflower.common.params import Pooling
 from storyflower.interim.labels import LabelIndex
+from storyflower.model.bare import bare_encoder
 from storyflower.model.classifier import EmotionClassifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WEIGHTS = ("config.json", "model.safetensors")  # of an encoder folder; the rest is its tokenizer
 POOLED = ("bert", "roberta")  # the families that may have a pooler
+FAMILIES = (*POOLED, "electra", "distilbert")  # that load_classifier reads without transformers
 
 
-def build_classifier(encoder: Path, num_classes: int, dr_rate: float) -> EmotionClassifier:
+def build_classifier(
+    encoder: Path, num_classes: int, dr_rate: float, body: torch.nn.Module | None = None
+) -> EmotionClassifier:
     """A classifier on a pretrained encoder; torch's random state initialises its linear layer.
 
     The pooling is that of the folder's card.json; a folder without one, or with a card from before
-    there was the key, has "first". Raises InputError if the folder is incomplete or damaged.
+    there was the key, has "first". `body` is the folder's encoder where it is already read. Raises
+    InputError if the folder is incomplete or damaged.
     """
-    body = read_encoder(encoder)
-    pooling: Pooling = read_json(encoder / "card.json", {}).get("pooling", "first")
+    body = body or read_encoder(encoder)
+    pooling = read_json(encoder / "card.json", {}).get("pooling", "first")
     return EmotionClassifier(body, num_classes, dr_rate, pooling)
 
 
-def read_encoder(folder: Path) -> PreTrainedModel:
+def read_encoder(folder: Path) -> "PreTrainedModel":
     """The encoder of a folder, float32, in evaluation mode, every weight from the file.
 
     It has a pooler only if the file has one. transformers initialises missing weights at random and
@@ -49,6 +54,10 @@ def read_encoder(folder: Path) -> PreTrainedModel:
     incomplete or damaged folder.
     """
     need(folder, WEIGHTS, "'dvc repro' makes it")
+    # Not at the top: this import takes longer than loading a classifier does without it.
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
     logging.disable_progress_bar()  # a progress bar for one file is useless
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # else it reports what is checked below
@@ -135,7 +144,8 @@ def save_classifier(
 def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
     """Read a classifier's folder; return (model in evaluation mode, content of classifier.json).
 
-    Raises InputError if the folder is incomplete or its parts do not belong together.
+    The model is for predictions: it cannot be trained on or saved again. Raises InputError if the
+    folder is incomplete or its parts do not belong together.
     """
     names = ("classifier.json", "head.safetensors", *WEIGHTS)
     need(folder, names, "train a classifier with 'dvc repro'")
@@ -163,7 +173,7 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise damaged(folder / "head.safetensors", error) from None
     # The new linear layer is overwritten completely, or this fails: no weight stays random.
-    model = build_classifier(folder, classes, dr_rate)
+    model = build_classifier(folder, classes, dr_rate, bare_encoder(folder, FAMILIES))
     expected = {name: tuple(value.shape) for name, value in model.linear.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in head.items()}
     if shapes != expected:

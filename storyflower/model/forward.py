@@ -11,15 +11,20 @@ Not supported: other families; all hidden states; gradient checkpointing.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from storyflower.model.attention import attend
 from storyflower.model.batch import Batch
 from storyflower.model.dropout import dropout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Product = Callable[[torch.Tensor], torch.Tensor]  # (tokens, columns) → (tokens, rows)
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,23 @@ class Layer:
     query: nn.Linear
     key: nn.Linear
     value: nn.Linear
-    mix: nn.Linear  # after the attention heads
+    mix: Product  # after the attention heads
     mix_norm: nn.LayerNorm
-    widen: nn.Linear
+    widen: Product
     activation: Callable[[torch.Tensor], torch.Tensor]
-    narrow: nn.Linear
+    narrow: Product
     narrow_norm: nn.LayerNorm
     drop: nn.Dropout  # after mix and after narrow
     drop_weights: nn.Dropout  # on the attention weights
+    packed: Product | None = None  # query, key and value, once packed.py has joined them
+
+    def joined(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight (3 * hidden, hidden) and bias (3 * hidden,) of query, key and value in one."""
+        parts = (self.query, self.key, self.value)
+        return torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
 
 
-def layers(encoder: PreTrainedModel) -> Iterator[Layer]:
+def layers(encoder: "PreTrainedModel") -> Iterator[Layer]:
     """The layers of an encoder, in order from the embeddings up."""
     if encoder.config.model_type == "distilbert":
         for block in encoder.transformer.layer:
@@ -60,7 +71,7 @@ def layers(encoder: PreTrainedModel) -> Iterator[Layer]:
 
 
 def states(
-    encoder: PreTrainedModel, batch: Batch, tokens: torch.Tensor | None = None
+    encoder: "PreTrainedModel", batch: Batch, tokens: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Last hidden states of all tokens of the batch, or of some, (chosen, hidden).
 
@@ -77,11 +88,9 @@ def states(
     if hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # The same type as autocast gives after every later LayerNorm.
         hidden = hidden.to(torch.get_autocast_dtype("cpu"))
-    for number, layer in enumerate(layers(encoder), start=1):
-        parts = (layer.query, layer.key, layer.value)
-        weight = torch.cat([part.weight for part in parts])
-        bias = torch.cat([part.bias for part in parts])
-        qkv = functional.linear(hidden, weight, bias)  # (tokens, 3 * hidden)
+    for number, layer in enumerate(getattr(encoder, "packed", layers(encoder)), start=1):
+        qkv = layer.packed(hidden) if layer.packed else functional.linear(hidden, *layer.joined())
+        # qkv is (tokens, 3 * hidden)
         mixed = attend(qkv, batch, config.num_attention_heads, rate(layer.drop_weights))
         if number == config.num_hidden_layers and tokens is not None:
             hidden, mixed = hidden[tokens], mixed[tokens]  # (chosen, hidden)

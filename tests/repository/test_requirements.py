@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from tests.support import ROOT
 
 # Extras that the shared environment does not have, and their pins beside requirements.txt
-APART = {"spark": "requirements-spark.txt"}
+APART = {"onnx": "requirements-onnx.txt", "spark": "requirements-spark.txt"}
 PLATFORMS = {
     "Linux x86-64": ("linux", "Linux", "x86_64"),
     "Linux arm64": ("linux", "Linux", "aarch64"),
