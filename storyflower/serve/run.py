@@ -14,6 +14,8 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -75,8 +77,16 @@ def token_of(environment: dict[str, str] | os._Environ) -> str | None:
 
 
 def check(place: Place, settings: Settings) -> None:
-    if place.workers < 1:
-        raise InputError(f"--workers must be at least 1, got {place.workers}")
+    numbers = {
+        "--workers": (place.workers, 1),
+        "--batch-limit": (settings.batch_limit, 1),
+        "--queue": (settings.queue, 1),
+        "--window-ms": (settings.window * 1000, 0),
+        "--deadline": (settings.deadline, 0.01),
+    }
+    for name, (value, least) in numbers.items():
+        if not least <= value < float("inf"):
+            raise InputError(f"{name} must be at least {least}, got {value:g}")
     for origin in settings.origins:
         if not re.fullmatch(r"https?://[^/\s*?#]+", origin):
             raise InputError(f"--cors {origin}: write an origin such as https://example.com")
@@ -186,7 +196,15 @@ def worker_app(model: Path, place: Place, settings: Settings, folder: Path) -> A
         pass
     else:
         print((folder / "said").read_text(encoding="utf-8"), flush=True)
+    threading.Thread(target=follow, args=[os.getppid()], daemon=True).start()
     return app
+
+
+def follow(parent: int) -> None:
+    """Stop this worker when the process that started it was killed; it would keep the port."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def load_app(model: Path, settings: Settings, workers: int) -> ASGIApp:
