@@ -60,7 +60,10 @@ def serve(model: Path, place: Place, settings: Settings) -> None:
             run_here(model, settings, listener, address)
             return
         (folder / "said").write_text(address, encoding="utf-8")
-        config = config_of(functools.partial(worker_app, model, place, settings, folder), settings)
+        worker = functools.partial(
+            worker_app, model, settings, workers=place.workers, folder=folder, parent=os.getpid()
+        )
+        config = config_of(worker, settings)
         config.workers = place.workers
         Multiprocess(config, [listener]).run()
         if (folder / REASON).exists():
@@ -183,10 +186,13 @@ def run_here(model: Path, settings: Settings, listener: socket.socket, address: 
             signal.signal(number, handler)
 
 
-def worker_app(model: Path, place: Place, settings: Settings, folder: Path) -> ASGIApp:
+def worker_app(
+    model: Path, settings: Settings, *, workers: int, folder: Path, parent: int
+) -> ASGIApp:
     """The app of one of several workers, in its own process."""
+    threading.Thread(target=follow, args=[parent], daemon=True).start()
     try:
-        app = load_app(model, settings, place.workers)
+        app = load_app(model, settings, workers)
     except InputError as error:
         (folder / REASON).write_text(str(error), encoding="utf-8")
         sys.exit(STARTUP_FAILURE)  # uvicorn then stops the others
@@ -196,7 +202,6 @@ def worker_app(model: Path, place: Place, settings: Settings, folder: Path) -> A
         pass
     else:
         print((folder / "said").read_text(encoding="utf-8"), flush=True)
-    threading.Thread(target=follow, args=[os.getppid()], daemon=True).start()
     return app
 
 
