@@ -81,6 +81,7 @@ def token_of(environment: dict[str, str] | os._Environ) -> str | None:
 
 def check(place: Place, settings: Settings) -> None:
     numbers = {
+        "--port": (place.port, 0),
         "--workers": (place.workers, 1),
         "--batch-limit": (settings.batch_limit, 1),
         "--queue": (settings.queue, 1),
@@ -90,6 +91,8 @@ def check(place: Place, settings: Settings) -> None:
     for name, (value, least) in numbers.items():
         if not least <= value < float("inf"):
             raise InputError(f"{name} must be at least {least}, got {value:g}")
+    if place.port > 65535:  # getaddrinfo would take the rest of a division
+        raise InputError(f"--port must be at most 65535, got {place.port}")
     for origin in settings.origins:
         if not re.fullmatch(r"https?://[^/\s*?#]+", origin):
             raise InputError(f"--cors {origin}: write an origin such as https://example.com")
