@@ -59,6 +59,7 @@ def serve(model: Path, place: Place, settings: Settings) -> None:
         if place.workers == 1:
             run_here(model, settings, listener, address)
             return
+        listener.listen()  # who connects before a worker is there waits for one
         (folder / "said").write_text(address, encoding="utf-8")
         worker = functools.partial(
             worker_app, model, settings, workers=place.workers, folder=folder, parent=os.getpid()
@@ -165,6 +166,7 @@ def config_of(app: object, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
+        timeout_worker_healthcheck=60,  # a worker on a busy machine may take long to import
         # A request may take the deadline twice: for its body and for its answer
         timeout_graceful_shutdown=int(2 * settings.deadline) + 5,
     )
@@ -182,6 +184,7 @@ def run_here(model: Path, settings: Settings, listener: socket.socket, address: 
             signal.signal(number, signal.SIG_IGN)
         if handlers[hangup] is not signal.SIG_IGN:  # nohup
             signal.signal(hangup, server.handle_exit)
+        listener.listen()  # who reads the address may connect at once
         print(address, flush=True)
         server.run([listener])
     finally:
