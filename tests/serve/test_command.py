@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -121,8 +122,12 @@ def test_two_workers(command: Callable[..., Command]) -> None:
     token = {"Authorization": "Bearer s3cret-word"}
 
     def worker_pids() -> set[int]:
-        children = psutil.Process(running.process.pid).children()
-        return {each.pid for each in children if "spawn_main" in " ".join(each.cmdline())}
+        found = set()
+        for each in psutil.Process(running.process.pid).children():
+            with suppress(psutil.Error):  # it has ended, and its parent has not noticed
+                if "spawn_main" in " ".join(each.cmdline()):
+                    found.add(each.pid)
+        return found
 
     def ask(count: int) -> list[int]:
         with ThreadPoolExecutor(8) as pool:
