@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from logging import getLogger
 from pathlib import Path
 
 import uvicorn
@@ -66,9 +67,12 @@ def serve(model: Path, place: Place, settings: Settings) -> None:
         )
         config = config_of(worker, settings)
         config.workers = place.workers
+        reason = folder / REASON
+        # uvicorn says that a worker did not start; ours is the line that says why
+        getLogger("uvicorn.error").addFilter(lambda _: not reason.exists())
         Multiprocess(config, [listener]).run()
-        if (folder / REASON).exists():
-            raise InputError((folder / REASON).read_text(encoding="utf-8"))
+        if reason.exists():
+            raise InputError(reason.read_text(encoding="utf-8"))
 
 
 def token_of(environment: dict[str, str] | os._Environ) -> str | None:
@@ -166,7 +170,8 @@ def config_of(app: object, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_worker_healthcheck=60,  # a worker on a busy machine may take long to import
+        # uvicorn kills a worker that does not answer its ping; on a busy machine imports take long
+        timeout_worker_healthcheck=20,
         # A request may take the deadline twice: for its body and for its answer
         timeout_graceful_shutdown=int(2 * settings.deadline) + 5,
     )
