@@ -178,19 +178,19 @@ def ask(process: psutil.Process, port: int, bodies: list[bytes], seconds: float)
 
 
 def requests(model: Path) -> list[bytes]:
-    """Whole HTTP requests of one text each, of TOKENS lengths in random order; always the same."""
+    """Whole HTTP requests of one text each, of about TOKENS lengths; always the same."""
     from storyflower.tokenizer.load import load_tokenizer
 
-    words = WORDS.split()
-    tokenizer, rng = load_tokenizer(model), random.Random(1)
+    words, rng = WORDS.split(), random.Random(1)
+    tokens = np.diff(load_tokenizer(model).encode(words, TOKENS[1]).offsets) - 2
     made = []
     for _ in range(TEXTS):
-        wanted, text = rng.randint(*TOKENS), rng.choice(words)
-        while True:
-            longer = f"{text} {rng.choice(words)}"
-            if len(tokenizer.encode([longer], 1024).ids) > wanted:
-                break
-            text = longer
+        left, chosen = rng.randint(*TOKENS) - 2, []
+        while left > 0:
+            index = rng.randrange(len(words))
+            left -= tokens[index]
+            chosen.append(words[index])
+        text = " ".join(chosen)
         body = json.dumps({"texts": [text]}, ensure_ascii=False).encode()
         head = (
             "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
