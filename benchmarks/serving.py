@@ -78,7 +78,7 @@ def main() -> None:
 
 def load(model: Path, bodies: list[bytes], options: argparse.Namespace) -> None:
     words = options.serve.split()
-    with running(model, *words) as batching, running(model, "--batch-limit", "1", *words) as alone:
+    with running(model, *words) as batching, running(model, *words, "--batch-limit", "1") as alone:
         services = {"batching": batching, "limit 1": alone}
         totals = {name: Round() for name in services}
         for process, port in services.values():
