@@ -9,10 +9,11 @@ only with --show-text and written only to the --output file.
 import os
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,22 @@ UNSURE = "모름"  # the label of an answer that is less probable than asked for
 # knows the blank before each word, so a share of one half can mean that every word is unknown.
 MOSTLY = 0.5
 PRECISIONS = ("fp32", "bf16")
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the network says about n texts."""
+
+    probabilities: np.ndarray  # (n, classes) float32, in the order of Classifier.labels
+    cut: np.ndarray  # (n,) bool: the text is longer than max_len, and its end was not read
+    unknown: np.ndarray  # (n,) float: the share of its tokens that are [UNK]
+
+
+# One answer in the making: it yields the texts that it needs scored, once, is sent their Scores,
+# and returns the answer. Whoever has several can score their texts together.
+Steps = Generator[list[str], Scores, Answer]
 
 
 @dataclass(frozen=True)
@@ -146,13 +163,20 @@ class Classifier:
         self, texts: Sequence[str], unsure_below: float = 0.0
     ) -> tuple[list[Prediction], np.ndarray]:
         """As predict, plus the share of each text's tokens that are [UNK], (texts,) float."""
-        check_share(unsure_below)
         if isinstance(texts, str):
             raise TypeError("predict takes a list of texts, not one text")
-        tokens = self._encode(texts, self.max_len)
-        rows = self._probabilities(tokens)
-        answers = [Prediction(*self._answer(row, unsure_below)) for row in rows]
-        return answers, self._unknown_shares(tokens)
+        steps = self.predict_steps(texts, unsure_below)
+        predictions, scores = finish(steps, self.score(next(steps)))
+        return predictions, scores.unknown
+
+    def predict_steps(
+        self, texts: Sequence[str], unsure_below: float = 0.0
+    ) -> Steps[tuple[list[Prediction], Scores]]:
+        """As predict, for a caller that scores the texts of several answers together."""
+        check_share(unsure_below)
+        scores = yield list(texts)
+        rows = scores.probabilities
+        return [Prediction(*self._answer(row, unsure_below)) for row in rows], scores
 
     def is_cut(self, texts: Sequence[str]) -> np.ndarray:
         """Whether predict reads only the first `max_len` token ids of each text, (texts,) bool."""
@@ -175,23 +199,28 @@ class Classifier:
         check_share(unsure_below)
         if isinstance(diaries, str):
             raise TypeError("read_all takes a list of texts, not one text")
-        parts = [self._parts(diary) for diary in diaries]
+        steps = [self.read_steps(diary, unsure_below) for diary in diaries]
+        asked = [next(each) for each in steps]
+        scores = self.score([text for texts in asked for text in texts])
+        return [
+            finish(each, part)
+            for each, part in zip(steps, split(scores, map(len, asked)), strict=True)
+        ]
+
+    def read_steps(self, diary: str, unsure_below: float = 0.0) -> Steps[Reading]:
+        """As read, for a caller that scores the texts of several answers together."""
+        pieces, windows = self._parts(diary)
         # A diary of one sentence has the same span as piece and as window: it is scored once.
-        spans = {
-            (row, span): None for row, both in enumerate(parts) for some in both for span, _ in some
-        }
-        texts = [diaries[row][start:end] for row, (start, end) in spans]
-        rows = dict(zip(spans, self._score(texts), strict=True))
-        readings = []
-        for number, (diary, (pieces, windows)) in enumerate(zip(diaries, parts, strict=True)):
-            of_windows = np.stack([rows[number, span] for span, _ in windows])
-            row = cutting.whole(of_windows, np.array([size for _, size in windows]))
-            answers = (
-                Piece(*span, diary[slice(*span)], *self._answer(rows[number, span], unsure_below))
-                for span, _ in pieces
-            )
-            readings.append(Reading(*self._answer(row, unsure_below), tuple(answers)))
-        return readings
+        spans = list(dict.fromkeys(span for some in (pieces, windows) for span, _ in some))
+        scores = yield [diary[start:end] for start, end in spans]
+        rows = dict(zip(spans, scores.probabilities, strict=True))
+        of_windows = np.stack([rows[span] for span, _ in windows])
+        row = cutting.whole(of_windows, np.array([size for _, size in windows]))
+        answers = (
+            Piece(*span, diary[slice(*span)], *self._answer(rows[span], unsure_below))
+            for span, _ in pieces
+        )
+        return Reading(*self._answer(row, unsure_below), tuple(answers))
 
     def explain(self, text: str, unsure_below: float = 0.0) -> Explanation:
         """How much each word moved the answer: the text is read once more without each of them.
@@ -203,6 +232,11 @@ class Classifier:
         check_share(unsure_below)
         if not isinstance(text, str):
             raise TypeError("explain takes one text")
+        steps = self.explain_steps(text, unsure_below)
+        return finish(steps, self.score(next(steps)))
+
+    def explain_steps(self, text: str, unsure_below: float = 0.0) -> Steps[Explanation]:
+        """As explain, for a caller that scores the texts of several answers together."""
         self._check_text(text)
         if self.is_cut([text])[0]:
             raise InputError(
@@ -214,7 +248,8 @@ class Classifier:
         words = [span for span, is_read in zip(words, read, strict=True) if is_read]
         strings = [text[start:end] for start, end in words]
         without = [" ".join(strings[:i] + strings[i + 1 :]) for i in range(len(strings))]
-        row, *others = self._score([text, *without])
+        scores = yield [text, *without]
+        row, *others = scores.probabilities
         best = row.argmax()
         changes = (float(row[best] - other[best]) for other in others)
         explained = map(Word, *zip(*words, strict=True), strings, changes)
@@ -247,28 +282,43 @@ class Classifier:
         normal = [unicodedata.normalize("NFC", t) if isinstance(t, str) else t for t in texts]
         return self._tokenizer.encode(normal, max_len)
 
-    def _score(self, texts: Sequence[str]) -> np.ndarray:
-        """Probabilities of texts, float32 (texts, classes)."""
-        return self._probabilities(self._encode(texts, self.max_len))
-
-    def _probabilities(self, tokens: Tokens) -> np.ndarray:
-        """Probabilities of encoded texts, float32 (texts, classes)."""
+    def score(self, texts: Sequence[str]) -> Scores:
+        """The network's answers for n texts, each cut at `max_len`, in one go."""
         if self._placement.device.type != "cpu" and os.getpid() != self._process:
             raise RuntimeError(
                 f"this Classifier was loaded on {self._placement.device.type} before a fork; "
                 "load it in each process"
             )
-        labels = np.zeros(len(tokens.cut), np.int64)
-        table = TokenArrays(tokens.ids, tokens.offsets, labels)
-        return scoring.probabilities(
+        tokens = self._encode(texts, self.max_len)
+        table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(texts), np.int64))
+        rows = scoring.probabilities(
             self._network, table, self._placement, temperature=self.temperature
         )
+        return Scores(rows, tokens.cut, self._unknown_shares(tokens))
 
     def _answer(self, row: np.ndarray, unsure_below: float) -> tuple[str, dict[str, float]]:
         order = np.argsort(-row, kind="stable")
         ranked = {self.labels[i]: float(row[i]) for i in order}
         best = self.labels[order[0]]
         return best if ranked[best] >= unsure_below else UNSURE, ranked
+
+
+def split(scores: Scores, sizes: Iterable[int]) -> Iterator[Scores]:
+    """The scores of texts in a row → those of the first so many, of the next so many, …"""
+    start = 0
+    for size in sizes:
+        part = slice(start, start + size)
+        yield Scores(scores.probabilities[part], scores.cut[part], scores.unknown[part])
+        start += size
+
+
+def finish(steps: Steps[Answer], scores: Scores) -> Answer:
+    """Send the scores that it waits for; return its answer."""
+    try:
+        steps.send(scores)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("an answer asked for texts twice")
 
 
 def check_share(unsure_below: float) -> None:
