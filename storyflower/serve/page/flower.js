@@ -75,13 +75,13 @@ export function flower(labels, probabilities, { named = false } = {}) {
     // A gap at the bottom leaves the stem free; the first label stands at the top.
     const angle = 90 + (360 / shown.length) * (index + 0.5 + Math.floor(shown.length / 2));
     const placed = `rotate(${angle}) translate(${CORE - 4} 0)`;
-    outlines.append(element("path", { d: path, transform: placed, class: "outline" }));
+    outlines.append(element("path", { d: path, transform: placed, class: `outline ${name}` }));
     const petal = element("g", { class: "petal" },
       element("path", { d: path, fill: `url(#petal-${name})`, class: `edge ${name}` }),
       element("path", { d: path, fill: `url(#pattern-${name})` }));
     petal.style.setProperty("--size", Math.sqrt(probability)); // so the area is the probability
     petals.append(element("g", { transform: placed }, petal));
-    const radians = (angle * Math.PI) / 180, distance = LENGTH + CORE + 24;
+    const radians = (angle * Math.PI) / 180, distance = LENGTH + CORE + 28;
     const text = element("text", {
       x: (Math.cos(radians) * distance).toFixed(1), y: (Math.sin(radians) * distance).toFixed(1),
       class: probability > 0 && label === Object.keys(probabilities)[0] ? "name first" : "name",
@@ -95,7 +95,7 @@ export function flower(labels, probabilities, { named = false } = {}) {
     names.append(text);
   });
   const size = LENGTH + CORE;
-  const box = named ? [-182, -180, 364, 385] : [-size, -size, 2 * size, 2 * size];
+  const box = named ? [-200, -178, 400, 392] : [-size, -size, 2 * size, 2 * size];
   const made = element("svg", { viewBox: box.join(" "), class: probabilities ? "flower open" : "flower" });
   const core = element("g", { class: "core" }, element("circle", { r: CORE }));
   for (let dot = 0; dot < 7; dot++) {
@@ -103,8 +103,9 @@ export function flower(labels, probabilities, { named = false } = {}) {
     core.append(element("circle", { cx: (Math.cos(turn) * reach).toFixed(1), cy: (Math.sin(turn) * reach).toFixed(1), r: 2.6, class: "pollen" }));
   }
   if (named) {
-    made.append(element("path", { class: "stem", d: "M0 0C4 70 -6 130 2 204" }),
-      element("path", { class: "leaf", d: "M0 176C18 138 44 140 62 148C50 176 26 186 0 176Z" }));
+    made.append(element("path", { class: "stem", d: "M0 0C4 70 -6 140 1 210" }),
+      element("path", { class: "leaf", d: "M-1 186C2 152 22 134 44 130C46 158 30 178 -1 186Z" }),
+      element("path", { class: "leaf", d: "M-1 200C-6 172 -24 160 -42 158C-42 180 -26 196 -1 200Z" }));
   }
   made.append(outlines, petals, core);
   if (named) {

@@ -92,7 +92,7 @@ function showWhole(answer) {
   part("answer").replaceChildren(...(answer.label === UNSURE
     ? [make("p", "verdict", make("strong", "", UNSURE)),
        make("p", "", `한 감정으로 짐작하기 어렵습니다. 가장 넓은 꽃잎은 ${first} ${share}입니다.`)]
-    : [make("p", "verdict", make("strong", "", first), " 쪽으로 짐작합니다"),
+    : [make("p", `verdict ${feeling(first, labels)}`, make("strong", "", first), " 쪽으로 짐작합니다"),
        make("p", "", `확률 ${share}. 틀릴 수 있는 짐작입니다.`)]));
 }
 
