@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # DVC unpickles what it finds there; its own choice, /var/tmp/dvc, is open to all users.
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 
-.PHONY: repro test ui conformance bench bench-scale pins readme lint git venv
+.PHONY: repro test ui serve conformance bench bench-scale pins readme lint git venv
 
 repro: git venv
 	$(BIN)/dvc repro
@@ -22,6 +22,11 @@ test: venv
 PORT ?= 5000
 ui: venv
 	@$(BIN)/python -m storyflower ui --port $(PORT)
+
+# The service and its page on this machine alone; another port: make serve PORT=8001
+serve: PORT = 8000
+serve: venv
+	@$(BIN)/python -m storyflower serve --port $(PORT)
 
 # Installs the retired originals (mxnet, gluonnlp) into .venv-original and compares with them.
 conformance: venv
@@ -42,7 +47,7 @@ bench-scale: venv
 pins:
 	$(PYTHON) -m venv .venv-pins && .venv-pins/bin/python -m pip install --quiet uv
 	.venv-pins/bin/uv pip compile --quiet --universal --upgrade --fork-strategy fewest --python-version 3.11 \
-		--annotation-style line --no-header --extra pipeline --extra test --output-file .venv-pins/all.txt pyproject.toml
+		--annotation-style line --no-header --extra pipeline --extra serve --extra test --output-file .venv-pins/all.txt pyproject.toml
 	{ sed -n '/^#/!q;p' requirements.txt; grep -Ev '$(CUDA)' .venv-pins/all.txt; } > .venv-pins/new.txt
 	{ sed -n '/^#/!q;p' requirements-cuda.txt; grep -E '$(CUDA)' .venv-pins/all.txt; } > .venv-pins/cuda.txt
 	mv .venv-pins/cuda.txt requirements-cuda.txt

@@ -3,10 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from storyflower.predict import Classifier, Prediction
+    from storyflower.predict import (
+        UNSURE,
+        Classifier,
+        Explanation,
+        Piece,
+        Prediction,
+        Reading,
+        Word,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "Prediction"]
+__all__ = ["UNSURE", "Classifier", "Explanation", "Piece", "Prediction", "Reading", "Word"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: python -m storyflower {predict, card, lock, sync, ui}.
+"""The command line: python -m storyflower {predict, serve, card, lock, sync, ui}.
 
 In: arguments.
 Out: each subcommand makes one library call and prints the result. No stage of the pipeline depends
@@ -100,6 +100,33 @@ def make_parser() -> argparse.ArgumentParser:
         "--column", type=text, default="사람문장1", metavar="NAME", help="of the input's texts"
     )
     command.add_argument("--output", type=path, metavar="FILE", help="the .xlsx or .csv to write")
+
+    command = commands.add_parser(
+        "serve", help="answer over HTTP, with a page at / (docs/serving.md)", allow_abbrev=False
+    )
+    command.set_defaults(run=serve)
+    command.add_argument("--model", type=Path, default=Path("models/classifier"), metavar="FOLDER")
+    command.add_argument("--host", default="127.0.0.1")
+    command.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    command.add_argument("--workers", type=int, default=1, help="processes, a classifier in each")
+    command.add_argument(
+        "--listen-publicly", action="store_true", help="allow a --host that others reach"
+    )
+    command.add_argument(
+        "--cors", action="append", default=[], metavar="ORIGIN", help="a web site that may call"
+    )
+    command.add_argument(
+        "--batch-limit", type=int, default=32, metavar="TEXTS", help="computed together at most"
+    )
+    command.add_argument(
+        "--window-ms", type=float, default=2.0, metavar="MS", help="a request waits for others"
+    )
+    command.add_argument(
+        "--queue", type=int, default=256, metavar="N", help="requests that may wait in a worker"
+    )
+    command.add_argument(
+        "--deadline", type=float, default=30.0, metavar="SECONDS", help="for one answer"
+    )
 
     command = commands.add_parser("card", help="write a card for a hub id or a folder")
     command.set_defaults(run=card)
@@ -203,6 +230,21 @@ def lines_of_standard_input() -> list[str]:
         return re.split("\r\n|\r|\n", sys.stdin.buffer.read().decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise InputError("standard input is not utf-8") from None
+
+
+def serve(options: argparse.Namespace) -> None:
+    from storyflower.serve import run
+    from storyflower.serve.settings import Settings
+
+    place = run.Place(options.host, options.port, options.workers, options.listen_publicly)
+    settings = Settings(
+        batch_limit=options.batch_limit,
+        window=options.window_ms / 1000,
+        queue=options.queue,
+        deadline=options.deadline,
+        origins=tuple(options.cors),
+    )
+    run.serve(options.model, place, settings)
 
 
 def card(options: argparse.Namespace) -> None:

@@ -18,12 +18,17 @@ BATCH_TOKENS = 16384  # tokens scored at once; affects memory, not the result
 
 
 def probabilities(
-    model: EmotionClassifier, table: TokenArrays, placement: Placement, ranks: Ranks = ALONE
+    model: EmotionClassifier,
+    table: TokenArrays,
+    placement: Placement,
+    ranks: Ranks = ALONE,
+    *,
+    temperature: float | None = None,
 ) -> np.ndarray:
-    """Softmax of the logits, float32 (dialogues, classes); without dropout or gradients.
+    """Softmax of logits / temperature, float32 (dialogues, classes); no dropout or gradients.
 
-    With several `ranks`, each process computes its share of the batches, and all return the full
-    result. Leaves the model in evaluation mode.
+    Without a temperature, the logits stay as they are. With several `ranks`, each process computes
+    its share of the batches, and all return the full result. Leaves the model in evaluation mode.
     """
     model.eval()
     order = np.argsort(table.lengths, kind="stable")
@@ -37,8 +42,10 @@ def probabilities(
             rows = order[start:stop]
             batch = make_batch(table, rows, placement.device)
             with torch.inference_mode(), placement.autocast():
-                logits = model(batch)
-            result[batch.rows] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
+                logits = model(batch).float()
+            if temperature is not None:
+                logits = logits / temperature
+            result[batch.rows] = torch.softmax(logits, dim=-1).cpu().numpy()
         start, turn = stop, turn + 1
     if ranks.count > 1:  # each row is 0 in all processes but one, so the sum is that row
         result = ranks.sum(torch.from_numpy(result).to(placement.device)).cpu().numpy()

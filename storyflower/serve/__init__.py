@@ -1,0 +1,1 @@
+"""The service: HTTP requests → answers of a classifier, computed together where they wait."""

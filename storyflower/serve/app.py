@@ -1,0 +1,329 @@
+"""The service as an ASGI app: what each path answers, and what holds for all of them.
+
+In: HTTP requests.
+Out: JSON, the page's files, metrics. Every error has the one form of messages.py. Nothing of a
+request is ever logged but what kind of fault it met.
+"""
+
+import asyncio
+import hmac
+import json
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from storyflower import __version__
+from storyflower.common.errors import InputError
+from storyflower.predict import MOSTLY, Classifier
+from storyflower.serve import messages
+from storyflower.serve.batching import Batches, where
+from storyflower.serve.messages import Refused
+from storyflower.serve.metrics import Metrics
+from storyflower.serve.settings import Settings
+
+log = getLogger(__name__)
+PAGE = Path(__file__).parent / "page"
+MAX_BODY = 1_000_000  # bytes
+PARSED_AT_ONCE = 20_000  # bytes
+# What anyone may ask for, token or not: the page asks for the token itself
+OPEN = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/static/")
+PATHS = (*OPEN, "/metrics", "/v1/model", "/v1/predict", "/v1/diary", "/v1/explain")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class State:
+    """Whether the service is about to end."""
+
+    stopping = False
+
+    def watch_signals(self) -> None:
+        """Know of a stop signal at once; the server itself looks for it ten times a second."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            server = signal.getsignal(number)
+
+            def stop(number: int, frame: Any, server: Any = server) -> None:
+                self.stopping = True
+                if callable(server):
+                    server(number, frame)
+
+            signal.signal(number, stop)
+
+
+def make_app(classifier: Classifier, settings: Settings) -> ASGIApp:
+    """The whole service. Its lifespan ends the scoring thread."""
+    metrics, state = Metrics(), State()
+    batches = Batches(
+        classifier.score,
+        limit=settings.batch_limit,
+        window=settings.window,
+        max_requests=settings.queue,
+        max_characters=10 * messages.MAX_CHARACTERS,
+        on_batch=metrics.batch,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        state.watch_signals()
+        yield
+        await asyncio.to_thread(batches.close)
+
+    app = FastAPI(
+        title="StoryFlower",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={HTTPException: no_such_path, Refused: refused},
+    )
+    app.state.batches, app.state.service = batches, state
+    add_routes(app, classifier, batches, settings, metrics)
+    guarded = Guard(app, settings, state, metrics)
+    if not settings.origins:
+        return guarded
+    return CORSMiddleware(  # outside: a browser's preflight has no token
+        guarded,
+        allow_origins=settings.origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type"],
+    )
+
+
+def add_routes(
+    app: FastAPI, classifier: Classifier, batches: Batches, settings: Settings, metrics: Metrics
+) -> None:
+    errors = {"4XX": {"model": messages.Error}, "5XX": {"model": messages.Error}}
+
+    def post(path: str, asked: type[BaseModel], answer: type[BaseModel]) -> Callable:
+        """A route that reads its body itself: FastAPI reads any size, and its errors repeat it."""
+        body = {"required": True, "content": {"application/json": {"schema": schema(asked)}}}
+        return app.post(
+            path,
+            responses={200: {"model": answer}, **errors},
+            openapi_extra={"requestBody": body},
+        )
+
+    async def answer(steps: Any, size: int, field: str) -> Any:
+        try:
+            async with asyncio.timeout(settings.deadline):
+                return await batches.answer(steps, size)
+        except TimeoutError:
+            message = f"the answer took more than {settings.deadline:g} s"
+            raise Refused("busy", message) from None
+        except InputError as error:  # of Classifier.explain
+            raise Refused("too_long", str(error), field) from None
+
+    @post("/v1/predict", messages.Texts, messages.Predictions)
+    async def predict(request: Request) -> Response:
+        """The label of each text. A text over max_len token ids is cut there, and `cut` says so."""
+        asked = await read(request, messages.Texts, settings.deadline)
+        steps = classifier.predict_steps(asked.texts, asked.unsure_below)
+        predictions, scores = await answer(steps, sum(map(len, asked.texts)), "texts")
+        rows = zip(predictions, scores.cut.tolist(), scores.unknown.tolist(), strict=True)
+        return answer_of(
+            {
+                "predictions": [
+                    {
+                        "label": each.label,
+                        "probabilities": each.probabilities,
+                        "cut": cut,
+                        "mostly_unknown": unknown >= MOSTLY,
+                    }
+                    for each, cut, unknown in rows
+                ]
+            }
+        )
+
+    @post("/v1/diary", messages.Text, messages.ReadDiary)
+    async def diary(request: Request) -> Response:
+        """A diary of several sentences: the label of the whole and of each piece."""
+        asked = await read(request, messages.Text, settings.deadline)
+        steps = classifier.read_steps(asked.text, asked.unsure_below)
+        return answer_of(asdict(await answer(steps, len(asked.text), "text")))
+
+    @post("/v1/explain", messages.Text, messages.ExplainedText)
+    async def explain(request: Request) -> Response:
+        """How much each word of a sentence moved the answer: it is read again without the word."""
+        asked = await read(request, messages.Text, settings.deadline)
+        steps = classifier.explain_steps(asked.text, asked.unsure_below)
+        return answer_of(asdict(await answer(steps, len(asked.text), "text")))
+
+    @app.get("/v1/model", responses={200: {"model": messages.ServedModel}, **errors})
+    async def model() -> Response:
+        """What is served."""
+        return answer_of(
+            {
+                "labels": list(classifier.labels),
+                "max_len": classifier.max_len,
+                "temperature": classifier.temperature,
+                "version": __version__,
+            }
+        )
+
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
+    async def healthz() -> Response:
+        """200 while the process can compute."""
+        if not batches.alive:
+            raise Refused("internal", "the scoring thread has ended")
+        return answer_of({"status": "ok"})
+
+    @app.api_route("/readyz", methods=["GET", "HEAD"])
+    async def readyz() -> Response:
+        """200 while new requests are taken."""
+        if app.state.service.stopping:
+            raise Refused("stopping", "the service is about to end")
+        return answer_of({"status": "ready"})
+
+    @app.get("/metrics")
+    async def numbers() -> Response:
+        """Numbers for Prometheus, summed over the workers."""
+        metrics.waiting(batches.requests)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return FileResponse(PAGE / "docs.html")
+
+    app.mount("/static", StaticFiles(directory=PAGE))
+
+
+def schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema(ref_template="#/components/schemas/{model}")
+
+
+def answer_of(content: dict[str, Any], status: int = 200, headers: Any = None) -> Response:
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(body, status, headers, media_type="application/json")
+
+
+async def refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return answer_of(error.body, error.status, error.headers)
+
+
+async def no_such_path(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals: 404, 405 and those of the static files."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        methods = (error.headers or {}).get("Allow", "GET, HEAD")
+        return await refused(
+            request, Refused("method_not_allowed", f"use {methods}", headers={"Allow": methods})
+        )
+    return await refused(request, Refused("not_found", "no such path"))
+
+
+async def read(request: Request, model: type[messages.Model], seconds: float) -> messages.Model:
+    """The checked request. Raises Refused; of a body over MAX_BODY it reads no more than that."""
+    try:
+        async with asyncio.timeout(seconds):
+            body = await body_of(request)
+    except TimeoutError:
+        raise Refused("timeout", f"the body did not arrive in {seconds:g} s") from None
+    # A long body takes long to parse, and the others should not wait for it
+    if len(body) > PARSED_AT_ONCE:
+        return await asyncio.to_thread(messages.parse, body, model)
+    return messages.parse(body, model)
+
+
+async def body_of(request: Request) -> bytes:
+    if declared(request.headers) <= MAX_BODY:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                break
+        else:
+            return bytes(body)
+    raise Refused("too_large", f"the body has more than {MAX_BODY} bytes")
+
+
+def declared(headers: Headers) -> int:
+    """The Content-Length, 0 if there is none; the server has checked that it is a number."""
+    return int(headers.get("content-length", "0"))
+
+
+class Guard:
+    """What holds for every path: the token, the headers, the numbers, the faults."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, state: State, metrics: Metrics):
+        self._app, self._state, self._metrics = app, state, metrics
+        self._token = settings.token and f"Bearer {settings.token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, started, status = known(scope["path"]), time.perf_counter(), 0
+        keep = path == "/static/" or path == "/"
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                headers["Cache-Control"] = "no-cache" if keep else "no-store"
+            await send(message)
+
+        try:
+            self._check(scope, path)
+            await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            if not isinstance(error, Refused):
+                log.error("a request failed: %s", where(error))
+                error = Refused("internal", "the service could not answer")
+            if not status:
+                response = answer_of(error.body, error.status, error.headers)
+                await response(scope, receive, send_with_headers)
+        finally:
+            self._metrics.request(path, status, time.perf_counter() - started)
+
+    def _check(self, scope: Scope, path: str) -> None:
+        if path in OPEN or path == "other":
+            return
+        if self._token:
+            sent = Headers(scope=scope).get("authorization", "").encode("latin-1")
+            if not hmac.compare_digest(sent, self._token):
+                challenge = {"WWW-Authenticate": "Bearer"}
+                raise Refused("unauthorized", "send Authorization: Bearer …", headers=challenge)
+        if self._state.stopping:
+            raise Refused(
+                "stopping", "the service is about to end", headers={"Connection": "close"}
+            )
+
+
+def known(path: str) -> str:
+    """The path as a metric's label: one of PATHS, or other."""
+    if path.startswith("/static/"):
+        return "/static/"
+    return path if path in PATHS else "other"

@@ -1,0 +1,245 @@
+"""Requests that wait together are computed together.
+
+In: answers in the making (predict.Steps), from the event loop.
+Out: the answers. One thread does all that a classifier does, tokenizing included: it asks each
+answer which texts it needs, scores texts of all waiting answers in one call, and hands the scores
+out. A call takes the same number of texts from each, so that a long diary does not hold up a
+sentence.
+Not supported: several threads on one classifier; start more workers.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from storyflower.common.errors import InputError
+from storyflower.predict import Scores, Steps
+from storyflower.serve.messages import Refused
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+@dataclass(eq=False)
+class Waiting:
+    """One answer in the making."""
+
+    steps: Steps
+    size: int  # characters
+    future: asyncio.Future
+    texts: list[str] = field(default_factory=list)  # that it needs scored
+    parts: list[Scores] = field(default_factory=list)  # of the first of them
+
+    @property
+    def scored(self) -> int:
+        return sum(len(part.cut) for part in self.parts)
+
+
+class Batches:
+    """Scores the texts of waiting requests together, in a thread of its own."""
+
+    def __init__(
+        self,
+        score: Callable[[list[str]], Scores],
+        *,
+        limit: int,
+        window: float,
+        max_requests: int,
+        max_characters: int,
+        on_batch: Callable[[int, float], None] = lambda texts, seconds: None,
+    ):
+        """Start the thread.
+
+        `limit`: texts in one call. `window`: seconds that the first request waits for others. Above
+        `max_requests` waiting requests, or `max_characters` in them, new ones are refused. A
+        request always fits if none waits. `on_batch` is told each call's texts and seconds.
+        """
+        self._score, self._on_batch = score, on_batch
+        self._limit, self._window = limit, window
+        self._max_requests, self._max_characters = max_requests, max_characters
+        self._requests = self._characters = 0  # accepted and not answered; event loop only
+        self._new: list[Waiting] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="scoring", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def requests(self) -> int:
+        """Requests that wait or are being computed."""
+        return self._requests
+
+    async def answer(self, steps: Steps[Answer], size: int) -> Answer:
+        """What the steps return; `size` is the number of characters in the request.
+
+        Raises Refused("busy") when too much waits, and what the steps raise.
+        """
+        if self._requests and (
+            self._requests >= self._max_requests or self._characters + size > self._max_characters
+        ):
+            raise Refused("busy", "too many requests wait")
+        waiting = Waiting(steps, size, asyncio.get_running_loop().create_future())
+        self._requests += 1
+        self._characters += size
+        try:
+            with self._changed:
+                self._new.append(waiting)
+                self._changed.notify()
+            return await waiting.future
+        finally:  # also when the caller's time is up: then the thread drops it
+            self._requests -= 1
+            self._characters -= size
+
+    def close(self) -> None:
+        """End the thread once what waits is answered. Blocks."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    # From here on in the thread
+
+    def _work(self) -> None:
+        waiting: list[Waiting] = []
+        while True:
+            new = self._take_new(wait=not waiting)
+            if not new and not waiting:
+                return
+            done = [(each, *self._begin(each)) for each in new]
+            waiting += [each for each, ready, _ in done if ready]
+            answered = [(each, end) for each, ready, end in done if not ready]
+            waiting = [each for each in waiting if not each.future.done()]
+            if waiting:
+                answered += self._turn(waiting)
+                over = {id(each) for each, _ in answered}
+                waiting = [each for each in waiting if id(each) not in over]
+            deliver(answered)
+
+    def _take_new(self, wait: bool) -> list[Waiting]:
+        """What has come in since; with `wait`, at least one unless closed, and the window."""
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._new or self._closed)
+                until = time.monotonic() + self._window
+                while len(self._new) < self._limit and not self._closed:
+                    left = until - time.monotonic()
+                    if left <= 0 or not self._changed.wait(left):
+                        break
+            new, self._new = self._new, []
+            return new
+
+    def _begin(self, each: Waiting) -> tuple[bool, Any]:
+        """Ask for the texts: (True, None); or what ended it: (False, exception)."""
+        try:
+            each.texts = next(each.steps)
+        except Exception as error:
+            return False, public(error)
+        return True, None
+
+    def _turn(self, waiting: list[Waiting]) -> list[tuple[Waiting, Any]]:
+        """Score one batch; return the answers that are complete."""
+        taken = share([len(each.texts) - each.scored for each in waiting], self._limit)
+        texts = [
+            text
+            for each, count in zip(waiting, taken, strict=True)
+            for text in each.texts[each.scored : each.scored + count]
+        ]
+        started = time.perf_counter()
+        try:
+            scores = self._score(texts)
+        except Exception as error:
+            failure = public(error)
+            return [(each, failure) for each, count in zip(waiting, taken, strict=True) if count]
+        self._on_batch(len(texts), time.perf_counter() - started)
+        answered, start = [], 0
+        for each, count in zip(waiting, taken, strict=True):
+            if not count:
+                continue
+            part = slice(start, start + count)
+            start += count
+            each.parts.append(
+                Scores(scores.probabilities[part], scores.cut[part], scores.unknown[part])
+            )
+            if each.scored == len(each.texts):
+                answered.append((each, end(each)))
+        return answered
+
+
+def share(wanted: list[int], limit: int) -> list[int]:
+    """How many texts of each request go into a batch: as evenly as they want, the first first."""
+    taken = [0] * len(wanted)
+    left = limit
+    while left and sum(taken) < sum(wanted):
+        open_ = [i for i, want in enumerate(wanted) if taken[i] < want]
+        each = max(left // len(open_), 1)
+        for i in open_:
+            more = min(each, wanted[i] - taken[i], left)
+            taken[i] += more
+            left -= more
+    return taken
+
+
+def end(each: Waiting) -> Any:
+    """The answer of a request whose texts are scored, or an exception."""
+    parts = each.parts
+    scores = parts[0] if len(parts) == 1 else joined(parts)
+    try:
+        each.steps.send(scores)
+    except StopIteration as stop:
+        return stop.value
+    except Exception as error:
+        return public(error)
+    return public(RuntimeError("asked for texts twice"))
+
+
+def joined(parts: list[Scores]) -> Scores:
+    return Scores(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.cut for part in parts]),
+        np.concatenate([part.unknown for part in parts]),
+    )
+
+
+def public(error: Exception) -> Exception:
+    """An exception that may leave the thread. Its message may hold text, so it is not logged."""
+    if isinstance(error, (InputError, Refused)):
+        return error
+    log.error("scoring failed: %s", where(error))
+    return Refused("internal", "the service could not compute this")
+
+
+def where(error: BaseException) -> str:
+    """The type of an exception and the lines that it passed, without its message."""
+    lines, trace = [], error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        lines.append(f"{code.co_filename}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return " < ".join([type(error).__name__, *reversed(lines)])
+
+
+def deliver(answered: list[tuple[Waiting, Any]]) -> None:
+    """Give the answers to the event loop, all in one call."""
+    if answered:
+        loop = answered[0][0].future.get_loop()
+        loop.call_soon_threadsafe(settle, answered)
+
+
+def settle(answered: list[tuple[Waiting, Any]]) -> None:
+    for each, answer in answered:
+        if each.future.done():  # its time was up
+            continue
+        if isinstance(answer, Exception):
+            each.future.set_exception(answer)
+        else:
+            each.future.set_result(answer)

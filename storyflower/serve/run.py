@@ -1,0 +1,209 @@
+"""Start and stop the service: sockets, workers, signals.
+
+In: what the command line says.
+Out: a running service; it returns once SIGTERM or Ctrl-C has come and every request is answered.
+Not supported: TLS (put a proxy in front), unix sockets.
+"""
+
+import functools
+import ipaddress
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from storyflower.common.errors import InputError
+from storyflower.serve.settings import Settings
+
+TOKEN = "STORYFLOWER_TOKEN"
+METRICS = "PROMETHEUS_MULTIPROC_DIR"
+KEEP_ALIVE = 75  # seconds; longer than nginx keeps an idle connection, which is 60
+REASON = "reason"  # the file in which a worker that cannot start says why
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the service listens, and with how many processes."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    listen_publicly: bool = False
+
+
+def serve(model: Path, place: Place, settings: Settings) -> None:
+    """Serve a classifier's folder until a signal comes.
+
+    The token is the environment's STORYFLOWER_TOKEN. Raises InputError for a folder, a host, a
+    port, an origin or a token that cannot be used.
+    """
+    settings = replace(settings, token=token_of(os.environ))
+    check(place, settings)
+    with bound(place) as listener, metrics_folder() as folder:
+        host, port = listener.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if place.workers == 1:
+            run_here(model, settings, listener, address)
+            return
+        (folder / "said").write_text(address, encoding="utf-8")
+        config = config_of(functools.partial(worker_app, model, place, settings, folder), settings)
+        config.workers = place.workers
+        Multiprocess(config, [listener]).run()
+        if (folder / REASON).exists():
+            raise InputError((folder / REASON).read_text(encoding="utf-8"))
+
+
+def token_of(environment: dict[str, str] | os._Environ) -> str | None:
+    token = environment.get(TOKEN)
+    if token is not None and not re.fullmatch("[!-~]+", token):
+        raise InputError(
+            f"{TOKEN} must be visible ASCII characters without blanks; unset it to serve without"
+        )
+    return token
+
+
+def check(place: Place, settings: Settings) -> None:
+    if place.workers < 1:
+        raise InputError(f"--workers must be at least 1, got {place.workers}")
+    for origin in settings.origins:
+        if not re.fullmatch(r"https?://[^/\s*?#]+", origin):
+            raise InputError(f"--cors {origin}: write an origin such as https://example.com")
+    if is_loopback(place.host):
+        return
+    if not place.listen_publicly:
+        raise InputError(
+            f"--host {place.host} is open to other machines; add --listen-publicly if they may ask"
+        )
+    if not settings.token:
+        print(
+            f"warning: anyone who reaches {place.host} may ask; set {TOKEN} to a long random word",
+            file=sys.stderr,
+        )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def bound(place: Place) -> Iterator[socket.socket]:
+    """A socket that has its address but does not listen yet: that comes with the classifier."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            place.host, place.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise InputError(cannot_use(place, error)) from None
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except (OSError, OverflowError) as error:
+            raise InputError(cannot_use(place, error)) from None
+        yield listener
+
+
+def cannot_use(place: Place, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return f"port {place.port} of {place.host} cannot be used ({reason}); choose another: --port"
+
+
+@contextmanager
+def metrics_folder() -> Iterator[Path]:
+    """An empty folder in which the workers put their numbers together."""
+    folder = Path(tempfile.mkdtemp(prefix="storyflower-metrics-"))
+    os.environ[METRICS] = str(folder)
+    try:
+        yield folder
+    finally:
+        os.environ.pop(METRICS, None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def config_of(app: object, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        factory=True,
+        lifespan="on",
+        ws="none",
+        log_config=None,  # only warnings and errors, to stderr
+        access_log=False,  # a path or a query may hold anything
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        # A request may take the deadline twice: for its body and for its answer
+        timeout_graceful_shutdown=int(2 * settings.deadline) + 5,
+    )
+
+
+def run_here(model: Path, settings: Settings, listener: socket.socket, address: str) -> None:
+    """One worker: this process."""
+    app = load_app(model, settings, 1)
+    # uvicorn raises the signal again once it has ended; that would make it look like a failure
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, hangup)}
+    server = uvicorn.Server(config_of(lambda: app, settings))
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        if handlers[hangup] is not signal.SIG_IGN:  # nohup
+            signal.signal(hangup, server.handle_exit)
+        print(address, flush=True)
+        server.run([listener])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def worker_app(model: Path, place: Place, settings: Settings, folder: Path) -> ASGIApp:
+    """The app of one of several workers, in its own process."""
+    try:
+        app = load_app(model, settings, place.workers)
+    except InputError as error:
+        (folder / REASON).write_text(str(error), encoding="utf-8")
+        sys.exit(STARTUP_FAILURE)  # uvicorn then stops the others
+    try:
+        os.link(folder / "said", folder / "once")  # the first worker says it
+    except FileExistsError:
+        pass
+    else:
+        print((folder / "said").read_text(encoding="utf-8"), flush=True)
+    return app
+
+
+def load_app(model: Path, settings: Settings, workers: int) -> ASGIApp:
+    """Load the classifier and compute once, so that the first request is as fast as the others."""
+    import torch
+
+    from storyflower.predict import Classifier
+    from storyflower.serve.app import make_app
+
+    if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(cores() // workers, 1))
+    classifier = Classifier.load(model)
+    classifier.predict(["오늘 하루"])
+    return make_app(classifier, settings)
+
+
+def cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
