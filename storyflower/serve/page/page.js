@@ -8,22 +8,24 @@ import { feeling, flower, paints, percent } from "./flower.js";
 
 const UNSURE = "모름";
 const UNSURE_BELOW = 0.5;
-const MOST_BYTES = 2 ** 20; // the service reads no larger body
+const MOST_CHARACTERS = 100_000; // code points; the service takes no longer text
 const PATIENCE = 120_000; // ms
 const PIECES_AT_ONCE = 40;
 const LEAST_CHANGE = 0.01; // of a probability; below it a word did nothing
 const EXAMPLE =
-  "오랜만에 엄마가 끓여 준 된장찌개를 먹고 마음이 따뜻해졌다. " +
-  "친구가 생일 선물로 꽃을 줘서 정말 고맙고 행복했다. " +
-  "맛있는 것도 먹고 실컷 웃었더니 스트레스가 다 풀렸다. " +
-  "그런데 내일 면접을 생각하니 갑자기 걱정이 밀려온다.\n" +
-  "자기 전에 할머니 사진을 보니 그리워서 눈물이 났다.";
+  "아침에 엄마가 끓여 준 된장찌개를 먹고 마음이 따뜻해졌다. " +
+  "점심에는 친구가 생일 선물로 꽃을 줘서 정말 고맙고 행복했다. " +
+  "맛있는 것도 먹고 실컷 웃었더니 스트레스가 다 풀렸다.\n" +
+  "저녁에는 동생이 내 말을 무시해서 조금 서운했다. " +
+  "내일 면접에서 실수할까 봐 걱정된다. " +
+  "자기 전에 돌아가신 할머니가 보고 싶어서 조금 울었다.";
 const PROBLEMS = {
   unreachable: "서비스에 닿지 않습니다. 켜져 있는지 확인하고 다시 시도해 주세요.",
+  timeout: "글이 제때 닿지 않았습니다. 다시 시도해 주세요.",
   busy: "지금은 서비스가 붐빕니다. 잠시 뒤에 다시 시도해 주세요.",
   stopping: "서비스가 멈추는 중입니다. 다시 켜진 뒤에 시도해 주세요.",
-  too_large: "글이 너무 깁니다. 한 번에 1 MB까지 읽을 수 있으니 나누어 보내 주세요.",
-  too_long: "이 문장은 한 번에 읽기에는 너무 깁니다.",
+  too_large: "글이 너무 깁니다. 한 번에 10만 자까지 읽으니 나누어 보내 주세요.",
+  too_long: "글이 너무 깁니다. 한 번에 10만 자까지 읽으니 나누어 보내 주세요.",
   no_text: "읽을 글이 없습니다. 오늘 있었던 일을 한 문장이라도 적어 주세요.",
   unauthorized: "토큰이 필요합니다. 아래 칸에 토큰을 넣어 주세요.",
   refused: "토큰이 맞지 않습니다. 다시 넣어 주세요.",
@@ -46,8 +48,8 @@ class Problem extends Error {
 
 /** GET, or POST where there is a body; returns the answer or throws a Problem. */
 async function ask(path, body) {
+  if (!/^[!-~]*$/.test(token)) throw new Problem("refused"); // a header cannot hold it
   const sent = body && JSON.stringify(body);
-  if (sent && new Blob([sent]).size > MOST_BYTES) throw new Problem("too_large");
   const headers = { ...(sent && { "Content-Type": "application/json" }), ...(token && { Authorization: `Bearer ${token}` }) };
   let response, answer;
   try {
@@ -185,7 +187,7 @@ function showProblem(problem) {
   retry.type = "button";
   retry.onclick = read;
   const needsToken = problem.code === "unauthorized" || problem.code === "refused";
-  const again = !needsToken && !["no_text", "too_large"].includes(problem.code);
+  const again = !needsToken && !["no_text", "too_large", "too_long"].includes(problem.code);
   part("problem").replaceChildren(make("p", "", wording(problem)), ...(again ? [retry] : []));
   if (needsToken) askForToken();
 }
@@ -210,8 +212,9 @@ async function read() {
   if (waiting) return;
   const text = part("diary").value;
   reset();
-  if (!text.trim()) {
-    showProblem(new Problem("no_text"));
+  const refusal = !text.trim() ? "no_text" : length(text) > MOST_CHARACTERS ? "too_long" : null;
+  if (refusal) {
+    showProblem(new Problem(refusal));
     part("diary").focus();
     return;
   }
@@ -243,11 +246,13 @@ async function askModel() {
   }
 }
 
+const length = (text) => Array.from(text).length; // in code points
+
 function typed() {
-  const length = Array.from(part("diary").value).length;
-  part("count").textContent = `${length.toLocaleString("ko")}자`;
-  part("example").hidden = length > 0;
-  part("clear").hidden = length === 0;
+  const count = length(part("diary").value);
+  part("count").textContent = `${count.toLocaleString("ko")}자`;
+  part("example").hidden = count > 0;
+  part("clear").hidden = count === 0;
 }
 
 function setDiary(text) {
