@@ -62,7 +62,7 @@ function petalPath(count) {
 
 /**
  * Draw one flower. A `named` one is an image with a text alternative, has a stem, and writes each
- * label beside its petal; without names it is a decoration, for its label stands beside it.
+ * label beside its petal; without names it is a small decoration, whose label stands beside it.
  */
 export function flower(labels, probabilities, { named = false } = {}) {
   const shown = [...labels].sort((a, b) => a.localeCompare(b, "ko"));
@@ -77,8 +77,8 @@ export function flower(labels, probabilities, { named = false } = {}) {
     const placed = `rotate(${angle}) translate(${CORE - 4} 0)`;
     outlines.append(element("path", { d: path, transform: placed, class: `outline ${name}` }));
     const petal = element("g", { class: "petal" },
-      element("path", { d: path, fill: `url(#petal-${name})`, class: `edge ${name}` }),
-      element("path", { d: path, fill: `url(#pattern-${name})` }));
+      element("path", { d: path, fill: `url(#petal-${name})`, class: `edge ${name}` }));
+    if (named) petal.append(element("path", { d: path, fill: `url(#pattern-${name})` }));
     petal.style.setProperty("--size", Math.sqrt(probability)); // so the area is the probability
     petals.append(element("g", { transform: placed }, petal));
     const radians = (angle * Math.PI) / 180, distance = LENGTH + CORE + 28;
