@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from storyflower import __version__
 from storyflower.common.errors import InputError
-from storyflower.predict import MOSTLY, Classifier
+from storyflower.predict import MOSTLY, Answer, Classifier, Steps
 from storyflower.serve import messages
 from storyflower.serve.batching import Batches, where
 from storyflower.serve.messages import Refused
@@ -82,7 +82,7 @@ def make_app(classifier: Classifier, settings: Settings) -> ASGIApp:
         window=settings.window,
         max_requests=settings.queue,
         max_characters=10 * messages.MAX_CHARACTERS,
-        on_batch=metrics.batch,
+        metrics=metrics,
     )
 
     @asynccontextmanager
@@ -100,8 +100,9 @@ def make_app(classifier: Classifier, settings: Settings) -> ASGIApp:
         redirect_slashes=False,
         exception_handlers={HTTPException: no_such_path, Refused: refused},
     )
-    app.state.batches, app.state.service = batches, state
-    add_routes(app, classifier, batches, settings, metrics)
+    add_answers(app, classifier, batches, settings.deadline)
+    add_health(app, batches, state, metrics)
+    add_pages(app)
     guarded = Guard(app, settings, state, metrics)
     if not settings.origins:
         return guarded
@@ -113,9 +114,8 @@ def make_app(classifier: Classifier, settings: Settings) -> ASGIApp:
     )
 
 
-def add_routes(
-    app: FastAPI, classifier: Classifier, batches: Batches, settings: Settings, metrics: Metrics
-) -> None:
+def add_answers(app: FastAPI, classifier: Classifier, batches: Batches, seconds: float) -> None:
+    """The paths that the classifier answers; a body, and again an answer, may take `seconds`."""
     errors = {"4XX": {"model": messages.Error}, "5XX": {"model": messages.Error}}
 
     def post(path: str, asked: type[BaseModel], answer: type[BaseModel]) -> Callable:
@@ -127,22 +127,19 @@ def add_routes(
             openapi_extra={"requestBody": body},
         )
 
-    async def answer(steps: Any, size: int, field: str) -> Any:
+    async def answer(steps: Steps[Answer], size: int) -> Answer:
         try:
-            async with asyncio.timeout(settings.deadline):
+            async with asyncio.timeout(seconds):
                 return await batches.answer(steps, size)
         except TimeoutError:
-            message = f"the answer took more than {settings.deadline:g} s"
-            raise Refused("busy", message) from None
-        except InputError as error:  # of Classifier.explain
-            raise Refused("too_long", str(error), field) from None
+            raise Refused("busy", f"the answer took more than {seconds:g} s") from None
 
     @post("/v1/predict", messages.Texts, messages.Predictions)
     async def predict(request: Request) -> Response:
         """The label of each text. A text over max_len token ids is cut there, and `cut` says so."""
-        asked = await read(request, messages.Texts, settings.deadline)
+        asked = await read(request, messages.Texts, seconds)
         steps = classifier.predict_steps(asked.texts, asked.unsure_below)
-        predictions, scores = await answer(steps, sum(map(len, asked.texts)), "texts")
+        predictions, scores = await answer(steps, sum(map(len, asked.texts)))
         rows = zip(predictions, scores.cut.tolist(), scores.unknown.tolist(), strict=True)
         return answer_of(
             {
@@ -161,16 +158,19 @@ def add_routes(
     @post("/v1/diary", messages.Text, messages.ReadDiary)
     async def diary(request: Request) -> Response:
         """A diary of several sentences: the label of the whole and of each piece."""
-        asked = await read(request, messages.Text, settings.deadline)
+        asked = await read(request, messages.Text, seconds)
         steps = classifier.read_steps(asked.text, asked.unsure_below)
-        return answer_of(asdict(await answer(steps, len(asked.text), "text")))
+        return answer_of(asdict(await answer(steps, len(asked.text))))
 
     @post("/v1/explain", messages.Text, messages.ExplainedText)
     async def explain(request: Request) -> Response:
         """How much each word of a sentence moved the answer: it is read again without the word."""
-        asked = await read(request, messages.Text, settings.deadline)
+        asked = await read(request, messages.Text, seconds)
         steps = classifier.explain_steps(asked.text, asked.unsure_below)
-        return answer_of(asdict(await answer(steps, len(asked.text), "text")))
+        try:
+            return answer_of(asdict(await answer(steps, len(asked.text))))
+        except InputError as error:
+            raise Refused("too_long", str(error), "text") from None
 
     @app.get("/v1/model", responses={200: {"model": messages.ServedModel}, **errors})
     async def model() -> Response:
@@ -184,26 +184,31 @@ def add_routes(
             }
         )
 
-    @app.api_route("/healthz", methods=["GET", "HEAD"])
+
+def add_health(app: FastAPI, batches: Batches, state: State, metrics: Metrics) -> None:
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz")
     async def healthz() -> Response:
         """200 while the process can compute."""
         if not batches.alive:
             raise Refused("internal", "the scoring thread has ended")
         return answer_of({"status": "ok"})
 
-    @app.api_route("/readyz", methods=["GET", "HEAD"])
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz")
     async def readyz() -> Response:
         """200 while new requests are taken."""
-        if app.state.service.stopping:
+        if state.stopping:
             raise Refused("stopping", "the service is about to end")
         return answer_of({"status": "ready"})
 
     @app.get("/metrics")
     async def numbers() -> Response:
         """Numbers for Prometheus, summed over the workers."""
-        metrics.waiting(batches.requests)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+
+def add_pages(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(PAGE / "index.html")
@@ -282,7 +287,6 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path, started, status = known(scope["path"]), time.perf_counter(), 0
-        keep = path == "/static/" or path == "/"
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -290,14 +294,15 @@ class Guard:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
-                headers["Cache-Control"] = "no-cache" if keep else "no-store"
+                kept = path in ("/", "/docs", "/static/") and status < 400
+                headers["Cache-Control"] = "no-cache" if kept else "no-store"
             await send(message)
 
         try:
             self._check(scope, path)
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            pass
+            status = 499  # nobody is there to be answered
         except Exception as error:
             if not isinstance(error, Refused):
                 log.error("a request failed: %s", where(error))

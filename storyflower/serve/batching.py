@@ -21,6 +21,7 @@ import numpy as np
 from storyflower.common.errors import InputError
 from storyflower.predict import Scores, Steps
 from storyflower.serve.messages import Refused
+from storyflower.serve.metrics import Metrics
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -52,15 +53,15 @@ class Batches:
         window: float,
         max_requests: int,
         max_characters: int,
-        on_batch: Callable[[int, float], None] = lambda texts, seconds: None,
+        metrics: Metrics,
     ):
         """Start the thread.
 
         `limit`: texts in one call. `window`: seconds that the first request waits for others. Above
         `max_requests` waiting requests, or `max_characters` in them, new ones are refused. A
-        request always fits if none waits. `on_batch` is told each call's texts and seconds.
+        request always fits if none waits.
         """
-        self._score, self._on_batch = score, on_batch
+        self._score, self._metrics = score, metrics
         self._limit, self._window = limit, window
         self._max_requests, self._max_characters = max_requests, max_characters
         self._requests = self._characters = 0  # accepted and not answered; event loop only
@@ -74,11 +75,6 @@ class Batches:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    @property
-    def requests(self) -> int:
-        """Requests that wait or are being computed."""
-        return self._requests
-
     async def answer(self, steps: Steps[Answer], size: int) -> Answer:
         """What the steps return; `size` is the number of characters in the request.
 
@@ -91,6 +87,7 @@ class Batches:
         waiting = Waiting(steps, size, asyncio.get_running_loop().create_future())
         self._requests += 1
         self._characters += size
+        self._metrics.waiting(self._requests)
         try:
             with self._changed:
                 self._new.append(waiting)
@@ -99,6 +96,7 @@ class Batches:
         finally:  # also when the caller's time is up: then the thread drops it
             self._requests -= 1
             self._characters -= size
+            self._metrics.waiting(self._requests)
 
     def close(self) -> None:
         """End the thread once what waits is answered. Blocks."""
@@ -160,7 +158,7 @@ class Batches:
         except Exception as error:
             failure = public(error)
             return [(each, failure) for each, count in zip(waiting, taken, strict=True) if count]
-        self._on_batch(len(texts), time.perf_counter() - started)
+        self._metrics.batch(len(texts), time.perf_counter() - started)
         answered, start = [], 0
         for each, count in zip(waiting, taken, strict=True):
             if not count:

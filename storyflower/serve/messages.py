@@ -7,7 +7,7 @@ not known is not named.
 """
 
 import json
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -70,7 +70,7 @@ class Request(BaseModel):
 
 
 class Texts(Request):
-    texts: list[str] = Field(
+    texts: list[Annotated[str, Field(max_length=MAX_CHARACTERS)]] = Field(
         min_length=1,
         max_length=MAX_TEXTS,
         description=f"at most {MAX_CHARACTERS} characters together",

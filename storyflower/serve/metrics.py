@@ -7,7 +7,9 @@ are those of this process. No label has a value that came from a request.
 """
 
 import os
+from pathlib import Path
 
+import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -20,8 +22,8 @@ class Metrics:
     """The service's counters. One object a process, or, in tests, one an app."""
 
     def __init__(self) -> None:
-        own = {"registry": CollectorRegistry()}
-        self._registry = own["registry"]
+        self._registry = CollectorRegistry()
+        own = {"registry": self._registry}
         self._requests = Counter(
             "storyflower_requests", "Requests by path and HTTP status", ("path", "status"), **own
         )
@@ -58,14 +60,13 @@ class Metrics:
 
     def text(self) -> bytes:
         """All workers' numbers in Prometheus' text format."""
-        registry = self._registry
-        if os.environ.get(FOLDER):
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)
+        folder = os.environ.get(FOLDER)
+        if not folder:
+            return generate_latest(self._registry)
+        for file in Path(folder).glob("gauge_live*.db"):
+            # A worker that was killed waits for nothing any more; what it counted stays.
+            if not psutil.pid_exists(process := int(file.stem.rpartition("_")[2])):
+                mark_process_dead(process)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
         return generate_latest(registry)
-
-
-def forget(process: int) -> None:
-    """Leave a worker that has ended out of the gauges; what it counted stays."""
-    if os.environ.get(FOLDER):
-        mark_process_dead(process)

@@ -14,6 +14,8 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -58,7 +60,10 @@ def serve(model: Path, place: Place, settings: Settings) -> None:
             run_here(model, settings, listener, address)
             return
         (folder / "said").write_text(address, encoding="utf-8")
-        config = config_of(functools.partial(worker_app, model, place, settings, folder), settings)
+        worker = functools.partial(
+            worker_app, model, settings, workers=place.workers, folder=folder, parent=os.getpid()
+        )
+        config = config_of(worker, settings)
         config.workers = place.workers
         Multiprocess(config, [listener]).run()
         if (folder / REASON).exists():
@@ -75,8 +80,16 @@ def token_of(environment: dict[str, str] | os._Environ) -> str | None:
 
 
 def check(place: Place, settings: Settings) -> None:
-    if place.workers < 1:
-        raise InputError(f"--workers must be at least 1, got {place.workers}")
+    numbers = {
+        "--workers": (place.workers, 1),
+        "--batch-limit": (settings.batch_limit, 1),
+        "--queue": (settings.queue, 1),
+        "--window-ms": (settings.window * 1000, 0),
+        "--deadline": (settings.deadline, 0.01),
+    }
+    for name, (value, least) in numbers.items():
+        if not least <= value < float("inf"):
+            raise InputError(f"{name} must be at least {least}, got {value:g}")
     for origin in settings.origins:
         if not re.fullmatch(r"https?://[^/\s*?#]+", origin):
             raise InputError(f"--cors {origin}: write an origin such as https://example.com")
@@ -173,10 +186,13 @@ def run_here(model: Path, settings: Settings, listener: socket.socket, address: 
             signal.signal(number, handler)
 
 
-def worker_app(model: Path, place: Place, settings: Settings, folder: Path) -> ASGIApp:
+def worker_app(
+    model: Path, settings: Settings, *, workers: int, folder: Path, parent: int
+) -> ASGIApp:
     """The app of one of several workers, in its own process."""
+    threading.Thread(target=follow, args=[parent], daemon=True).start()
     try:
-        app = load_app(model, settings, place.workers)
+        app = load_app(model, settings, workers)
     except InputError as error:
         (folder / REASON).write_text(str(error), encoding="utf-8")
         sys.exit(STARTUP_FAILURE)  # uvicorn then stops the others
@@ -187,6 +203,13 @@ def worker_app(model: Path, place: Place, settings: Settings, folder: Path) -> A
     else:
         print((folder / "said").read_text(encoding="utf-8"), flush=True)
     return app
+
+
+def follow(parent: int) -> None:
+    """Stop this worker when the process that started it was killed; it would keep the port."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def load_app(model: Path, settings: Settings, workers: int) -> ASGIApp:

@@ -1,0 +1,182 @@
+"""The command: what it refuses, what it logs, how it stops, and several workers."""
+
+import http.client
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from storyflower.common.errors import InputError
+from storyflower.serve import run
+from storyflower.serve.settings import Settings
+from tests.serve.conftest import Command, Service
+
+SECRET = "심장이 뛰는 비밀"
+BODY = {"texts": [SECRET]}
+
+
+@pytest.mark.parametrize(
+    ("place", "settings", "complaint"),
+    [
+        ({"host": "0.0.0.0"}, {}, "--host 0.0.0.0 is open to other machines; add --listen-publ"),
+        ({"host": "::"}, {}, "--host :: is open to other machines"),
+        ({"host": "192.0.2.1"}, {}, "--host 192.0.2.1 is open to other machines"),
+        ({"host": "no such"}, {}, "--host no such is open to other machines"),
+        ({"port": 70_000}, {}, "port 70000 of 127.0.0.1 cannot be used"),
+        ({"port": -1}, {}, "port -1 of 127.0.0.1 cannot be used"),
+        ({"workers": 0}, {}, "--workers must be at least 1, got 0"),
+        ({}, {"batch_limit": 0}, "--batch-limit must be at least 1, got 0"),
+        ({}, {"queue": 0}, "--queue must be at least 1, got 0"),
+        ({}, {"window": float("nan")}, "--window-ms must be at least 0, got nan"),
+        ({}, {"window": -0.001}, "--window-ms must be at least 0, got -1"),
+        ({}, {"deadline": float("inf")}, "--deadline must be at least 0.01, got inf"),
+        ({}, {"origins": ("example.com",)}, "--cors example.com: write an origin such as"),
+        ({}, {"origins": ("*",)}, "--cors *: write an origin such as"),
+        ({}, {"origins": ("https://example.com/page",)}, "write an origin such as"),
+    ],
+)
+def test_what_it_refuses(
+    classifier: Path, place: dict[str, object], settings: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        run.serve(classifier, run.Place(**place), Settings(**settings))
+    assert str(refusal.value).startswith(complaint) or complaint in str(refusal.value)
+
+
+@pytest.mark.parametrize("token", ["", " ", "두 글자", "with blank", "line\n"])
+def test_a_token_that_no_header_can_hold(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("STORYFLOWER_TOKEN", token)
+    with pytest.raises(InputError, match="^STORYFLOWER_TOKEN must be visible ASCII"):
+        run.serve(classifier, run.Place(port=0), Settings())
+
+
+def test_a_port_that_is_taken(classifier: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=f"^port {port} of 127.0.0.1 cannot be used"):
+            run.serve(classifier, run.Place(port=port), Settings())
+
+
+def test_listening_publicly_without_a_token_warns(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = run.Place(host="0.0.0.0", port=0, listen_publicly=True)
+    for token, warned in ((None, True), ("s3cret-word", False)):
+        if token:
+            monkeypatch.setenv("STORYFLOWER_TOKEN", token)
+        with pytest.raises(InputError, match="not found"):
+            run.serve(tmp_path / "none", place, Settings())
+        err = capsys.readouterr().err
+        assert err.startswith("warning: anyone who reaches 0.0.0.0 may ask") == warned
+        assert "s3cret" not in err
+
+
+def test_a_stop_finishes_what_is_in_flight_and_logs_no_text(
+    command: Callable[..., Command],
+) -> None:
+    """The window is so long that the first request still waits when the signal comes."""
+    running = command("--window-ms", "1500")
+    service = running.started()
+    idle = http.client.HTTPConnection("127.0.0.1", service.port)  # kept open by its client
+    idle.request("GET", "/healthz")
+    idle.getresponse().read()
+    service.call(f"/{SECRET.encode().hex()}?q={SECRET.encode().hex()}")
+    service.call("/v1/diary", {"text": SECRET, SECRET: 1})
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(service.call, "/v1/predict", BODY)
+        time.sleep(0.3)
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+        # Taken nothing new: refused in words, or the socket is closed already
+        try:
+            answer = service.call("/v1/predict", BODY)
+            assert answer.error == (503, "stopping", None)
+        except ConnectionError:
+            pass
+        assert not first.done()
+        assert first.result().status == 200
+    code, written = running.end()
+    idle.close()
+    assert code == 0
+    assert SECRET not in written and SECRET.encode().hex() not in written
+    assert written == ""  # the address was read before
+    with pytest.raises(ConnectionError):
+        service.call("/healthz")
+
+
+def test_two_workers(command: Callable[..., Command]) -> None:
+    """Numbers are summed, whichever worker is asked; a killed one is replaced."""
+    running = command("--workers", "2", "--window-ms", "100", STORYFLOWER_TOKEN="s3cret-word")
+    service = running.started()
+    token = {"Authorization": "Bearer s3cret-word"}
+
+    def worker_pids() -> set[int]:
+        children = psutil.Process(running.process.pid).children()
+        return {each.pid for each in children if "spawn_main" in " ".join(each.cmdline())}
+
+    def ask(count: int) -> list[int]:
+        with ThreadPoolExecutor(8) as pool:
+            answers = pool.map(lambda _: service.call("/v1/predict", BODY, **token), range(count))
+            return [answer.status for answer in answers]
+
+    def counted() -> float:
+        lines = service.call("/metrics", **token).body.decode().splitlines()
+        name = 'storyflower_requests_total{path="/v1/predict",status="200"} '
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    workers = worker_pids()
+    assert len(workers) == 2
+    total = 0
+    for _ in range(20):  # until both have taken some; a new connection goes to either
+        assert ask(24) == [200] * 24
+        total += 24
+        assert counted() == total
+        if len(list(Path(folder_of(workers)).glob("counter_*.db"))) == 2:
+            break
+    else:
+        pytest.fail("one worker took every request")
+    assert service.call("/metrics").status == 401
+    os.kill(min(workers), signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while len(worker_pids() - {min(workers)}) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert counted() == total  # what the killed one has counted stays
+    code, written = running.end(signal.SIGTERM)
+    assert code == 0
+    assert SECRET not in written and "s3cret" not in written
+
+
+def folder_of(workers: set[int]) -> str:
+    return psutil.Process(min(workers)).environ()["PROMETHEUS_MULTIPROC_DIR"]
+
+
+def test_workers_that_cannot_start_say_so_once(
+    command: Callable[..., Command], tmp_path: Path
+) -> None:
+    running = command("--workers", "2", "--model", str(tmp_path / "none"))
+    code, written = running.end()
+    assert code == 1
+    (line,) = written.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'none'}") and "dvc repro" in line
+
+
+def test_a_killed_parent_takes_its_workers_along(command: Callable[..., Command]) -> None:
+    running = command("--workers", "2")
+    service = running.started()
+    workers = psutil.Process(running.process.pid).children(recursive=True)
+    running.process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    with pytest.raises(ConnectionError):
+        Service(service.port).call("/healthz")
