@@ -5,16 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from storyflower.serve import messages
+from tests.serve.conftest import Service
 from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
@@ -146,24 +143,6 @@ class Page:
         )
 
 
-@contextmanager
-def serving(classifier: Path, **environment: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """The service in a process of its own: its address, and the process."""
-    words = ["-m", "storyflower", "serve", "--model", str(classifier), "--port", "0"]
-    with subprocess.Popen(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    ) as process:
-        try:
-            yield process.stdout.readline().strip(), process
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Page]:
     lacking = missing()
@@ -186,27 +165,18 @@ def browser() -> Iterator[Page]:
     driver.quit()
 
 
-@pytest.fixture(scope="module")
-def service(browser: Page, classifier: Path) -> Iterator[str]:
-    with serving(classifier) as (address, _):
-        yield address
+@pytest.fixture
+def address(service: Service) -> str:
+    return f"http://127.0.0.1:{service.port}"
 
 
 @pytest.fixture
-def page(browser: Page, service: str) -> Page:
-    browser.open(service)
+def page(browser: Page, address: str) -> Page:
+    browser.open(address)
     return browser
 
 
-def ask(address: str, path: str, **body: object) -> dict:
-    request = urllib.request.Request(
-        f"{address}/v1/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        return json.load(answer)
-
-
-def test_typed_and_sent_by_keyboard_a_diary_blooms(page: Page, service: str) -> None:
+def test_typed_and_sent_by_keyboard_a_diary_blooms(page: Page, service: Service) -> None:
     from selenium.webdriver.common.keys import Keys
 
     box = page.one("#diary")
@@ -216,7 +186,7 @@ def test_typed_and_sent_by_keyboard_a_diary_blooms(page: Page, service: str) -> 
     box.send_keys(Keys.CONTROL, Keys.ENTER)
     page.wait(lambda: page.all(".piece"))
 
-    answer = ask(service, "diary", text=DIARY)
+    answer = service.call("/v1/diary", {"text": DIARY}).json
     assert page.pieces() == [piece["text"] for piece in answer["pieces"]]
     assert len(page.pieces()) > 1
     assert answer["label"] in page.text("#answer") and "짐작" in page.text("#answer")
@@ -233,7 +203,7 @@ def test_typed_and_sent_by_keyboard_a_diary_blooms(page: Page, service: str) -> 
     )
 
 
-def test_a_tap_shows_the_words_that_decided(page: Page, service: str) -> None:
+def test_a_tap_shows_the_words_that_decided(page: Page, service: Service) -> None:
     page.read(DIARY)
     sentence = page.all(".piece")[0]
     assert sentence.get_attribute("aria-expanded") == "false"
@@ -241,7 +211,7 @@ def test_a_tap_shows_the_words_that_decided(page: Page, service: str) -> None:
     assert sentence.get_attribute("aria-expanded") == "true"
     text = page.pieces()[0]
     assert page.text(".marked") == text
-    words = ask(service, "explain", text=text)["words"]
+    words = service.call("/v1/explain", {"text": text}).json["words"]
     moved = {word["text"]: word["change"] for word in words if abs(word["change"]) >= 0.01}
     assert moved, "the tiny classifier decides by words"
     for mark in page.all("mark"):
@@ -346,37 +316,36 @@ def test_an_unsure_answer_is_called_unsure(page: Page) -> None:
     assert page.text(".guess") == "모름"
 
 
-def test_a_server_that_is_down(browser: Page, classifier: Path) -> None:
-    with serving(classifier) as (address, process):
-        browser.open(address)
-        browser.read(DIARY)
-        process.terminate()
-        process.wait(PATIENCE)
-        browser.all(".piece")[0].click()
-        browser.wait(lambda: "닿지 않습니다" in browser.text(".why"))
-        browser.send()
-        browser.wait(lambda: "닿지 않습니다" in browser.text("#problem"))
-        assert browser.all(".piece") == []
-        assert browser.one("#diary").get_property("value") == DIARY
+def test_a_server_that_is_down(browser: Page, command: Callable) -> None:
+    started = command()
+    browser.open(f"http://127.0.0.1:{started.started().port}")
+    browser.read(DIARY)
+    started.end(signal.SIGKILL)
+    browser.all(".piece")[0].click()
+    browser.wait(lambda: "닿지 않습니다" in browser.text(".why"))
+    browser.send()
+    browser.wait(lambda: "닿지 않습니다" in browser.text("#problem"))
+    assert browser.all(".piece") == []
+    assert browser.one("#diary").get_property("value") == DIARY
 
 
-def test_a_token_is_asked_for_and_kept_in_memory_only(browser: Page, classifier: Path) -> None:
-    with serving(classifier, STORYFLOWER_TOKEN="open-sesame") as (address, _):
-        browser.open(address)
-        browser.wait(lambda: browser.all("#token"))
-        browser.write(DIARY)
-        for token, words in (("wrong", "토큰이 맞지 않습니다"), ("한글", "토큰이 맞지 않습니다")):
-            browser.one("#token").send_keys(token)
-            browser.one("#token-form button").click()
-            browser.wait(lambda words=words: words in browser.text("#problem"))
-        browser.one("#token").send_keys("open-sesame\n")
-        browser.wait(lambda: browser.all(".piece"))
-        assert (browser.all("#token"), browser.text("#problem")) == ([], "")
-        browser.tap(0)
-        assert stored(browser) == {}
-        assert "sesame" not in browser.run("return document.documentElement.outerHTML")
-        browser.open(address)
-        browser.wait(lambda: browser.all("#token"))
+def test_a_token_is_asked_for_and_kept_in_memory_only(browser: Page, start: Callable) -> None:
+    address = f"http://127.0.0.1:{start(token='open-sesame').port}"
+    browser.open(address)
+    browser.wait(lambda: browser.all("#token"))
+    browser.write(DIARY)
+    for token in ("wrong", "한글"):
+        browser.one("#token").send_keys(token)
+        browser.one("#token-form button").click()
+        browser.wait(lambda: "토큰이 맞지 않습니다" in browser.text("#problem"))
+    browser.one("#token").send_keys("open-sesame\n")
+    browser.wait(lambda: browser.all(".piece"))
+    assert (browser.all("#token"), browser.text("#problem")) == ([], "")
+    browser.tap(0)
+    assert stored(browser) == {}
+    assert "sesame" not in browser.run("return document.documentElement.outerHTML")
+    browser.open(address)
+    browser.wait(lambda: browser.all("#token"))
 
 
 def stored(page: Page) -> dict:
@@ -390,9 +359,9 @@ def stored(page: Page) -> dict:
     return page.driver.execute_async_script(script)
 
 
-def test_nothing_is_stored_and_no_request_leaves_the_origin(page: Page, service: str) -> None:
+def test_nothing_is_stored_and_no_request_leaves_the_origin(page: Page, address: str) -> None:
     page.driver.get_log("performance"), page.driver.get_log("browser")
-    page.open(service)
+    page.open(address)
     page.read(DIARY)
     page.tap(0)
     assert stored(page) == {}
@@ -402,8 +371,8 @@ def test_nothing_is_stored_and_no_request_leaves_the_origin(page: Page, service:
         if (entry := json.loads(line["message"])["message"])["method"]
         == "Network.requestWillBeSent"
     ]
-    assert f"{service}/v1/diary" in urls and f"{service}/v1/explain" in urls
-    assert [url for url in urls if not url.startswith(f"{service}/")] == []
+    assert f"{address}/v1/diary" in urls and f"{address}/v1/explain" in urls
+    assert [url for url in urls if not url.startswith(f"{address}/")] == []
     assert page.driver.get_log("browser") == []
     blocked = """
         const done = arguments[0];
@@ -417,8 +386,8 @@ def test_nothing_is_stored_and_no_request_leaves_the_origin(page: Page, service:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_axe_finds_nothing(browser: Page, service: str, width: int, scheme: str) -> None:
-    browser.open(service, width=width, scheme=scheme, motion="reduce")
+def test_axe_finds_nothing(browser: Page, address: str, width: int, scheme: str) -> None:
+    browser.open(address, width=width, scheme=scheme, motion="reduce")
     browser.run(AXE.read_text(encoding="utf-8"))
 
     def violations() -> list[str]:
@@ -443,8 +412,8 @@ def test_axe_finds_nothing(browser: Page, service: str, width: int, scheme: str)
     assert violations() == []
 
 
-def test_reduced_motion(browser: Page, service: str) -> None:
+def test_reduced_motion(browser: Page, address: str) -> None:
     moves = "return getComputedStyle(document.querySelector('.petal')).animationName"
     for motion, name in (("", "bloom"), ("reduce", "none")):
-        browser.open(service, motion=motion)
+        browser.open(address, motion=motion)
         assert browser.run(moves) == name
