@@ -42,7 +42,7 @@ PATIENCE = 60  # seconds
 DIARY = "오늘 드디어 합격했어! 그런데 내일이 무서워 잠이 안 와."
 
 
-def browsers() -> str | None:
+def browser_path() -> str | None:
     names = ("chromium", "chromium-browser", "google-chrome")
     return next(filter(None, map(shutil.which, names)), None)
 
@@ -51,7 +51,7 @@ def missing() -> list[str]:
     """What of NEEDED is not there."""
     fonts = ["fc-list", ":lang=ko"]
     there = {
-        "a Chromium browser": browsers(),
+        "a Chromium browser": browser_path(),
         "chromedriver": shutil.which("chromedriver"),
         "a Korean font": shutil.which("fc-list") is None
         or subprocess.run(fonts, capture_output=True, check=True).stdout,
@@ -71,15 +71,19 @@ class Page:
         self.driver = driver
 
     def open(self, address: str, *, width: int = 1280, scheme: str = "light", motion="") -> None:
+        """Load the page as a screen of this width shows it, with these wishes of its user."""
         features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
         self.devtools(
             "Emulation.setEmulatedMedia",
             features=[{"name": name, "value": value} for name, value in features.items()],
         )
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        self.devtools("Emulation.setDeviceMetricsOverride", **size)
+        self.resize(width, 900)
         self.driver.get(address)
         self.wait(lambda: self.driver.execute_script("return !!document.querySelector('.flower')"))
+
+    def resize(self, width: int, height: int) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.devtools("Emulation.setDeviceMetricsOverride", **size)
 
     def devtools(self, command: str, **arguments: Any) -> Any:
         return self.driver.execute_cdp_cmd(command, arguments)
@@ -143,6 +147,21 @@ class Page:
         )
 
 
+def start_browser() -> Page:
+    """Chromium without a window; whoever starts it ends it: .driver.quit()"""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser_path()
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.set_script_timeout(PATIENCE)
+    return Page(driver)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Page]:
     lacking = missing()
@@ -151,18 +170,9 @@ def browser() -> Iterator[Page]:
         if os.environ.get("STORYFLOWER_CONFORMANCE") == "1":
             pytest.fail(message)
         pytest.skip(message)
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = browsers()
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.set_script_timeout(PATIENCE)
-    yield Page(driver)
-    driver.quit()
+    page = start_browser()
+    yield page
+    page.driver.quit()
 
 
 @pytest.fixture
@@ -219,8 +229,8 @@ def test_a_tap_shows_the_words_that_decided(page: Page, service: Service) -> Non
         assert direction in mark.get_attribute("class").split()
     assert moved == {}
     strongest = max(words, key=lambda word: abs(word["change"]))
-    line = page.all(".words li")[0].text
-    assert strongest["text"] in line and f"{abs(strongest['change']) * 100:.0f}%p" in line
+    size = f"{abs(strongest['change']) * 100:.0f}%p"
+    assert f"{strongest['text']} {size}" in [line.text for line in page.all(".words dd")]
     sentence.click()
     assert page.all(".marked") == []
 
@@ -251,7 +261,7 @@ def test_markup_and_emoji_in_a_diary_are_text(page: Page) -> None:
     assert page.text(".marked") == page.pieces()[0]
     assert all(" " not in mark.text for mark in page.all("mark"))
     assert page.run("return window.ran") is None
-    assert page.all("main script, main img, main b:not(.words b)") == []
+    assert page.all("main script, main img, main b:not(dd b)") == []
 
 
 def test_ten_thousand_characters(page: Page) -> None:

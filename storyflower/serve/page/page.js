@@ -161,15 +161,21 @@ function explained(text, answer) {
   const moved = answer.words.filter((word) => Math.abs(word.change) >= LEAST_CHANGE)
     .sort((a, b) => Math.abs(b.change) - Math.abs(a.change)).slice(0, 5);
   const name = feeling(first, labels);
-  const list = make("ul", "words", ...moved.map((word) => make("li", "",
-    make("span", "sign", word.change > 0 ? "＋" : "－"), make("b", "", word.text),
-    ` ${first}${word.change > 0 ? " 쪽으로" : "에서 멀리"} ${Math.max(1, Math.round(Math.abs(word.change) * 100))}%p`)));
+  const list = make("dl", "words");
+  for (const [sign, where] of [[1, `＋ ${first} 쪽으로`], [-1, `－ ${first}에서 멀리`]]) {
+    const words = moved.filter((word) => word.change * sign > 0);
+    if (words.length) list.append(make("div", "", make("dt", "", where), ...words.map(movedWord)));
+  }
   const shares = Object.entries(answer.probabilities).slice(0, 3)
     .map(([label, p]) => `${label} ${percent(p)}`).join(" · ");
   const box = make("div", name, make("p", "shares", shares), sentence,
     moved.length ? list : make("p", "", "어느 한 낱말을 빼도 짐작이 거의 그대로입니다. 여러 낱말이 함께 움직였습니다."),
     make("p", "hint", `낱말 하나를 뺐을 때 ${first}의 확률이 달라진 만큼입니다. 모델이 기댄 곳이지, 마음의 까닭은 아닙니다.`));
   return [box];
+}
+
+function movedWord({ text, change }) {
+  return make("dd", "", make("b", "", text), ` ${Math.max(1, Math.round(Math.abs(change) * 100))}%p`);
 }
 
 function wording({ code, seconds }) {
