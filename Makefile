@@ -1,4 +1,4 @@
-# make repro | make test | make ui     (README.md gives the plain commands behind each)
+# make repro | make test | make ui | make serve     (README.md gives the plain commands behind each)
 # make bench-scale | make pins         (docs/scale.md, docs/requirements.md)
 PYTHON ?= python3
 BIN := .venv/bin

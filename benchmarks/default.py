@@ -35,7 +35,8 @@ from storyflower.evaluate.metrics import bootstrap_mean
 from storyflower.ingest.ingest import ingest
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
-from storyflower.model.device import choose
+from storyflower.model.classifier import EmotionClassifier
+from storyflower.model.device import Placement, choose
 from storyflower.model.folder import build_classifier, need
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train.fit import fit
@@ -117,8 +118,10 @@ def random_weights(encoder: Path, work: Path) -> Path:
     return folder
 
 
-def right(encoder: Path, train: Texts, test: Texts, params: Params) -> np.ndarray:
-    """bool (test,): what a classifier gets right that was trained on `train`."""
+def trained(
+    encoder: Path, train: Texts, test: Texts, params: Params
+) -> tuple[EmotionClassifier, TokenArrays, Placement]:
+    """A classifier trained on `train`, the token arrays of `test`, and where both are computed."""
     tokenizer = load_tokenizer(encoder)
     arrays = []
     for side in (train, test):
@@ -137,7 +140,13 @@ def right(encoder: Path, train: Texts, test: Texts, params: Params) -> np.ndarra
             on_epoch=lambda _: None,
             mask_id=tokenizer.mask_id,
         )
-    return scoring.probabilities(network, arrays[1], placement).argmax(axis=1) == test.labels
+    return network, arrays[1], placement
+
+
+def right(encoder: Path, train: Texts, test: Texts, params: Params) -> np.ndarray:
+    """bool (test,): what a classifier gets right that was trained on `train`."""
+    network, tokens, placement = trained(encoder, train, test, params)
+    return scoring.probabilities(network, tokens, placement).argmax(axis=1) == test.labels
 
 
 def compare(

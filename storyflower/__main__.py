@@ -16,10 +16,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from storyflower import __version__
 from storyflower.common.errors import InputError, can_hold, exit_with_line
+
+if TYPE_CHECKING:
+    from storyflower.predict import Explanation, Piece, Prediction, Reading
 
 ENCODERS = Path("encoders")
 # A sentence that ends in one of these is probably the name of a file to read
@@ -70,6 +73,17 @@ def text(word: str) -> str:
     return word.removeprefix(MARK)
 
 
+def share(word: str) -> float:
+    """A number from 0 to 1. Not left to argparse, whose message would not name the range."""
+    try:
+        value = float(text(word))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise InputError("--unsure-below must be a number from 0 to 1, such as 0.5")
+    return value
+
+
 def path(word: str) -> Path:
     return Path(text(word))
 
@@ -91,6 +105,19 @@ def make_parser() -> argparse.ArgumentParser:
         "sentence", nargs="*", type=text, help="none: one sentence a line from standard input"
     )
     command.add_argument("--model", type=path, default=Path("models/classifier"), metavar="FOLDER")
+    command.add_argument(
+        "--diary", action="store_true", help="all of it is one diary: the whole, then its pieces"
+    )
+    command.add_argument(
+        "--unsure-below",
+        type=share,
+        default=0.0,
+        metavar="P",
+        help="say 모름 below this probability",
+    )
+    command.add_argument(
+        "--explain", action="store_true", help="how much each word moved the answer, in points"
+    )
     command.add_argument("--json", action="store_true", help="one JSON object a line, for machines")
     command.add_argument("--show-text", action="store_true", help="print the sentences, too")
     command.add_argument(
@@ -151,16 +178,30 @@ def predict(options: argparse.Namespace) -> None:
     if options.input or options.output:
         if not (options.input and options.output) or options.sentence:
             raise InputError("--input and --output belong together, without sentences")
+        if options.diary or options.explain:
+            raise InputError("--diary and --explain are for sentences, not for --input")
         from storyflower.predict import predict_file
 
         count, unknown = predict_file(
-            folder=options.model, source=options.input, column=options.column, output=options.output
+            folder=options.model,
+            source=options.input,
+            column=options.column,
+            output=options.output,
+            unsure_below=options.unsure_below,
         )
         print(f"{options.output}: {count} rows")
         note_unknown(unknown)
         return
     if sys.stdout is None:
         raise InputError("standard output is closed; there is nowhere to write the answer to")
+    if options.diary:
+        read_diary(options)
+    else:
+        predict_sentences(options)
+
+
+def predict_sentences(options: argparse.Namespace) -> None:
+    """Print a line for each sentence; with --explain, a line for each of its words below it."""
     from storyflower.predict import MOSTLY, Classifier
     from storyflower.sheets.sheet import says_nothing
 
@@ -170,15 +211,93 @@ def predict(options: argparse.Namespace) -> None:
         raise InputError("no sentence given; put one in quotes or send lines to standard input")
     numbers, sentences = zip(*numbered, strict=True)
     classifier = Classifier.load(options.model)
-    predictions, shares = classifier.predict_with_unknown(sentences)
-    for number, sentence, prediction in zip(numbers, sentences, predictions, strict=True):
-        shown = {"text": sentence} if options.show_text else {}
+    if options.explain:
+        for number, is_cut in zip(numbers, classifier.is_cut(sentences), strict=True):
+            if is_cut:
+                raise InputError(
+                    f"row {number}: more than {classifier.max_len} token ids; add --diary, which "
+                    "explains it piece by piece"
+                )
+    answers, shares = classifier.predict_with_unknown(sentences, options.unsure_below)
+    for number, sentence, answer in zip(numbers, sentences, answers, strict=True):
+        if options.explain:
+            answer = classifier.explain(sentence, options.unsure_below)
         if options.json:
-            print(json_line({"row": number, **shown, **asdict(prediction)}))
+            row = {"row": number, **json_answer(answer, sentence, options)}
+            print(json_line({**row, "temperature": classifier.temperature}))
         else:
-            listed = "  ".join(f"{name} {p:.1%}" for name, p in prediction.probabilities.items())
-            print(number, prediction.label, listed, *shown.values(), sep="\t")
+            print_answer(number, answer, sentence, options)
     note_unknown([n for n, share in zip(numbers, shares, strict=True) if share >= MOSTLY])
+
+
+def read_diary(options: argparse.Namespace) -> None:
+    """Print a diary's whole and its numbered pieces; several sentences are its lines."""
+    from storyflower.predict import MOSTLY, Classifier
+    from storyflower.sheets.sheet import says_nothing
+
+    diary = "\n".join(options.sentence or lines_of_standard_input())
+    if says_nothing(diary):
+        raise InputError("no text given; put the diary in quotes or send it to standard input")
+    classifier = Classifier.load(options.model)
+    reading = classifier.read(diary, options.unsure_below)
+    numbered = list(enumerate(reading.pieces, start=1))
+
+    def explained(piece: Piece) -> Piece | Explanation:
+        if not options.explain or says_nothing(piece.text):
+            return piece
+        return classifier.explain(piece.text, options.unsure_below)
+
+    if options.json:
+        pieces = [
+            {
+                "piece": number,
+                "start": piece.start,
+                "end": piece.end,
+                **json_answer(explained(piece), piece.text, options),
+            }
+            for number, piece in numbered
+        ]
+        row = {"label": reading.label, "probabilities": reading.probabilities, "pieces": pieces}
+        print(json_line({**row, "temperature": classifier.temperature}))
+    else:
+        print("whole", reading.label, listed(reading), sep="\t")
+        for number, piece in numbered:
+            print_answer(number, explained(piece), piece.text, options)
+    shares = classifier.unknown_shares([piece.text for piece in reading.pieces])
+    unknown = [n for (n, _), share in zip(numbered, shares, strict=True) if share >= MOSTLY]
+    note_unknown(unknown, "piece")
+
+
+def listed(answer: Prediction | Reading | Piece | Explanation) -> str:
+    return "  ".join(f"{name} {p:.1%}" for name, p in answer.probabilities.items())
+
+
+def json_answer(
+    answer: Prediction | Piece | Explanation, sentence: str, options: argparse.Namespace
+) -> dict:
+    """What --json says of a text and, if they are explained, of its words."""
+    row = {"text": sentence} if options.show_text else {}
+    row |= {"label": answer.label, "probabilities": answer.probabilities}
+    if hasattr(answer, "words"):
+        words = [asdict(word) for word in answer.words]
+        if not options.show_text:
+            for word in words:
+                del word["text"]
+        row["words"] = words
+    return row
+
+
+def print_answer(
+    number: int,
+    answer: Prediction | Piece | Explanation,
+    sentence: str,
+    options: argparse.Namespace,
+) -> None:
+    shown = [sentence] if options.show_text else []
+    print(number, answer.label, listed(answer), *shown, sep="\t")
+    for place, word in enumerate(getattr(answer, "words", ()), start=1):
+        shown = [word.text] if options.show_text else []
+        print("", f"word {place}", f"{100 * word.change:+.1f}", *shown, sep="\t")
 
 
 def check_words(sentences: Sequence[str], column: str) -> None:
@@ -209,15 +328,15 @@ def json_line(row: dict) -> str:
     return line if can_hold(sys.stdout, line) else json.dumps(row)
 
 
-def note_unknown(rows: Sequence[int]) -> None:
-    """Print the numbers of the rows that are mostly [UNK], but not their text."""
+def note_unknown(rows: Sequence[int], what: str = "row") -> None:
+    """Print the numbers of the rows, or pieces, that are mostly [UNK], but not their text."""
     if rows:
         one = len(rows) == 1
         more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
         named = ", ".join(map(str, rows[:10]))
         print(
-            f"note: row{'' if one else 's'} {named}{more} {'is' if one else 'are'} mostly [UNK]: "
-            "the encoder's vocabulary lacks those words, so the label says little",
+            f"note: {what}{'' if one else 's'} {named}{more} {'is' if one else 'are'} mostly "
+            "[UNK]: the encoder's vocabulary lacks those words, so the label says little",
             file=sys.stderr,
         )
 

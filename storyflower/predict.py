@@ -120,7 +120,7 @@ class Classifier:
     ):
         """Use `Classifier.load` instead."""
         self.labels: tuple[str, ...] = tuple(document["labels"])
-        self.temperature: float | None = document.get("temperature")  # None: not calibrated
+        self.temperature: float | None = document["temperature"]  # None: not calibrated
         self.max_len: int = document["params"]["max_len"]  # token ids, [CLS] and [SEP] included
         self._network = network.to(placement.device)
         self._placement = placement
@@ -321,7 +321,9 @@ def one_thread_after_fork() -> None:
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
-def predict_file(*, folder: Path, source: Path, column: str, output: Path) -> tuple[int, list[int]]:
+def predict_file(
+    *, folder: Path, source: Path, column: str, output: Path, unsure_below: float = 0.0
+) -> tuple[int, list[int]]:
     """Predict one column of an .xlsx or .csv file; write row, text, label and p(class) of each row.
 
     Rows keep their order and their numbers from `source`. Blank rows are left out, and a row whose
@@ -350,7 +352,7 @@ def predict_file(*, folder: Path, source: Path, column: str, output: Path) -> tu
         )
         for batch in batches(texts):
             readable = [text for _, text in batch if not sheet.says_nothing(text)]
-            answers = zip(*classifier.predict_with_unknown(readable), strict=True)
+            answers = zip(*classifier.predict_with_unknown(readable, unsure_below), strict=True)
             for number, text in batch:
                 label, shares = "", [""] * len(classifier.labels)
                 if not sheet.says_nothing(text):

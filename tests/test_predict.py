@@ -206,7 +206,7 @@ def test_json_lines(call, loaded: Classifier) -> None:
     found = loaded.predict(list(SENTENCES))
     for number, (row, text, each) in enumerate(zip(rows, SENTENCES, found, strict=True), start=1):
         expected = {"row": number, "label": each.label, "probabilities": each.probabilities}
-        assert row == expected | {"text": text}
+        assert row == expected | {"text": text, "temperature": None}
     assert "심장이 뛰어" in done.out  # readable, not \\uc2ec
     without = call("--json", *SENTENCES)
     assert [json.loads(line) | {"text": ""} for line in without.out.splitlines()] == [
@@ -362,6 +362,113 @@ def test_unknown_words_of_sentencepiece(loaded: Classifier) -> None:
     """It knows the blank before each of them."""
     shares = loaded.unknown_shares(["뷁 뒓 쀍", "합격했어 웃음이 나"])
     assert shares[0] >= predict.MOSTLY > shares[1]
+
+
+# Diaries, unsure answers and words
+
+DIARY = "심장이 뛰어. 따지고 싶어!\n합격했어 웃음이 나"
+
+
+def test_a_diary(call, loaded: Classifier) -> None:
+    reading = loaded.read(DIARY)
+    expected = [("whole", reading.label, listed(reading.probabilities))]
+    expected += [
+        (str(number), piece.label, listed(piece.probabilities))
+        for number, piece in enumerate(reading.pieces, start=1)
+    ]
+    assert len(expected) == 4
+    for done in (call("--diary", *DIARY.split("\n")), call("--diary", stdin=DIARY.encode())):
+        assert (done.code, done.err) == (0, "")
+        assert [tuple(line.split("\t")) for line in done.out.splitlines()] == expected
+    shown = call("--diary", "--show-text", stdin=DIARY.encode())
+    assert [line.split("\t")[3:] for line in shown.out.splitlines()] == [
+        [],
+        *([piece.text] for piece in reading.pieces),
+    ]
+
+
+def listed(probabilities: dict[str, float]) -> str:
+    return "  ".join(f"{name} {p:.1%}" for name, p in probabilities.items())
+
+
+@pytest.mark.parametrize("words", [[], ["--show-text"]])
+def test_a_diary_as_json(call, loaded: Classifier, words: list[str]) -> None:
+    done = call("--diary", "--json", "--explain", *words, stdin=DIARY.encode())
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    reading = loaded.read(DIARY)
+    pieces = []
+    for number, piece in enumerate(reading.pieces, start=1):
+        explained = [vars(word).copy() for word in loaded.explain(piece.text).words]
+        row = {"piece": number, **vars(piece), "words": explained}
+        for part in [row, *explained] if not words else []:
+            del part["text"]
+        pieces.append(row)
+    assert json.loads(done.out) == {
+        "label": reading.label,
+        "probabilities": reading.probabilities,
+        "pieces": pieces,
+        "temperature": None,
+    }
+
+
+@pytest.mark.parametrize("words", [[], ["--diary"]])
+def test_unsure_answers(call, words: list[str]) -> None:
+    done = call("--unsure-below", "1", *words, *SENTENCES)
+    assert done.code == 0
+    rows = [line.split("\t")[1] for line in done.out.splitlines()]
+    assert rows == [predict.UNSURE] * (3 + bool(words))
+    assert predict.UNSURE not in call("--unsure-below", "0", *words, *SENTENCES).out
+
+
+@pytest.mark.parametrize("value", ["-1", "1.1", "nan", "half", "합격했어"])
+def test_a_share_that_is_none(call, value: str) -> None:
+    done = call("--unsure-below", value, "합격했어")
+    line = "error: --unsure-below must be a number from 0 to 1, such as 0.5\n"
+    assert done == (1, "", line)
+
+
+def test_words(call, loaded: Classifier) -> None:
+    done = call("--explain", "--show-text", *SENTENCES)
+    lines = [line.split("\t") for line in done.out.splitlines()]
+    plain = call("--show-text", *SENTENCES).out.splitlines()
+    assert ["\t".join(line) for line in lines if line[0]] == plain
+    assert [line for line in lines if not line[0]] == [
+        ["", f"word {place}", f"{100 * word.change:+.1f}", word.text]
+        for text in SENTENCES
+        for place, word in enumerate(loaded.explain(text).words, start=1)
+    ]
+    hidden = call("--explain", *SENTENCES).out
+    assert not any(word in hidden for text in SENTENCES for word in text.split())
+
+
+def test_a_text_too_long_to_explain(call) -> None:
+    long = "합격했어 " * 50
+    done = call("--explain", "심장이 뛰어", long)
+    assert done == (
+        1,
+        "",
+        "error: row 2: more than 16 token ids; add --diary, which explains it piece by piece\n",
+    )
+    assert call("--explain", "--diary", long).code == 0
+
+
+@pytest.mark.parametrize("words", [["--diary"], ["--diary", "--json"]])
+@pytest.mark.parametrize("stdin", [b"", b" \n\t\n", "\u3164".encode()])
+def test_no_diary(call, words: list[str], stdin: bytes) -> None:
+    line = "error: no text given; put the diary in quotes or send it to standard input\n"
+    assert call(*words, stdin=stdin) == (1, "", line)
+
+
+@pytest.mark.parametrize("option", ["--diary", "--explain"])
+def test_a_spreadsheet_is_no_diary(call, option: str) -> None:
+    done = call(option, "--input", "a.csv", "--output", "b.csv")
+    line = "error: --diary and --explain are for sentences, not for --input\n"
+    assert done == (1, "", line)
+
+
+def test_pieces_of_unknown_words_are_named_by_their_numbers(call, wordpiece: Path) -> None:
+    done = call("--diary", "심장이 뛰어. 뷁뷁 뒓", model=wordpiece)
+    assert done.err.startswith("note: piece 2 is mostly [UNK]: ")
 
 
 # Where the output goes

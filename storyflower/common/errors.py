@@ -30,6 +30,8 @@ REMEDIES = {
     errno.ENOTCONN: "connect the disk again",  # Colab's Drive, when it is disconnected
 }
 
+SERVING = ("fastapi", "prometheus_client", "starlette", "uvicorn")  # what storyflower serve needs
+
 
 class InputError(Exception):
     """Bad input. One line: where (file, sheet, row, key), what was found, what to do."""
@@ -127,7 +129,8 @@ def wrong_python(error: BaseException) -> str | None:
     if package in ("", "storyflower", "stages") or package in sys.stdlib_module_names:
         return None
     if not os.path.exists("dvc.yaml"):  # an installed package, run outside the repository
-        remedy = "type: pip install 'storyflower[pipeline]'"
+        extra = "serve" if package in SERVING else "pipeline"
+        remedy = f"type: pip install 'storyflower[{extra}]'"
     return f"{sys.executable} has no package {package}; {remedy}"
 
 

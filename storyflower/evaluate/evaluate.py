@@ -1,8 +1,9 @@
 """Score the classifier and its baselines on Validation.
 
 In: the classifier's folder, the token cache, the table of dialogues, the history.
-Out: metrics.json, the confusion matrix (csv for DVC, png), learning curves (png) and a table of
-predictions. Only the predictions hold text; they are in DVC's cache, never in git.
+Out: metrics.json, the confusion matrix and the coverage curve (csv for DVC, png), the reliability
+diagram and the learning curves (png), and a table of predictions. Only the predictions hold text;
+they are in DVC's cache, never in git.
 """
 
 import csv
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from sklearn.metrics import confusion_matrix
 
 from storyflower.common import repository
@@ -80,9 +82,22 @@ def evaluate(
             "tfidf_logistic_regression": baseline.tfidf_logistic_regression(
                 train, train_labels[::every], texts(dialogues, "Validation"), len(names)
             ),
-            "classifier": scoring.probabilities(network, table, placement),
         }
+        temperature = document["temperature"]
+        if temperature is None:
+            probability["classifier"] = scoring.probabilities(network, table, placement)
+            by_stage = {"as trained": probability["classifier"]}
+        else:
+            logits = torch.from_numpy(scoring.logits(network, table, placement))
+            probability["classifier"] = scoring.softmax(logits, temperature).numpy()
+            by_stage = {
+                "as trained": scoring.softmax(logits).numpy(),
+                f"temperature {temperature:g}": probability["classifier"],
+            }
         ours = metrics.summary(probability["classifier"], actual, names, seed)
+        if temperature is not None:
+            before = metrics.calibration_error(by_stage["as trained"], actual)
+            ours |= {"temperature": temperature, "calibration_error_as_trained": before}
         baselines = [
             compare(
                 name,
@@ -104,21 +119,29 @@ def evaluate(
         }
         predicted = probability["classifier"].argmax(axis=1)
         counts = confusion_matrix(actual, predicted, labels=range(len(names)))
-        numbers, pairs, matrix, curves = (
+        numbers, pairs, matrix, curves, diagram, answered, choices = (
             reports / name
-            for name in ("metrics.json", "confusion.csv", "confusion.png", "learning_curves.png")
+            for name in (
+                *("metrics.json", "confusion.csv", "confusion.png", "learning_curves.png"),
+                *("reliability.png", "coverage.csv", "coverage.png"),
+            )
         )
+        shares = metrics.coverage(probability["classifier"], actual)
         with replacing() as beside:
             beside(numbers).write_text(json_text(result), encoding="utf-8")
             write_pairs(names, actual, predicted, beside(pairs))
             plots.confusion_matrix(counts, names, beside(matrix))
             plots.learning_curves(read_history(history), beside(curves))
+            bins = {name: metrics.reliability(rows, actual) for name, rows in by_stage.items()}
+            plots.reliability_diagram(bins, beside(diagram))
+            write_shares(shares, len(actual), beside(answered))
+            plots.coverage_curve(shares, len(actual), beside(choices))
             rows = beside(predictions)
             write_predictions(dialogues, actual, probability["classifier"], names, rows)
 
         scalars = {key: value for key, value in result.items() if not isinstance(value, list)}
         run.log_results({f"final_{key}": value for key, value in scalars.items()})
-        run.attach(numbers, matrix, curves, history)
+        run.attach(numbers, matrix, curves, diagram, choices, history)
     root = checkpoint_folders.root_of(checkpoint_dir, repository.main_root())
     checkpoint_folders.discard(root, run.record.tags.get("fingerprint", ""))
     return result
@@ -204,6 +227,14 @@ def write_pairs(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["actual", "predicted"])
         writer.writerows((names[a], names[p]) for a, p in zip(actual, predicted, strict=True))
+
+
+def write_shares(shares: list[tuple[float, int, int]], rows: int, path: Path) -> None:
+    """Write coverage.csv from metrics.coverage: threshold, share answered, accuracy of those."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["threshold", "coverage", "accuracy"])
+        writer.writerows([at, answered / rows, right / answered] for at, answered, right in shares)
 
 
 def write_predictions(

@@ -5,6 +5,7 @@ rows (Efron, 1979): they show how much the score would vary with other rows of t
 with another training run.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,17 +30,42 @@ def bootstrap_mean(values: np.ndarray, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@dataclass(frozen=True)
+class Reliability:
+    """Rows in CALIBRATION_BINS bins of equal width by confidence, the highest probability."""
+
+    rows: np.ndarray  # (bins,): how many
+    sure: np.ndarray  # (bins,): sum of their confidences
+    right: np.ndarray  # (bins,): how many were right
+
+
+def reliability(probabilities: np.ndarray, actual: np.ndarray) -> Reliability:
+    """How often (rows, classes) probabilities were right, bin by bin."""
+    confidence = probabilities.max(axis=1)
+    hit = probabilities.argmax(axis=1) == actual
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    sums = (np.bincount(bins, values, CALIBRATION_BINS) for values in (None, confidence, hit))
+    return Reliability(*sums)
+
+
 def calibration_error(probabilities: np.ndarray, actual: np.ndarray) -> float:
     """Expected calibration error of (rows, classes) probabilities (Guo et al., 2017), 15 bins.
 
     The mean gap between the model's confidence and how often it was right.
     """
+    bins = reliability(probabilities, actual)
+    return float(np.abs(bins.sure - bins.right).sum() / len(actual))
+
+
+def coverage(probabilities: np.ndarray, actual: np.ndarray) -> list[tuple[float, int, int]]:
+    """(threshold, answered, right) for 0, 0.01, … 0.99, as far as a row is answered.
+
+    A row is answered if its highest probability is at least the threshold, as in predict.
+    """
     confidence = probabilities.max(axis=1)
     hit = probabilities.argmax(axis=1) == actual
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    sure = np.bincount(bins, weights=confidence, minlength=CALIBRATION_BINS)
-    right = np.bincount(bins, weights=hit, minlength=CALIBRATION_BINS)
-    return float(np.abs(sure - right).sum() / len(actual))
+    kept = ((step / 100, confidence >= step / 100) for step in range(100))
+    return [(at, int(rows.sum()), int(hit[rows].sum())) for at, rows in kept if rows.any()]
 
 
 def summary(

@@ -1,4 +1,4 @@
-"""Confusion matrix and learning curves as PNG, with Korean labels in a Korean font.
+"""The reports' pictures as PNG, with Korean labels in a Korean font.
 
 In: counts and history.
 Out: PNG files, the same bytes for the same input. The font is NanumGothic (SIL OFL). Its file comes
@@ -13,7 +13,9 @@ import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from storyflower.evaluate.metrics import Reliability
 
 STYLE = {
     "font.family": "NanumGothic",
@@ -24,6 +26,7 @@ STYLE = {
     "savefig.bbox": "tight",  # constrained layout alone cuts off rotated labels
     "savefig.pad_inches": 0.1,
 }
+MARKED = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)  # thresholds named on the coverage curve
 NUMBERS_UP_TO = 20  # classes; a larger matrix has no room for numbers in its cells
 
 
@@ -79,4 +82,57 @@ def learning_curves(history: list[dict[str, float]], path: Path) -> None:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend(frameon=False)
+        figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def reliability_diagram(bins: dict[str, Reliability], path: Path) -> None:
+    """Draw how often answers of each confidence are right, and below how many rows they are.
+
+    `bins` has one curve or several, by their names; a bin without rows is not drawn.
+    """
+    with matplotlib.rc_context(use_korean_font()):
+        figure = Figure(figsize=(5.2, 6.2), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        above.plot([0, 1], [0, 1], color="gray", linewidth=1, label="완전한 보정 (ideal)")
+        for (name, curve), style in zip(bins.items(), ("o--", "s-"), strict=False):
+            there = curve.rows > 0
+            sure, right = (part[there] / curve.rows[there] for part in (curve.sure, curve.right))
+            error = np.abs(curve.sure - curve.right).sum() / curve.rows.sum()
+            above.plot(sure, right, style, label=f"{name}: ECE {error:.3f}")
+            edges = np.linspace(0, 1, len(curve.rows) + 1)
+            below.stairs(curve.rows / curve.rows.sum(), edges, label=name)
+        above.set_ylabel("정확도 (accuracy)")
+        above.set_xlim(0, 1)
+        above.set_ylim(0, 1)
+        above.legend(frameon=False, loc="upper left")
+        above.grid(alpha=0.3)
+        below.set_xlabel("확신: 가장 높은 확률 (confidence)")
+        below.set_ylabel("행의 비율 (rows)")
+        below.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def coverage_curve(shares: list[tuple[float, int, int]], rows: int, path: Path) -> None:
+    """Draw metrics.coverage of so many rows: what share is answered, and how much of it is right.
+
+    Some thresholds are named on the curve.
+    """
+    with matplotlib.rc_context(use_korean_font()):
+        figure = Figure(figsize=(5.6, 4), layout="constrained")
+        axes = figure.subplots()
+        points = {at: (answered / rows, right / answered) for at, answered, right in shares}
+        axes.plot(*zip(*points.values(), strict=True))
+        for at in MARKED:
+            if at in points:
+                axes.plot(*points[at], "o", color="C0")
+                axes.annotate(
+                    f"{at:g}", points[at], xytext=(4, 5), textcoords="offset points", fontsize=9
+                )
+        axes.set_xlabel("답한 비율 (share answered)")
+        axes.set_ylabel("답한 것의 정확도 (accuracy of the answered)")
+        axes.set_title("점의 수: --unsure-below (thresholds)", fontsize=11)
+        axes.set_xlim(0, 1.04)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.grid(alpha=0.3)
         figure.savefig(path, format="png", metadata={"Software": None})

@@ -3,11 +3,12 @@
 In: a verified encoder folder.
 Out: the classifier, and its folder on disk: the encoder in the from_pretrained format (so that
 `transformers` alone can load it), the linear layer as safetensors, the tokenizer's files, and
-classifier.json with labels and params.
+classifier.json with labels, params and temperature.
 """
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -143,6 +144,9 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
         classes, files = len(document["labels"]), document["tokenizer"]
         # max_len is only checked here; the tokenizer's caller needs it.
         dr_rate, _ = (float(document["params"][key]) for key in ("dr_rate", "max_len"))
+        temperature = document.setdefault("temperature", None)  # folders from before there was one
+        if temperature is not None and not 0 < float(temperature) < math.inf:
+            raise ValueError(f"temperature is {temperature}")
         changed = files != digests(folder, files)
     except KeyError as error:
         raise damaged(folder / "classifier.json", f"{error} is missing") from None

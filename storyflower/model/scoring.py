@@ -1,9 +1,11 @@
-"""Token arrays → the probability of every class, for every dialogue.
+"""Token arrays → the logits or the probability of every class, for every dialogue.
 
 In: a classifier and ragged ids.
-Out: probabilities (dialogues, classes) in the arrays' order. Dialogues of similar length share a
+Out: arrays (dialogues, classes) in the arrays' order. Dialogues of similar length share a
 batch, so that matrix products are few and large.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -30,6 +32,27 @@ def probabilities(
     Without a temperature, the logits stay as they are. With several `ranks`, each process computes
     its share of the batches, and all return the full result. Leaves the model in evaluation mode.
     """
+    return scored(model, table, placement, ranks, lambda batch: softmax(batch, temperature))
+
+
+def logits(model: EmotionClassifier, table: TokenArrays, placement: Placement) -> np.ndarray:
+    """What the linear layer says, float32 (dialogues, classes); no dropout or gradients."""
+    return scored(model, table, placement, ALONE, lambda batch: batch)
+
+
+def softmax(logits: torch.Tensor, temperature: float | None = None) -> torch.Tensor:
+    """Probabilities (rows, classes) of float32 logits, divided by the temperature, if any."""
+    return torch.softmax(logits if temperature is None else logits / temperature, dim=-1)
+
+
+def scored(
+    model: EmotionClassifier,
+    table: TokenArrays,
+    placement: Placement,
+    ranks: Ranks,
+    finish: Callable[[torch.Tensor], torch.Tensor],
+) -> np.ndarray:
+    """`finish` of the logits of each batch, float32 (dialogues, classes), in the table's order."""
     model.eval()
     order = np.argsort(table.lengths, kind="stable")
     total = np.cumsum(table.lengths[order])  # running total of tokens, including each dialogue
@@ -42,10 +65,8 @@ def probabilities(
             rows = order[start:stop]
             batch = make_batch(table, rows, placement.device)
             with torch.inference_mode(), placement.autocast():
-                logits = model(batch).float()
-            if temperature is not None:
-                logits = logits / temperature
-            result[batch.rows] = torch.softmax(logits, dim=-1).cpu().numpy()
+                logits = model(batch)
+            result[batch.rows] = finish(logits.float()).cpu().numpy()
         start, turn = stop, turn + 1
     if ranks.count > 1:  # each row is 0 in all processes but one, so the sum is that row
         result = ranks.sum(torch.from_numpy(result).to(placement.device)).cpu().numpy()

@@ -279,7 +279,7 @@ class Guard:
     """What holds for every path: the token, the headers, the numbers, the faults."""
 
     def __init__(self, app: ASGIApp, settings: Settings, state: State, metrics: Metrics):
-        self._app, self._state, self._metrics = app, state, metrics
+        self._app, self.state, self._metrics = app, state, metrics
         self._token = settings.token and f"Bearer {settings.token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -321,7 +321,7 @@ class Guard:
             if not hmac.compare_digest(sent, self._token):
                 challenge = {"WWW-Authenticate": "Bearer"}
                 raise Refused("unauthorized", "send Authorization: Bearer …", headers=challenge)
-        if self._state.stopping:
+        if self.state.stopping:
             raise Refused(
                 "stopping", "the service is about to end", headers={"Connection": "close"}
             )

@@ -25,6 +25,7 @@ from storyflower.serve.metrics import Metrics
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+GATHERED = 5  # windows, at most, from the first request to the computation
 
 
 @dataclass(eq=False)
@@ -57,7 +58,7 @@ class Batches:
     ):
         """Start the thread.
 
-        `limit`: texts in one call. `window`: seconds that the first request waits for others. Above
+        `limit`: texts in one call. `window`: seconds that a request waits for another. Above
         `max_requests` waiting requests, or `max_characters` in them, new ones are refused. A
         request always fits if none waits.
         """
@@ -124,14 +125,21 @@ class Batches:
             deliver(answered)
 
     def _take_new(self, wait: bool) -> list[Waiting]:
-        """What has come in since; with `wait`, at least one unless closed, and the window."""
+        """What has come in since; with `wait`, at least one, unless closed, and what follows it.
+
+        Clients that have just been answered ask again one after the other, so the window begins
+        anew with each request, GATHERED times at most.
+        """
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._new or self._closed)
-                until = time.monotonic() + self._window
+                until = time.monotonic() + GATHERED * self._window
                 while len(self._new) < self._limit and not self._closed:
-                    left = until - time.monotonic()
-                    if left <= 0 or not self._changed.wait(left):
+                    seen, left = len(self._new), min(self._window, until - time.monotonic())
+                    if left <= 0:
+                        break
+                    self._changed.wait(left)
+                    if len(self._new) == seen:
                         break
             new, self._new = self._new, []
             return new

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from logging import getLogger
 from pathlib import Path
 
 import uvicorn
@@ -59,15 +60,19 @@ def serve(model: Path, place: Place, settings: Settings) -> None:
         if place.workers == 1:
             run_here(model, settings, listener, address)
             return
+        listener.listen()  # who connects before a worker is there waits for one
         (folder / "said").write_text(address, encoding="utf-8")
         worker = functools.partial(
             worker_app, model, settings, workers=place.workers, folder=folder, parent=os.getpid()
         )
         config = config_of(worker, settings)
         config.workers = place.workers
+        reason = folder / REASON
+        # uvicorn says that a worker did not start; ours is the line that says why
+        getLogger("uvicorn.error").addFilter(lambda _: not reason.exists())
         Multiprocess(config, [listener]).run()
-        if (folder / REASON).exists():
-            raise InputError((folder / REASON).read_text(encoding="utf-8"))
+        if reason.exists():
+            raise InputError(reason.read_text(encoding="utf-8"))
 
 
 def token_of(environment: dict[str, str] | os._Environ) -> str | None:
@@ -81,6 +86,7 @@ def token_of(environment: dict[str, str] | os._Environ) -> str | None:
 
 def check(place: Place, settings: Settings) -> None:
     numbers = {
+        "--port": (place.port, 0),
         "--workers": (place.workers, 1),
         "--batch-limit": (settings.batch_limit, 1),
         "--queue": (settings.queue, 1),
@@ -90,6 +96,8 @@ def check(place: Place, settings: Settings) -> None:
     for name, (value, least) in numbers.items():
         if not least <= value < float("inf"):
             raise InputError(f"{name} must be at least {least}, got {value:g}")
+    if place.port > 65535:  # getaddrinfo would take the rest of a division
+        raise InputError(f"--port must be at most 65535, got {place.port}")
     for origin in settings.origins:
         if not re.fullmatch(r"https?://[^/\s*?#]+", origin):
             raise InputError(f"--cors {origin}: write an origin such as https://example.com")
@@ -162,6 +170,8 @@ def config_of(app: object, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
+        # uvicorn kills a worker that does not answer its ping; on a busy machine imports take long
+        timeout_worker_healthcheck=20,
         # A request may take the deadline twice: for its body and for its answer
         timeout_graceful_shutdown=int(2 * settings.deadline) + 5,
     )
@@ -179,6 +189,7 @@ def run_here(model: Path, settings: Settings, listener: socket.socket, address: 
             signal.signal(number, signal.SIG_IGN)
         if handlers[hangup] is not signal.SIG_IGN:  # nohup
             signal.signal(hangup, server.handle_exit)
+        listener.listen()  # who reads the address may connect at once
         print(address, flush=True)
         server.run([listener])
     finally:

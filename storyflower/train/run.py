@@ -25,13 +25,15 @@ from storyflower.interim import checkpoint_folders
 from storyflower.interim.history import Epoch, best_epoch, write_history
 from storyflower.interim.labels import LabelIndex
 from storyflower.interim.tokens import TokenArrays
+from storyflower.model import scoring
 from storyflower.model.device import Placement, choose
 from storyflower.model.folder import build_classifier, save_classifier
 from storyflower.model.processes import joined
+from storyflower.model.temperature import fit_temperature
 from storyflower.tracking.record import continued, new_record
 from storyflower.tracking.run import Run
 from storyflower.train import checkpoint
-from storyflower.train.dev import held_back
+from storyflower.train.dev import held_back, take
 from storyflower.train.fit import fit
 
 
@@ -123,8 +125,15 @@ def train(
                 if params.keep == "best":
                     print(f"kept: epoch {best_epoch(rows)}, the best on the dev part", flush=True)
                     run.log_results({"kept_epoch": best_epoch(rows)})
+                temperature = None
+                if held is not None:
+                    dev = take(table, held)
+                    logits = scoring.logits(network, dev, placement)
+                    temperature = fit_temperature(logits, dev.labels)
+                    print(f"temperature {temperature:g}, from {len(dev)} rows of the dev part")
+                    run.log_results({"temperature": temperature})
                 # The params that made the model, but nothing that differs between two equal runs.
-                facts = {"params": used}
+                facts = {"params": used, "temperature": temperature}
                 save_classifier(network, classifier, encoder=encoder, labels=index, facts=facts)
             run.record.save(record)
 

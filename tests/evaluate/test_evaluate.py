@@ -16,14 +16,17 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from storyflower.common.errors import InputError
-from storyflower.evaluate import baseline, plots
+from storyflower.evaluate import baseline, metrics, plots
 from storyflower.evaluate import evaluate as evaluate_module
 from storyflower.interim.labels import LabelIndex
 from storyflower.tracking import record
 from tests.support import WORDS
 
 SEED = 42
-REPORTS = {"metrics.json", "confusion.csv", "confusion.png", "learning_curves.png"}
+REPORTS = {
+    *("metrics.json", "confusion.csv", "confusion.png", "learning_curves.png"),
+    *("reliability.png", "coverage.csv", "coverage.png"),
+}
 
 
 def evaluate(root: Path, interim: Path, classifier: Path, reports: str) -> dict:
@@ -207,6 +210,47 @@ def test_confusion_csv_and_predictions_tell_the_same(scored: tuple[Path, dict]) 
     }
 
 
+def test_coverage_csv(scored: tuple[Path, dict]) -> None:
+    """Against the table of predictions, a threshold at a time."""
+    root, result = scored
+    rows = pq.read_table(root / "predictions.parquet").to_pylist()
+    sure = [max(row[f"p({name})"] for name in WORDS) for row in rows]
+    with (root / "reports/coverage.csv").open(encoding="utf-8", newline="") as file:
+        found = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert found[0] == {"threshold": 0, "coverage": 1, "accuracy": result["accuracy"]}
+    assert [row["threshold"] for row in found] == [step / 100 for step in range(len(found))]
+    assert len(found) == min(100, int(max(sure) * 100) + 1)
+    for row in found:
+        answered = [
+            each["right"] for each, p in zip(rows, sure, strict=True) if p >= row["threshold"]
+        ]
+        assert row["coverage"] == len(answered) / 24
+        assert row["accuracy"] == sum(answered) / len(answered)
+
+
+def test_a_temperature_before_and_after(
+    scored: tuple[Path, dict], interim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As predict does, evaluate divides by it; the reports say how it was before."""
+    root, plain = scored
+    warm = shutil.copytree(root / "classifier", tmp_path / "classifier")
+    document = json.loads((warm / "classifier.json").read_text(encoding="utf-8"))
+    (warm / "classifier.json").write_text(json.dumps(document | {"temperature": 3.0}))
+    monkeypatch.chdir(tmp_path)
+    found = evaluate(tmp_path, interim, warm, "reports")
+    assert (found["temperature"], found["accuracy"]) == (3.0, plain["accuracy"])
+    assert found["calibration_error_as_trained"] == pytest.approx(plain["calibration_error"])
+    assert found["calibration_error"] != pytest.approx(plain["calibration_error"], abs=0.01)
+    before, after = (
+        np.array([[row[f"p({name})"] for name in WORDS] for row in table.to_pylist()])
+        for table in map(pq.read_table, (root / "predictions.parquet", "predictions.parquet"))
+    )
+    expected = before ** (1 / 3)
+    assert after == pytest.approx(expected / expected.sum(axis=1, keepdims=True), abs=1e-5)
+    pictures = [(folder / "reports/reliability.png").read_bytes() for folder in (root, tmp_path)]
+    assert pictures[0] != pictures[1]
+
+
 def test_only_the_predictions_hold_text(scored: tuple[Path, dict]) -> None:
     root, _ = scored
     assert stat.S_IMODE((root / "predictions.parquet").stat().st_mode) == 0o600
@@ -249,6 +293,23 @@ def strict(caplog: pytest.LogCaptureFixture):
         warnings.filterwarnings("error", message="Glyph .* missing from font")
         yield
         assert not caplog.records
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("rows", [1, 500])
+def test_reliability_and_coverage(rows: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    actual = rng.integers(0, 6, rows)
+    curves = {}
+    for name, scale in {"as trained": 1.0, "temperature 2.5": 0.4}.items():
+        logits = scale * (rng.normal(size=(rows, 6)) * 2 + 4 * np.eye(6)[actual])
+        curves[name] = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    bins = {name: metrics.reliability(each, actual) for name, each in curves.items()}
+    plots.reliability_diagram(bins, tmp_path / "reliability.png")
+    shares = metrics.coverage(curves["as trained"], actual)
+    plots.coverage_curve(shares, rows, tmp_path / "coverage.png")
+    for name in ("reliability.png", "coverage.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("strict")

@@ -18,7 +18,10 @@ from pathlib import Path
 
 from tests.support import ROOT, environment_of, show_tiny_to_git, write_tiny_encoder
 
-ARTIFACTS = ("confusion.png", "history.csv", "learning_curves.png", "metrics.json")
+ARTIFACTS = (
+    *("confusion.png", "coverage.png", "history.csv", "learning_curves.png", "metrics.json"),
+    "reliability.png",
+)
 
 
 def at_once(root: Path, count: int, *settings: str) -> list[str]:

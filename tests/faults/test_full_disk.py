@@ -41,6 +41,9 @@ OUTPUTS = {
         "reports/confusion.csv",
         "reports/confusion.png",
         "reports/learning_curves.png",
+        "reports/reliability.png",
+        "reports/coverage.csv",
+        "reports/coverage.png",
         "data/interim/predictions.parquet",
     ],
 }

@@ -23,6 +23,7 @@ from storyflower.tracking import mlflow
 from storyflower.tracking import run as run_module
 from storyflower.tracking.record import KEY_TAG, OUTBOX, Record, new_record
 from storyflower.tracking.run import Run, sync
+from tests.faults.concurrency import ARTIFACTS
 from tests.support import command, run
 
 NOT_GOT = "MLflow has not got this run"
@@ -397,8 +398,7 @@ def test_a_training_with_a_server_that_hangs_is_mirrored_later(
     assert [step for step, _ in seen["loss"]] == [1, 2, 3]
     metrics = json.loads((repository / "reports/metrics.json").read_text(encoding="utf-8"))
     assert seen["metrics"]["final_accuracy"] == metrics["accuracy"]
-    names = ["confusion.png", "history.csv", "learning_curves.png", "metrics.json"]
-    assert seen["artifacts"] == names
+    assert seen["artifacts"] == list(ARTIFACTS)
 
 
 @pytest.mark.slow

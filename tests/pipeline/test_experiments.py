@@ -66,7 +66,7 @@ def test_repro_then_experiments_here_in_a_temporary_folder_and_in_the_queue(
 
     assert f"{metrics['accuracy']:.5g}" in said["dvc metrics show"]
     page = (root / "dvc_plots/index.html").read_text(encoding="utf-8")
-    for part in ("train_accuracy", "test_loss", "confusion", "learning_curves.png"):
+    for part in ("train_accuracy", "test_loss", "confusion", "coverage", "learning_curves.png"):
         assert part in page, part
     assert json.dumps("기쁨") in page  # a row of the confusion matrix
     command(root, "git", "check-ignore", "dvc_plots")

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from storyflower.common.params import Params
+from tests.faults.concurrency import ARTIFACTS
 from tests.support import (
     ROOT,
     TINY_PARAMS,
@@ -121,7 +122,7 @@ def test_repro_makes_every_report_and_learns(finished: Path) -> None:
     assert majority["verdict"].startswith("The classifier is better than always answering")
     assert tfidf["difference"] == pytest.approx(metrics["accuracy"] - tfidf["accuracy"])
     assert tfidf["low"] <= tfidf["difference"] <= tfidf["high"]
-    for name in ("confusion.png", "learning_curves.png"):
+    for name in ("confusion.png", "coverage.png", "learning_curves.png", "reliability.png"):
         assert (finished / "reports" / name).read_bytes().startswith(b"\x89PNG")
 
     with (finished / "reports/history.csv").open(encoding="utf-8", newline="") as file:
@@ -273,7 +274,7 @@ def test_the_run_in_mlflow(finished: Path) -> None:
         (int(row["epoch"]), float(row["test_accuracy"])) for row in rows
     ]
     names = {artifact.path for artifact in client.list_artifacts(run_.info.run_id)}
-    assert names == {"confusion.png", "learning_curves.png", "metrics.json", "history.csv"}
+    assert names == set(ARTIFACTS)
     assert not any((finished / ".storyflower/outbox").iterdir())
 
 

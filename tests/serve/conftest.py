@@ -149,7 +149,7 @@ class Command:
         """Send a signal, wait; return (exit code, all that it has written)."""
         if number is not None:
             self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=300)
         return self.process.returncode, out + err
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from storyflower import UNSURE, Classifier, __version__
 from storyflower.serve import messages
-from storyflower.serve.app import HEADERS, MAX_BODY, PAGE
-from tests.serve.conftest import Answer, Service
+from storyflower.serve.app import HEADERS, MAX_BODY, PAGE, make_app
+from storyflower.serve.settings import Settings
+from tests.serve.conftest import Answer, Service, running
 from tests.support import ROOT, WORDS
 
 SENTENCES = ["심장이 뛰어", "합격했어 웃음이 나", "따지고 싶어"]
@@ -309,6 +310,19 @@ def test_a_fault_is_answered_and_logged_without_text(
     assert "ValueError" in caplog.text and "test_answers.py" in caplog.text
     assert SECRET not in caplog.text
     assert service.call("/healthz").status == 200  # one bad batch ends nothing
+
+
+def test_what_comes_after_the_signal_to_stop(loaded: Classifier) -> None:
+    """The server looks for the signal ten times a second; until then requests still arrive."""
+    settings = Settings()
+    app = make_app(loaded, settings)
+    with running(app, settings) as service:
+        app.state.stopping = True
+        answer = service.call("/v1/predict", {"texts": ["합격했어"]})
+        assert answer.error == (503, "stopping", None)
+        assert answer.headers["Connection"] == "close" and answer.headers["Retry-After"]
+        assert service.call("/readyz").error == (503, "stopping", None)
+        assert service.call("/healthz").status == 200
 
 
 # Who may ask

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -28,8 +29,8 @@ BODY = {"texts": [SECRET]}
         ({"host": "::"}, {}, "--host :: is open to other machines"),
         ({"host": "192.0.2.1"}, {}, "--host 192.0.2.1 is open to other machines"),
         ({"host": "no such"}, {}, "--host no such is open to other machines"),
-        ({"port": 70_000}, {}, "port 70000 of 127.0.0.1 cannot be used"),
-        ({"port": -1}, {}, "port -1 of 127.0.0.1 cannot be used"),
+        ({"port": 70_000}, {}, "--port must be at most 65535, got 70000"),
+        ({"port": -1}, {}, "--port must be at least 0, got -1"),
         ({"workers": 0}, {}, "--workers must be at least 1, got 0"),
         ({}, {"batch_limit": 0}, "--batch-limit must be at least 1, got 0"),
         ({}, {"queue": 0}, "--queue must be at least 1, got 0"),
@@ -85,35 +86,36 @@ def test_a_stop_finishes_what_is_in_flight_and_logs_no_text(
     command: Callable[..., Command],
 ) -> None:
     """The window is so long that the first request still waits when the signal comes."""
-    running = command("--window-ms", "1500")
+    running = command("--window-ms", "2000")
     service = running.started()
     idle = http.client.HTTPConnection("127.0.0.1", service.port)  # kept open by its client
     idle.request("GET", "/healthz")
     idle.getresponse().read()
     service.call(f"/{SECRET.encode().hex()}?q={SECRET.encode().hex()}")
     service.call("/v1/diary", {"text": SECRET, SECRET: 1})
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(1) as pool:
         first = pool.submit(service.call, "/v1/predict", BODY)
-        time.sleep(0.3)
+        while b"storyflower_waiting_requests 1.0" not in service.call("/metrics").body:
+            assert not first.done()
         running.process.send_signal(signal.SIGTERM)
-        time.sleep(0.02)
-        # Taken nothing new: refused in words, or the socket is closed already
-        try:
-            answer = service.call("/v1/predict", BODY)
-            assert answer.error == (503, "stopping", None)
-        except ConnectionError:
-            pass
-        assert not first.done()
+        while is_open(service.port):
+            time.sleep(0.01)
         assert first.result().status == 200
     code, written = running.end()
     idle.close()
-    assert code == 0
+    assert code == 0, written
     assert SECRET not in written and SECRET.encode().hex() not in written
     assert written == ""  # the address was read before
     with pytest.raises(ConnectionError):
         service.call("/healthz")
 
 
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
 def test_two_workers(command: Callable[..., Command]) -> None:
     """Numbers are summed, whichever worker is asked; a killed one is replaced."""
     running = command("--workers", "2", "--window-ms", "100", STORYFLOWER_TOKEN="s3cret-word")
@@ -121,8 +123,12 @@ def test_two_workers(command: Callable[..., Command]) -> None:
     token = {"Authorization": "Bearer s3cret-word"}
 
     def worker_pids() -> set[int]:
-        children = psutil.Process(running.process.pid).children()
-        return {each.pid for each in children if "spawn_main" in " ".join(each.cmdline())}
+        found = set()
+        for each in psutil.Process(running.process.pid).children():
+            with suppress(psutil.Error):  # it has ended, and its parent has not noticed
+                if "spawn_main" in " ".join(each.cmdline()):
+                    found.add(each.pid)
+        return found
 
     def ask(count: int) -> list[int]:
         with ThreadPoolExecutor(8) as pool:
@@ -147,7 +153,7 @@ def test_two_workers(command: Callable[..., Command]) -> None:
         pytest.fail("one worker took every request")
     assert service.call("/metrics").status == 401
     os.kill(min(workers), signal.SIGKILL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120  # a ping that the killed one has not answered takes 20
     while len(worker_pids() - {min(workers)}) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -161,6 +167,7 @@ def folder_of(workers: set[int]) -> str:
     return psutil.Process(min(workers)).environ()["PROMETHEUS_MULTIPROC_DIR"]
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_say_so_once(
     command: Callable[..., Command], tmp_path: Path
 ) -> None:
@@ -171,6 +178,7 @@ def test_workers_that_cannot_start_say_so_once(
     assert line.startswith(f"error: {tmp_path / 'none'}") and "dvc repro" in line
 
 
+@pytest.mark.slow
 def test_a_killed_parent_takes_its_workers_along(command: Callable[..., Command]) -> None:
     running = command("--workers", "2")
     service = running.started()

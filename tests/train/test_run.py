@@ -1,0 +1,67 @@
+"""The train stage's classifier: what else it holds than weights."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model import scoring
+from storyflower.model.device import choose
+from storyflower.model.folder import load_classifier
+from storyflower.model.temperature import LEAST, MOST, fit_temperature
+from storyflower.tracking import mlflow
+from storyflower.tracking.record import Record
+from storyflower.train import run as run_module
+from storyflower.train.dev import held_back, take
+from tests.support import TINY_PARAMS, params_of
+
+
+def test_the_temperature_is_that_of_the_dev_part_and_the_kept_weights(
+    interim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr(mlflow, "push", lambda *_: None)
+    tokens = shutil.copytree(interim / "tokens", tmp_path / "tokens")
+    labels = np.load(tokens / "Training.labels.npy")
+    labels[::4] = (labels[::4] + 1) % 3  # else the dev part has no error, and any would do
+    np.save(tokens / "Training.labels.npy", labels)
+
+    def train(**values: object) -> bytes:
+        """classifier.json of a training with these params."""
+        computed = {"device": "cpu", "precision": "fp32", "learning_rate": 3e-3, "mask_rate": 0.0}
+        run_module.train(
+            params_of(**{**TINY_PARAMS, **computed, **values}),
+            encoder=interim / "encoder",
+            dialogues=interim / "dialogues.parquet",
+            labels=interim / "labels.json",
+            tokens=tokens,
+            classifier=tmp_path / "classifier",
+            history=tmp_path / "history.csv",
+            record=tmp_path / "run.json",
+            lock=tmp_path / "train.lock",
+        )
+        return (tmp_path / "classifier/classifier.json").read_bytes()
+
+    assert json.loads(train())["temperature"] is None
+    assert "temperature" not in capsys.readouterr().out
+
+    values = {"dev_share": 0.3, "num_epochs": 8, "dr_rate": 0.1, "keep": "best"}
+    written = train(**values)
+    found = json.loads(written)["temperature"]
+    network, _ = load_classifier(tmp_path / "classifier")
+    table = TokenArrays.load(tokens, "Training")
+    dev = take(table, held_back(table, 0.3, json.loads(written)["params"]["seed"]))
+    logits = scoring.logits(network, dev, choose("cpu", "fp32"))
+    assert LEAST < found == fit_temperature(logits, dev.labels) < MOST
+    validation = TokenArrays.load(tokens, "Validation")
+    logits = scoring.logits(network, validation, choose("cpu", "fp32"))
+    assert found != fit_temperature(logits, np.asarray(validation.labels))
+    assert f"temperature {found:g}, from {len(dev)} rows of the dev part" in capsys.readouterr().out
+    results = {key: value for key, value, _ in Record.load(tmp_path / "run.json").results}
+    assert results["temperature"] == found
+
+    assert train(**values) == written  # goes on from the last checkpoint
+    assert "going on from" in capsys.readouterr().out
