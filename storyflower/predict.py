@@ -169,6 +169,21 @@ class Classifier:
         predictions, scores = finish(steps, self.score(next(steps)))
         return predictions, scores.unknown
 
+    def predict_whole(
+        self, texts: Sequence[str], unsure_below: float = 0.0
+    ) -> tuple[list[Prediction], np.ndarray]:
+        """As predict_with_unknown, but a text over `max_len` is read whole, as `read` does.
+
+        The shares of [UNK] are those of its first `max_len` token ids.
+        """
+        steps = self.predict_steps(texts, unsure_below)
+        predictions, scores = finish(steps, self.score(next(steps)))
+        long = np.flatnonzero(scores.cut).tolist()
+        readings = self.read_all([texts[index] for index in long], unsure_below)
+        for index, reading in zip(long, readings, strict=True):
+            predictions[index] = Prediction(reading.label, reading.probabilities)
+        return predictions, scores.unknown
+
     def predict_steps(
         self, texts: Sequence[str], unsure_below: float = 0.0
     ) -> Steps[tuple[list[Prediction], Scores]]:

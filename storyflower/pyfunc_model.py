@@ -6,7 +6,7 @@ that is null or says nothing.
 MLflow keeps a copy of this file with the model ("models from code") and runs it, under a new name,
 at each load; on Spark that is once a task. What must stay in the process therefore lies in the
 module that is imported by its full name, and a classifier is read once a process.
-Not supported: texts longer than max_len as a whole; they are cut, as in training.
+A text longer than max_len is read whole, in windows.
 """
 
 import os
@@ -56,7 +56,7 @@ class RegisteredClassifier(PythonModel):
         """
         texts = texts_of(model_input["text"])
         readable = [text for text in texts if text is not None]
-        answers = iter(self._classifier.predict(readable))
+        answers = iter(self._classifier.predict_whole(readable)[0])
         found = [None if text is None else next(answers) for text in texts]
         names = self._classifier.labels
         table: dict[str, Sequence] = {

@@ -63,6 +63,8 @@ PACKAGES = (
     "pyyaml",
     "python-calamine",
     "xlsxwriter",
+    "filelock",
+    "tqdm",
     "psutil",
 )
 SEED = 42  # of the bootstrap

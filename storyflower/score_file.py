@@ -246,23 +246,16 @@ def answers_of(
     Label and probabilities are null where a text says nothing.
     """
     texts = [text for _, text in chunk if not sheet.says_nothing(text)]
-    cut = classifier.is_cut(texts).tolist()
-    short = [text for text, is_long in zip(texts, cut, strict=True) if not is_long]
-    long = [text for text, is_long in zip(texts, cut, strict=True) if is_long]
-    # A text that fits is one window of itself, so that read_all would say the same, but slower.
-    predictions, shares = classifier.predict_with_unknown(short, unsure_below)
-    fitting = zip(predictions, shares.tolist(), strict=True)
-    readings = classifier.read_all(long, unsure_below)
-    cut_up = zip(readings, classifier.unknown_shares(long).tolist(), strict=True)
-    turns = iter(cut)
+    predictions, shares = classifier.predict_whole(texts, unsure_below)
+    answers = zip(predictions, shares.tolist(), strict=True)
     rows = []
     for number, text in chunk:
         if sheet.says_nothing(text):
             rows.append([number, False, None] + [None] * len(classifier.labels))
             continue
-        found, share = next(cut_up if next(turns) else fitting)
-        shown = [found.probabilities[name] for name in classifier.labels]
-        rows.append([number, share >= MOSTLY, found.label, *shown])
+        answer, share = next(answers)
+        shown = [answer.probabilities[name] for name in classifier.labels]
+        rows.append([number, share >= MOSTLY, answer.label, *shown])
     schema = part_schema(len(classifier.labels))
     return pa.table(list(map(pa.array, zip(*rows, strict=True), schema.types)), schema=schema)
 

@@ -299,12 +299,12 @@ class Stopping(Classifier):
     left = 10**9
     seen = 0
 
-    def predict_with_unknown(self, texts: Any, unsure_below: float = 0.0):
+    def predict_whole(self, texts: Any, unsure_below: float = 0.0):
         if Stopping.left == 0:
             raise SystemExit(130)
         Stopping.left -= 1
         Stopping.seen += len(texts)
-        return super().predict_with_unknown(texts, unsure_below)
+        return super().predict_whole(texts, unsure_below)
 
 
 @pytest.fixture
@@ -442,9 +442,9 @@ def test_an_input_that_changes_on_the_way(
     (tmp_path / f"b{form}").write_text("old", encoding="utf-8")
 
     class Slow(Classifier):
-        def predict_with_unknown(self, *given: Any):
+        def predict_whole(self, *given: Any):
             os.utime(source, ns=(1, 1))  # as if somebody saved it again
-            return super().predict_with_unknown(*given)
+            return super().predict_whole(*given)
 
     monkeypatch.setattr(score_file, "Classifier", Slow)
     code, _, err = score(source.name, f"b{form}")
@@ -482,12 +482,12 @@ from storyflower.common.errors import exit_with_line
 class Slow(Classifier):
     left = 3
 
-    def predict_with_unknown(self, *given):
+    def predict_whole(self, *given):
         if not Slow.left:
             print("here", flush=True)
             sys.stdin.read()
         Slow.left -= 1
-        return super().predict_with_unknown(*given)
+        return super().predict_whole(*given)
 
 score_file.BATCH = 2
 if sys.argv[4:]:
@@ -541,21 +541,12 @@ class Fast:
     labels = ("기쁨", "슬픔")
 
     @classmethod
-    def load(cls, folder):
+    def load(cls, folder, precision):
         return cls()
 
-    def is_cut(self, texts):
-        return np.zeros(len(texts), bool)
-
-    def predict_with_unknown(self, texts, unsure_below):
+    def predict_whole(self, texts, unsure_below):
         answer = Prediction("기쁨", {"기쁨": 0.75, "슬픔": 0.25})
         return [answer] * len(texts), np.zeros(len(texts))
-
-    def read_all(self, texts, unsure_below):
-        return []
-
-    def unknown_shares(self, texts):
-        return np.zeros(0)
 
 score_file.Classifier = Fast
 for source in map(Path, sys.argv[1:]):
@@ -693,7 +684,7 @@ def test_what_a_workbook_cannot_hold_is_said_first(
 ) -> None:
     write_input(tmp_path / "a.jsonl", [["기뻐", "나" * 32_768]], ["일기", "메모"])
     stop = "nothing is scored before"
-    monkeypatch.setattr(Classifier, "predict_with_unknown", lambda *_: pytest.fail(stop))
+    monkeypatch.setattr(Classifier, "predict_whole", lambda *_: pytest.fail(stop))
     code, _, (line,) = score("a.jsonl", "b.xlsx")
     assert code == 1 and line.startswith("error: b.xlsx: cell B2 would have 32,768 characters")
     monkeypatch.setattr("storyflower.sheets.write.MAX_ROWS", 1)

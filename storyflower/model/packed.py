@@ -20,6 +20,10 @@ from storyflower.model import forward
 from storyflower.model.forward import Product
 
 X86 = ("x86_64", "AMD64")
+# What torch.compile makes of a linear layer. torch has no public names for these, so another version
+# may lack them.
+MKLDNN = torch.ops.mkldnn
+OPERATORS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
 
 
 def pack(encoder: nn.Module) -> None:
@@ -48,16 +52,14 @@ def able(weight: torch.Tensor) -> bool:
     """Whether oneDNN multiplies on this device, in the weight's precision."""
     if weight.device.type != "cpu" or platform.machine() not in X86:
         return False
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(MKLDNN, op) for op in OPERATORS):
         return False
-    return weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32 or MKLDNN._is_mkldnn_bf16_supported()
 
 
 def product(weight: torch.Tensor, bias: torch.Tensor, after: str = "none") -> Product:
     """(tokens, columns) → weight · row + bias, then `after`: none or gelu."""
     if not able(weight):
         return partial(functional.linear, weight=weight, bias=bias)
-    # What torch.compile makes of a linear layer; torch has no public name for it.
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-    multiply = torch.ops.mkldnn._linear_pointwise
-    return lambda rows: multiply(rows, packed, bias, after, [], "none")
+    packed = MKLDNN._reorder_linear_weight(weight)
+    return lambda rows: MKLDNN._linear_pointwise(rows, packed, bias, after, [], "none")
