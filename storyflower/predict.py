@@ -27,7 +27,6 @@ from storyflower.model.folder import load_classifier
 from storyflower.model.packed import pack
 from storyflower.sheets import sheet, write
 from storyflower.sheets.read import open_sheet
-from storyflower.sheets.sheet import is_visible
 from storyflower.tokenizer.base import Tokens
 from storyflower.tokenizer.load import load_tokenizer
 
@@ -200,8 +199,9 @@ class Classifier:
     def explain(self, text: str, unsure_below: float = 0.0) -> Explanation:
         """How much each word moved the answer: the text is read once more without each of them.
 
-        A word is what stands between white space. Raises InputError for a text that says nothing,
-        and for one over `max_len` token ids: explain the pieces that `read` gives.
+        A word is what stands between white space and has token ids. Raises InputError for a text
+        that says nothing, and for one over `max_len` token ids: explain the pieces that `read`
+        gives.
         """
         check_share(unsure_below)
         if not isinstance(text, str):
@@ -212,7 +212,9 @@ class Classifier:
                 f"the text has more than {self.max_len} token ids; explain its pieces one by one"
             )
         words = [word.span() for word in cutting.WORD.finditer(text)]
-        words = [span for span in words if is_visible(text[slice(*span)])]
+        # A word without token ids changes nothing. So there are at most about max_len variants.
+        read = self._count([text[start:end] for start, end in words]) > cutting.FRAME
+        words = [span for span, is_read in zip(words, read, strict=True) if is_read]
         strings = [text[start:end] for start, end in words]
         without = [" ".join(strings[:i] + strings[i + 1 :]) for i in range(len(strings))]
         row, *others = self._score([text, *without])

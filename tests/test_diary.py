@@ -122,6 +122,7 @@ def test_windows_hold_neighbours() -> None:
         return [text[start:end] for (start, end), _ in found]
 
     assert windows(100) == [text]
+    assert windows(20) == ["가나다. 라마바. 사아자.", "차카타. 파하."]  # not 4 and 1
     assert windows(14) == ["가나다. 라마바. 사아자.", "차카타. 파하."]
     assert windows(10) == ["가나다. 라마바.", "사아자. 차카타.", "파하."]
 
@@ -280,7 +281,10 @@ def test_the_word_that_decides(loaded: Classifier) -> None:
 def test_a_text_of_one_word_and_one_of_invisible_words(loaded: Classifier) -> None:
     (word,) = loaded.explain("합격했어").words
     assert (word.start, word.end) == (0, 4)
-    assert [word.text for word in loaded.explain("\u200b 합격했어 \u200b").words] == ["합격했어"]
+    # The tokenizer drops U+FFFD; a variant for each of these would fill the memory.
+    for text in ("\u200b 합격했어 \u200b", "\ufffd " * 100_000 + "합격했어"):
+        assert [word.text for word in loaded.explain(text).words] == ["합격했어"]
+    assert loaded.explain("\ufffd").words == ()
 
 
 def test_a_text_too_long_to_explain(loaded: Classifier) -> None:

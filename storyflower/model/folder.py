@@ -154,8 +154,9 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
         classes, files = len(document["labels"]), document["tokenizer"]
         # max_len is only checked here; the tokenizer's caller needs it.
         dr_rate, _ = (float(document["params"][key]) for key in ("dr_rate", "max_len"))
-        temperature = document.setdefault("temperature", None)  # folders from before there was one
-        if temperature is not None and not 0 < float(temperature) < math.inf:
+        temperature = document.get("temperature")  # folders from before there was one have none
+        document["temperature"] = None if temperature is None else float(temperature)
+        if temperature is not None and not 0 < document["temperature"] < math.inf:
             raise ValueError(f"temperature is {temperature}")
         changed = files != digests(folder, files)
     except KeyError as error:
