@@ -45,7 +45,7 @@ PIPELINE_BATCHES = (1, 8, 32, 128)
 COLD = """
 import time
 started = time.perf_counter()
-from storyflower import Classifier, export
+from storyflower import Classifier
 Classifier.load({folder!r})
 print(time.perf_counter() - started)
 """
