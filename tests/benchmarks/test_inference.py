@@ -24,7 +24,7 @@ def test_the_pipeline_gives_our_probabilities(tmp_path: Path) -> None:
         for batch in (1, 8):
             found = [{each["label"]: each["score"] for each in row} for row in loop(TEXTS, batch)]
             assert found == [pytest.approx(row, abs=within) for row in expected]
-    assert np.std([row["기쁨"] for row in expected]) > 1e-4  # not the same answer to everything
+    assert np.std([row["기쁨"] for row in expected]) > 1e-3  # not the same answer to everything
 
 
 @pytest.mark.slow
