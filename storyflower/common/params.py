@@ -156,7 +156,8 @@ class Params(Strict):
     )
     dev_share: Number = knob(
         0.0,
-        "share of each class of Training that is held back, to choose an epoch by",
+        "share of each class of Training that is held back, to choose an epoch by and to fit the "
+        "temperature on",
         ge=0,
         le=0.5,
     )

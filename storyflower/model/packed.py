@@ -20,7 +20,7 @@ from storyflower.model import forward
 from storyflower.model.forward import Product
 
 X86 = ("x86_64", "AMD64")
-# What torch.compile makes of a linear layer. torch has no public names for these, so another version
+# What torch.compile makes of a linear layer. torch has no public names for these: another version
 # may lack them.
 MKLDNN = torch.ops.mkldnn
 OPERATORS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
