@@ -200,6 +200,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--cors", action="append", default=[], metavar="ORIGIN", help="a web site that may call"
     )
     command.add_argument(
+        "--precision", default="fp32", metavar="fp32|bf16", help="bf16 is faster where it is native"
+    )
+    command.add_argument(
         "--batch-limit", type=int, default=16, metavar="TEXTS", help="computed together at most"
     )
     command.add_argument(
@@ -431,6 +434,7 @@ def serve(options: argparse.Namespace) -> None:
         batch_limit=options.batch_limit,
         window=options.window_ms / 1000,
         queue=options.queue,
+        precision=options.precision,
         deadline=options.deadline,
         origins=tuple(options.cors),
     )

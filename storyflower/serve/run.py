@@ -232,7 +232,7 @@ def load_app(model: Path, settings: Settings, workers: int) -> ASGIApp:
 
     if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(cores() // workers, 1))
-    classifier = Classifier.load(model)
+    classifier = Classifier.load(model, precision=settings.precision)
     classifier.predict(["오늘 하루"])
     return make_app(classifier, settings)
 

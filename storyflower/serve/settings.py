@@ -10,6 +10,7 @@ class Settings:
     batch_limit: int = 16  # texts in one scoring call; more no longer fit a core's cache
     window: float = 0.002  # seconds that a request waits for others when nothing is computed
     queue: int = 256  # requests that may wait
+    precision: str = "fp32"  # or bf16: Classifier.load
     deadline: float = 30.0  # seconds for a body to arrive, and again for its answer
     token: str | None = None
     origins: tuple[str, ...] = ()  # that browsers may call from

@@ -33,6 +33,7 @@ BODY = {"texts": [SECRET]}
         ({"port": -1}, {}, "--port must be at least 0, got -1"),
         ({"workers": 0}, {}, "--workers must be at least 1, got 0"),
         ({}, {"batch_limit": 0}, "--batch-limit must be at least 1, got 0"),
+        ({}, {"precision": "fp16"}, "precision must be fp32 or bf16, got 'fp16'"),
         ({}, {"queue": 0}, "--queue must be at least 1, got 0"),
         ({}, {"window": float("nan")}, "--window-ms must be at least 0, got nan"),
         ({}, {"window": -0.001}, "--window-ms must be at least 0, got -1"),
