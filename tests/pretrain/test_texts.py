@@ -15,11 +15,16 @@ from storyflower.common.errors import InputError
 from tests.support import dialogue_rows, write_workbook
 
 
+def zipped(content: bytes) -> bytes:
+    """The same bytes at any time: the two processes that run the tests must collect the same ids."""
+    return gzip.compress(content, mtime=0)
+
+
 def test_distinct_texts_in_order_with_the_label_of_the_first_task(tmp_path: Path) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_text("하나\n\n둘 \n하나\n셋\n", encoding="utf-8")
     rated = tmp_path / "rated.tsv.gz"
-    rated.write_bytes(gzip.compress("좋음\t둘\n나쁨\t넷\n".encode()))
+    rated.write_bytes(zipped("좋음\t둘\n나쁨\t넷\n".encode()))
     felt = tmp_path / "felt.tsv"
     felt.write_text(unicodedata.normalize("NFD", "기쁨\t둘\n슬픔\t다섯\n"), encoding="utf-8")
     texts = read_texts([plain, rated, felt])
@@ -34,7 +39,7 @@ def test_a_task_has_the_whole_name_of_its_file(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for file, label in zip(files, ("좋음", "기쁨", "나쁨"), strict=True):
         content = f"{label}\t하나 {label}\n다른 것\t둘 {label}\n".encode()
-        file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+        file.write_bytes(zipped(content) if file.suffix == ".gz" else content)
     assert list(read_texts(files[:2]).classes) == ["v1.felt", "v1.good"]
     with pytest.raises(InputError, match="its task is v1.good, as that of .*v1.good.tsv; rename"):
         read_texts(files)
@@ -66,7 +71,7 @@ def test_what_is_no_file_is_refused_before_any_is_read(tmp_path: Path, name: str
         ("a.txt", "한 줄".encode(), "holds one line; expected one text a line"),
         ("a.txt", "하나\n둘".encode("cp949"), "line 1: not utf-8; save the file as utf-8"),
         ("a.txt.gz", "하나\n둘".encode(), "damaged or truncated gzip, after line 0"),
-        ("a.txt.gz", gzip.compress("하나\n둘\n".encode())[:-9], "damaged or truncated gzip"),
+        ("a.txt.gz", zipped("하나\n둘\n".encode())[:-9], "damaged or truncated gzip"),
         ("a.csv", "하나\n둘".encode(), "expected .txt or .tsv, as it is or with .gz"),
         ("a.tsv", "좋음\t하나\n둘".encode(), "line 2: expected a label, one tab and a text"),
         ("a.tsv", "좋음\t하나\n좋음\t둘\t셋".encode(), "line 2: expected a label, one tab"),
@@ -137,12 +142,12 @@ HEADER = b"id\tdocument\tlabel\n"
         ("goemo", None, "--goemo .*goemo: no such folder$"),
         ("nsmc/reviews.txt.gz", None, "reviews.txt.gz: not found; --nsmc names its folder$"),
         ("nsmc/reviews.txt.gz", b"not gzip", "reviews.txt.gz: damaged or truncated gzip"),
-        ("nsmc/reviews.txt.gz", gzip.compress(b"a" * 9)[:-9], "damaged or truncated gzip"),
-        ("nsmc/reviews.txt.gz", gzip.compress("평".encode("cp949")), "reviews.txt.gz: not utf-8"),
-        ("nsmc/ratings_train.tsv.gz", gzip.compress(HEADER + b"1\ta\t\n"), "row 1: the label must"),
-        ("nsmc/ratings_train.tsv.gz", gzip.compress(HEADER + b"1\ta\t-1\n"), "must be 0 or 1$"),
-        ("nsmc/ratings_train.tsv.gz", gzip.compress(HEADER + b"a" * 5_000_000), "as a table"),
-        ("goemo/train.tsv.gz", gzip.compress(b"text\tlabels\na\t\n"), "row 1: no label"),
+        ("nsmc/reviews.txt.gz", zipped(b"a" * 9)[:-9], "damaged or truncated gzip"),
+        ("nsmc/reviews.txt.gz", zipped("평".encode("cp949")), "reviews.txt.gz: not utf-8"),
+        ("nsmc/ratings_train.tsv.gz", zipped(HEADER + b"1\ta\t\n"), "row 1: the label must"),
+        ("nsmc/ratings_train.tsv.gz", zipped(HEADER + b"1\ta\t-1\n"), "must be 0 or 1$"),
+        ("nsmc/ratings_train.tsv.gz", zipped(HEADER + b"a" * 5_000_000), "as a table"),
+        ("goemo/train.tsv.gz", zipped(b"text\tlabels\na\t\n"), "row 1: no label"),
         ("new", b"", "--output: .* is a file; name another"),
     ],
 )
