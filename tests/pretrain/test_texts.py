@@ -16,7 +16,7 @@ from tests.support import dialogue_rows, write_workbook
 
 
 def zipped(content: bytes) -> bytes:
-    """The same bytes at any time: the two processes that run the tests must collect the same ids."""
+    """The same bytes at any time: the processes that run the tests must collect the same ids."""
     return gzip.compress(content, mtime=0)
 
 
