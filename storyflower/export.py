@@ -181,8 +181,8 @@ def need_packages() -> None:
             __import__(name)
         except ModuleNotFoundError as error:
             raise InputError(
-                f"no package {error.name}; type: pip install -r requirements-onnx.txt, or without "
-                "this repository: pip install 'storyflower[onnx]'"
+                f"no package {error.name}; in StoryFlower's repository, type: "
+                "pip install -r requirements-onnx.txt -c requirements.txt"
             ) from None
 
 

@@ -130,7 +130,7 @@ def wrong_python(error: BaseException) -> str | None:
         return None
     if not os.path.exists("dvc.yaml"):  # an installed package, run outside the repository
         extra = "serve" if package in SERVING else "pipeline"
-        remedy = f"type: pip install 'storyflower[{extra}]'"
+        remedy = f"type, in StoryFlower's repository: pip install '.[{extra}]'"
     return f"{sys.executable} has no package {package}; {remedy}"
 
 

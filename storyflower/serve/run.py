@@ -207,6 +207,7 @@ def worker_app(
     except InputError as error:
         (folder / REASON).write_text(str(error), encoding="utf-8")
         sys.exit(STARTUP_FAILURE)  # uvicorn then stops the others
+    (folder / REASON).unlink(missing_ok=True)  # of a reload that failed
     try:
         os.link(folder / "said", folder / "once")  # the first worker says it
     except FileExistsError:

@@ -72,7 +72,7 @@ def test_a_package_that_an_installed_command_lacks(tmp_path: Path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         exit_with_line(main)
-    remedy = "has no package mlflow; type: pip install 'storyflower[pipeline]'\n"
+    remedy = "has no package mlflow; type, in StoryFlower's repository: pip install '.[pipeline]'\n"
     assert (stop.value.code, capfd.readouterr().err) == (1, f"error: {sys.executable} {remedy}")
 
 
