@@ -49,6 +49,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("argument COMMAND: "):
             message = "no such command, see --help; a sentence goes behind predict"
+        elif number := re.match("argument (--[a-z-]+): invalid (int|float) value", message):
+            message = f"argument {number[1]}: expected a number"
         elif not re.match("argument [^:]*: expected |the following arguments are req", message):
             message = (
                 "an argument is not known, see --help behind the command; a sentence that begins "
@@ -279,7 +281,7 @@ def predict_sentences(options: argparse.Namespace) -> None:
                     f"row {number}: more than {classifier.max_len} token ids; add --diary, which "
                     "explains it piece by piece"
                 )
-    answers, shares = classifier.predict_with_unknown(sentences, options.unsure_below)
+    answers, shares = classifier.predict_whole(sentences, options.unsure_below)
     for number, sentence, answer in zip(numbers, sentences, answers, strict=True):
         if options.explain:
             answer = classifier.explain(sentence, options.unsure_below)

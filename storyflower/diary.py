@@ -20,11 +20,12 @@ Count = Callable[[Sequence[str]], np.ndarray]  # texts → token ids of each, [C
 FRAME = 2  # [CLS] and [SEP]
 LINE = re.compile(r"[^\r\n\u2028\u2029]+")
 WORD = re.compile(r"\S+")
+BLANKS = re.compile(r"\s*")
 # Full stops, exclamation and question marks, ellipses; full-width, Arabic and Devanagari too
 MARKS = re.compile("[.!?…‥。．！？｡‼⁇⁈⁉؟।]+")
 # A stop between these is part of a number, an address or a file name: 3.5, naver.com
 GLUED = re.compile("[0-9A-Za-z]")
-NUMBERED = re.compile(r"\s*[0-9]+")  # "1." before an item of a list
+NUMBERED = re.compile("[0-9]{1,9}")  # "1." before an item of a list
 CLOSING_QUOTES = "\"'”’»"
 CLOSING_CATEGORIES = ("Pe", "Pf")  # brackets and quotes, such as 」
 EMOTICONS = "~;:^_\u200d\ufe0e\ufe0f"  # ^^ ;; :) and what joins the parts of an emoji
@@ -42,15 +43,17 @@ def sentences(text: str) -> list[Span]:
     """
     spans = []
     for line in LINE.finditer(text):
-        start, stop = line.span()
+        stop = line.end()
+        start = seen = BLANKS.match(text, line.start(), stop).end()
         for mark in MARKS.finditer(text, start, stop):
-            if mark.end() <= start or is_inside(text, start, mark):
+            # Nothing is looked at twice: a hostile text would take hours.
+            if mark.end() <= seen or is_inside(text, start, mark):
                 continue
-            end = tail(text, mark.end(), stop)
-            if end < stop and text[end - 1] in CLOSING_QUOTES and text[end].isalpha():
+            seen = tail(text, mark.end(), stop)
+            if seen < stop and text[seen - 1] in CLOSING_QUOTES and text[seen].isalpha():
                 continue
-            spans.append((start, end))
-            start = end
+            spans.append((start, seen))
+            start = seen = BLANKS.match(text, seen, stop).end()
         spans.append((start, stop))
     stripped = (strip(text, *span) for span in spans)
     return [(start, end) for start, end in stripped if is_visible(text[start:end])]

@@ -199,6 +199,8 @@ def example_texts(file: Path | None, document: dict[str, Any]) -> list[str]:
             raise InputError(f"{file}: not found") from None
         except UnicodeDecodeError:
             raise InputError(f"{file}: not UTF-8") from None
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from None
         texts = [line.removesuffix("\r") for line in lines if line.strip()]
         if len(texts) < FEWEST:
             raise InputError(f"{file}: {len(texts)} texts; {FEWEST} lines or more are needed")

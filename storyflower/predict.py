@@ -157,32 +157,30 @@ class Classifier:
         normalized to NFC, as in training. Some keyboards and macOS write NFD, which is not in the
         vocabulary. An answer less probable than `unsure_below`, 0 to 1, is labelled UNSURE.
         """
-        return self.predict_with_unknown(texts, unsure_below)[0]
-
-    def predict_with_unknown(
-        self, texts: Sequence[str], unsure_below: float = 0.0
-    ) -> tuple[list[Prediction], np.ndarray]:
-        """As predict, plus the share of each text's tokens that are [UNK], (texts,) float."""
-        if isinstance(texts, str):
-            raise TypeError("predict takes a list of texts, not one text")
-        steps = self.predict_steps(texts, unsure_below)
-        predictions, scores = finish(steps, self.score(next(steps)))
-        return predictions, scores.unknown
+        return self._predicted(texts, unsure_below)[0]
 
     def predict_whole(
         self, texts: Sequence[str], unsure_below: float = 0.0
     ) -> tuple[list[Prediction], np.ndarray]:
-        """As predict_with_unknown, but a text over `max_len` is read whole, as `read` does.
+        """As predict, but a text over `max_len` is read whole, as `read` does.
 
-        The shares of [UNK] are those of its first `max_len` token ids.
+        The second result is the share of each text's tokens that are [UNK], (texts,) float, of its
+        first `max_len` token ids.
         """
-        steps = self.predict_steps(texts, unsure_below)
-        predictions, scores = finish(steps, self.score(next(steps)))
+        predictions, scores = self._predicted(texts, unsure_below)
         long = np.flatnonzero(scores.cut).tolist()
         readings = self.read_all([texts[index] for index in long], unsure_below)
         for index, reading in zip(long, readings, strict=True):
             predictions[index] = Prediction(reading.label, reading.probabilities)
         return predictions, scores.unknown
+
+    def _predicted(
+        self, texts: Sequence[str], unsure_below: float
+    ) -> tuple[list[Prediction], Scores]:
+        if isinstance(texts, str):
+            raise TypeError("predict takes a list of texts, not one text")
+        steps = self.predict_steps(texts, unsure_below)
+        return finish(steps, self.score(next(steps)))
 
     def predict_steps(
         self, texts: Sequence[str], unsure_below: float = 0.0

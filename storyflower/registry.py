@@ -175,7 +175,7 @@ def read_outcome(predictions: Path, classifier: str) -> Outcome:
         raise InputError(
             f"{predictions}: not made with this classifier; 'dvc repro' scores models/classifier"
         )
-    return outcome_of(batch.to_pydict() for batch in file.iter_batches(columns=COLUMNS))
+    return outcome_of(rows_of(file, predictions))
 
 
 def score(folder: Path, predictions: Path) -> Outcome:
@@ -183,8 +183,7 @@ def score(folder: Path, predictions: Path) -> Outcome:
     classifier = Classifier.load(folder)
 
     def batches() -> Iterator[dict[str, list]]:
-        for batch in opened(predictions).iter_batches(columns=COLUMNS):
-            rows = batch.to_pydict()
+        for rows in rows_of(opened(predictions), predictions):
             answers = [row.label for row in classifier.predict(rows["text"])]
             rows["right"] = [a == b for a, b in zip(answers, rows["actual"], strict=True)]
             yield rows
@@ -200,6 +199,15 @@ def outcome_of(batches: Iterable[dict[str, list]]) -> Outcome:
             rows.update(json.dumps(pair).encode() + b"\n")
         right += batch["right"]
     return Outcome(rows.hexdigest(), np.array(right, dtype=bool))
+
+
+def rows_of(file: pq.ParquetFile, predictions: Path) -> Iterator[dict[str, list]]:
+    """The columns COLUMNS, a batch at a time. Raises InputError for damaged data."""
+    try:
+        for batch in file.iter_batches(columns=COLUMNS):
+            yield batch.to_pydict()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{predictions}: damaged ({type(error).__name__}); 'dvc repro'") from None
 
 
 def opened(predictions: Path) -> pq.ParquetFile:

@@ -15,7 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -294,7 +294,8 @@ def join(
 
         batches = itertools.chain(records.batches(), nothing_but(unchanged))
         wider = pa.schema([*records.schema, *schema], records.schema.metadata)
-        write.write_beside(output, wider, batches, columns)
+        with another_file(output, unchanged):
+            write.write_beside(output, wider, batches, columns)
         return
     if output.suffix.lower() == ".parquet":
         own = zip(names, preview.types(), strict=True)
@@ -305,7 +306,18 @@ def join(
             yield cells + [None] * (len(names) - len(cells)) + answer
         unchanged()
 
-    write.write_rows(output, [*names, *added], rows(), schema=schema, scratch=scratch)
+    with another_file(output, unchanged):
+        write.write_rows(output, [*names, *added], rows(), schema=schema, scratch=scratch)
+
+
+@contextmanager
+def another_file(output: Path, unchanged: Callable[[], None]) -> Iterator[None]:
+    """An InputError for rows that do not fit what the first reading saw; theirs quotes a cell."""
+    try:
+        yield
+    except (ValueError, TypeError):  # pyarrow's among them
+        unchanged()
+        raise InputError(f"{output}: its rows cannot be written; run it again") from None
 
 
 def nothing_but(call: Callable[[], None]) -> Iterator:
@@ -423,6 +435,8 @@ class Parts:
         try:
             before = read_json(file, missing={})
         except InputError:
+            before = None
+        if not isinstance(before, dict):
             before = {"": None}
         same = before == self._run
         if before and not same:

@@ -204,7 +204,9 @@ class Target:
             self._files = self._path.getFileSystem(spark._jsc.hadoopConfiguration())
             # Spark does not read what begins with a dot, should it be left behind.
             self._part = self._beside("part")
+            self._old = self._beside("old")
             self._part_uri = self._part.toString()
+            self._uris = self._path.toString(), self._old.toString()
         self._spark = spark
 
     def _qualified(self, spark: "SparkSession", name: str) -> Any:
@@ -241,15 +243,17 @@ class Target:
         try:
             with refusing(self._output):
                 table.write.mode("overwrite").parquet(self._part_uri)
-                old = self._beside("old")
                 replaced = self._files.exists(self._path)
-                if replaced and not self._files.rename(self._path, old):
+                if replaced and not self._files.rename(self._path, self._old):
                     raise InputError(f"{self._output}: cannot be replaced; look at its permissions")
                 if not self._files.rename(self._part, self._path):
                     raise InputError(f"{self._output}: cannot be made; look at its permissions")
                 if replaced:
-                    self._files.delete(old, True)
+                    self._files.delete(self._old, True)
         except Exception:
+            with suppress(Exception):
+                if not self._files.exists(self._path):
+                    self._files.rename(self._old, self._path)
             with suppress(Exception):
                 self._files.delete(self._part, True)
             raise
@@ -257,6 +261,9 @@ class Target:
             end(self._gateway.proc)
             if self._part_uri.startswith("file:/"):
                 shutil.rmtree(self._part_uri.removeprefix("file:"), ignore_errors=True)
+                path, old = (uri.removeprefix("file:") for uri in self._uris)
+                if os.path.exists(old) and not os.path.exists(path):
+                    os.rename(old, path)
             raise
 
 

@@ -1,6 +1,7 @@
 """A diary's pieces, and what a classifier makes of them."""
 
 import itertools
+import time
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,14 @@ def test_sentences(text: str, pieces: list[str]) -> None:
 @pytest.mark.parametrize("text", ["", " \n\t", "\u3164\n\u200b", "\r\n"])
 def test_nothing_has_no_sentence(text: str) -> None:
     assert diary.sentences(text) == []
+
+
+@pytest.mark.parametrize("text", [".~" * 50_000 + '"가', " " * 30_000 + '가."' * 20_000 + "가"])
+def test_a_hostile_text_is_cut_in_a_moment(text: str) -> None:
+    """Looking at a part of it again at each mark takes minutes."""
+    started = time.process_time()
+    diary.sentences(text)
+    assert time.process_time() - started < 3
 
 
 def syllables(texts: Sequence[str]) -> np.ndarray:

@@ -302,6 +302,14 @@ def test_the_name_of_a_file_is_no_sentence(
     assert "일기" not in line
 
 
+def test_a_long_sentence_is_read_whole(call, loaded: Classifier) -> None:
+    text = "합격했어 " * 30 + "심장이 뛰어 " * 60
+    assert loaded.is_cut([text])[0]
+    whole, cut = loaded.read(text), loaded.predict([text])[0]
+    assert whole.probabilities != cut.probabilities
+    assert json.loads(call("--json", text).out)["probabilities"] == whole.probabilities
+
+
 def test_a_sentence_too_long_for_a_file(call) -> None:
     assert call("합격했어 " * 5000).code == 0
 

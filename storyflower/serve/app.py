@@ -98,7 +98,7 @@ def make_app(classifier: Classifier, settings: Settings) -> ASGIApp:
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        exception_handlers={HTTPException: no_such_path, Refused: refused},
+        exception_handlers={HTTPException: no_such_path, Refused: refused, Exception: failed},
     )
     add_answers(app, classifier, batches, settings.deadline)
     add_health(app, batches, state, metrics)
@@ -232,6 +232,11 @@ def answer_of(content: dict[str, Any], status: int = 200, headers: Any = None) -
 async def refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return answer_of(error.body, error.status, error.headers)
+
+
+async def failed(request: Request, _: Exception) -> Response:
+    """A fault of ours; Starlette raises it again, and Guard logs where it was."""
+    return await refused(request, Refused("internal", "the service could not answer"))
 
 
 async def no_such_path(request: Request, error: Exception) -> Response:

@@ -153,7 +153,7 @@ class Batches:
         return True, None
 
     def _turn(self, waiting: list[Waiting]) -> list[tuple[Waiting, Any]]:
-        """Score one batch; return the answers that are complete."""
+        """Score one batch; return the answers that are complete. Reorders `waiting`."""
         taken = share([len(each.texts) - each.scored for each in waiting], self._limit)
         texts = [
             text
@@ -178,6 +178,9 @@ class Batches:
             )
             if each.scored == len(each.texts):
                 answered.append((each, end(each)))
+        # Those that got nothing come first next time, or long diaries could hold up a sentence.
+        turns = dict(zip(map(id, waiting), taken, strict=True))
+        waiting.sort(key=lambda each: turns[id(each)] > 0)
         return answered
 
 

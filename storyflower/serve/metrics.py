@@ -7,6 +7,7 @@ are those of this process. No label has a value that came from a request.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -47,16 +48,21 @@ class Metrics:
             **own,
         )
 
+    # A number that cannot be kept, as when something has cleaned the folder, costs no answer.
+
     def request(self, path: str, status: int, seconds: float) -> None:
-        self._requests.labels(path, str(status)).inc()
-        self._seconds.labels(path).observe(seconds)
+        with suppress(OSError, ValueError):
+            self._requests.labels(path, str(status)).inc()
+            self._seconds.labels(path).observe(seconds)
 
     def batch(self, texts: int, seconds: float) -> None:
-        self._texts.observe(texts)
-        self._batch_seconds.observe(seconds)
+        with suppress(OSError, ValueError):
+            self._texts.observe(texts)
+            self._batch_seconds.observe(seconds)
 
     def waiting(self, requests: int) -> None:
-        self._waiting.set(requests)
+        with suppress(OSError, ValueError):
+            self._waiting.set(requests)
 
     def text(self) -> bytes:
         """All workers' numbers in Prometheus' text format."""

@@ -205,9 +205,12 @@ def worker_app(
     try:
         app = load_app(model, settings, workers)
     except InputError as error:
+        if (folder / "once").exists():  # a reload, or a worker that died: the others go on
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            time.sleep(1)  # uvicorn starts the next one at once
+            sys.exit(1)
         (folder / REASON).write_text(str(error), encoding="utf-8")
         sys.exit(STARTUP_FAILURE)  # uvicorn then stops the others
-    (folder / REASON).unlink(missing_ok=True)  # of a reload that failed
     try:
         os.link(folder / "said", folder / "once")  # the first worker says it
     except FileExistsError:

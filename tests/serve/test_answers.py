@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -281,6 +282,21 @@ def test_a_batch_has_a_limit_and_a_long_request_does_not_hold_up_a_short_one(
     assert max(counting.calls) == 4
 
 
+def test_many_long_requests_do_not_hold_up_a_short_one(
+    start: Callable[..., Service], loaded: Classifier
+) -> None:
+    counting = Counting(loaded, seconds=0.02)
+    service = start(counting, batch_limit=2, window=0)
+    with ThreadPoolExecutor(3) as pool:
+        long = [
+            pool.submit(service.call, "/v1/predict", {"texts": SENTENCES * 40}) for _ in range(3)
+        ]
+        while len(counting.calls) < 5:
+            time.sleep(0.005)
+        assert service.call("/v1/predict", {"texts": SENTENCES[:1]}).status == 200
+        assert not any(each.done() for each in long)
+
+
 def test_a_full_queue(start: Callable[..., Service]) -> None:
     service = start(queue=2, window=0.5)
     answers = together(service, [{"texts": ["합격했어"]}] * 5)
@@ -310,6 +326,15 @@ def test_a_fault_is_answered_and_logged_without_text(
     assert "ValueError" in caplog.text and "test_answers.py" in caplog.text
     assert SECRET not in caplog.text
     assert service.call("/healthz").status == 200  # one bad batch ends nothing
+
+
+def test_numbers_that_are_gone(
+    start: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = start()
+    monkeypatch.setattr("storyflower.serve.metrics.generate_latest", Mock(side_effect=OSError))
+    assert service.call("/metrics").error == (500, "internal", None)
+    assert service.call("/v1/predict", {"texts": ["합격했어"]}).status == 200
 
 
 def test_what_comes_after_the_signal_to_stop(loaded: Classifier) -> None:

@@ -60,6 +60,10 @@ function petalPath(count) {
     `C${LENGTH * 0.5} ${half * 1.35} ${LENGTH * 0.28} ${half * 0.75} 0 0Z`;
 }
 
+/** The labels, most probable first. (An object's own order puts a label such as "1" first.) */
+export const ranked = (probabilities) =>
+  Object.keys(probabilities).sort((a, b) => probabilities[b] - probabilities[a]);
+
 /**
  * Draw one flower. A `named` one is an image with a text alternative, has a stem, and writes each
  * label beside its petal; without names it is a small decoration, whose label stands beside it.
@@ -67,7 +71,7 @@ function petalPath(count) {
 export function flower(labels, probabilities, { named = false } = {}) {
   const shown = [...labels].sort((a, b) => a.localeCompare(b, "ko"));
   const most = 12; // more petals than this could not be told apart
-  if (shown.length > most) shown.splice(0, shown.length, ...Object.keys(probabilities ?? {}).slice(0, most));
+  if (shown.length > most) shown.splice(0, shown.length, ...ranked(probabilities ?? {}).slice(0, most));
   const path = petalPath(shown.length);
   const petals = element("g"), outlines = element("g"), names = element("g");
   shown.forEach((label, index) => {
@@ -84,7 +88,7 @@ export function flower(labels, probabilities, { named = false } = {}) {
     const radians = (angle * Math.PI) / 180, distance = LENGTH + CORE + 28;
     const text = element("text", {
       x: (Math.cos(radians) * distance).toFixed(1), y: (Math.sin(radians) * distance).toFixed(1),
-      class: probability > 0 && label === Object.keys(probabilities)[0] ? "name first" : "name",
+      class: probability > 0 && label === ranked(probabilities)[0] ? "name first" : "name",
     });
     text.append(label);
     if (probabilities) {
@@ -112,7 +116,7 @@ export function flower(labels, probabilities, { named = false } = {}) {
     made.append(names);
     made.setAttribute("role", "img");
     made.setAttribute("aria-label", probabilities
-      ? `꽃: ${Object.entries(probabilities).map(([label, p]) => `${label} ${percent(p)}`).join(", ")}`
+      ? `꽃: ${ranked(probabilities).map((label) => `${label} ${percent(probabilities[label])}`).join(", ")}`
       : "아직 피지 않은 꽃");
   } else made.setAttribute("aria-hidden", "true");
   return made;

@@ -4,7 +4,7 @@
 // the token live in this window alone. Where a text is cut, the service's own `text` fields are
 // used: its offsets count code points, JavaScript's strings UTF-16 units.
 
-import { feeling, flower, paints, percent } from "./flower.js";
+import { feeling, flower, paints, percent, ranked } from "./flower.js";
 
 const UNSURE = "모름";
 const UNSURE_BELOW = 0.5;
@@ -74,7 +74,7 @@ function make(name, className, ...children) {
 }
 
 /** The most probable label; `label` itself may be 모름. */
-const top = (answer) => Object.keys(answer.probabilities)[0];
+const top = (answer) => ranked(answer.probabilities)[0];
 
 function guess(answer) {
   const first = top(answer), name = feeling(first, labels);
@@ -135,6 +135,10 @@ function pieceItem(piece) {
     try {
       why.replaceChildren(...explained(piece.text, await ask("v1/explain", { text: piece.text })));
     } catch (problem) {
+      if (problem.code === "no_text") { // a line such as "-"
+        why.replaceChildren(make("p", "hint", "뺄 낱말이 없습니다."));
+        return;
+      }
       known = false; // the next tap asks again
       why.replaceChildren(make("p", "problem", wording(problem)));
       if (problem.code === "unauthorized" || problem.code === "refused") askForToken();
