@@ -12,6 +12,7 @@ import shutil
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -178,7 +179,7 @@ def need_packages() -> None:
     """Raise InputError where a package is missing that requirements-onnx.txt names."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
-            __import__(name)
+            import_module(name)
         except ModuleNotFoundError as error:
             raise InputError(
                 f"no package {error.name}; in StoryFlower's repository, type: "

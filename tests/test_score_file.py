@@ -549,6 +549,7 @@ class Fast:
         return [answer] * len(texts), np.zeros(len(texts))
 
 score_file.Classifier = Fast
+score_file.digest = str  # of the classifier's folder
 for source in map(Path, sys.argv[1:]):
     score_file.score_file(folder=source.parent / "none", source=source, column="일기",
                           output=source.with_name(f"out{source.suffix}"))
