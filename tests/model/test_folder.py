@@ -93,6 +93,7 @@ def test_the_pooling_of_the_card_is_kept(tmp_path: Path) -> None:
     assert not torch.allclose(logits_of(network, folder), logits)
 
 
+@pytest.mark.slow
 def test_plain_transformers_loads_the_folder(
     trained: tuple[Path, classifier.EmotionClassifier], tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ def test_the_workbooks_are_what_the_pieces_make(tmp_path: Path) -> None:
     assert {name: (FOLDER / name).read_bytes() for name in made} == made
 
 
+@pytest.mark.slow
 def test_what_the_texts_give_away() -> None:
     """The figures of data/sample/README.md."""
     done = subprocess.run(

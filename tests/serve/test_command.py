@@ -83,6 +83,7 @@ def test_listening_publicly_without_a_token_warns(
         assert "s3cret" not in err
 
 
+@pytest.mark.slow
 def test_a_stop_finishes_what_is_in_flight_and_logs_no_text(
     command: Callable[..., Command],
 ) -> None:

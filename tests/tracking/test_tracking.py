@@ -516,6 +516,7 @@ def test_a_run_lands_in_its_repository_whatever_that_is_called(
     assert len(list(root.glob("a/*/artifacts/?.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_deleted_experiment_is_named_with_what_restores_it(
     record: Record, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture, monkeypatch
 ) -> None:
