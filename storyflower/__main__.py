@@ -99,20 +99,27 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"storyflower {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    command = commands.add_parser(
-        "predict", help="say which emotion a sentence carries", allow_abbrev=False
-    )
-    command.set_defaults(run=predict)
-    command.add_argument(
-        "sentence", nargs="*", type=text, help="none: one sentence a line from standard input"
-    )
-    command.add_argument(
+    loading = Parser(add_help=False)  # what Classifier.load takes
+    loading.add_argument(
         "--model",
         type=text,
         default="models/classifier",
         metavar="FOLDER",
         help="or models:/NAME@ALIAS, models:/NAME/VERSION",
+    )
+    loading.add_argument(
+        "--precision", default="fp32", metavar="fp32|bf16", help="bf16 is faster where it is native"
+    )
+
+    command = commands.add_parser(
+        "predict",
+        help="say which emotion a sentence carries",
+        allow_abbrev=False,
+        parents=[loading],
+    )
+    command.set_defaults(run=predict)
+    command.add_argument(
+        "sentence", nargs="*", type=text, help="none: one sentence a line from standard input"
     )
     command.add_argument(
         "--diary", action="store_true", help="all of it is one diary: the whole, then its pieces"
@@ -136,9 +143,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--column", type=text, default="사람문장1", metavar="NAME", help="of the input's texts"
     )
     command.add_argument("--output", type=path, metavar="FILE", help="the same, to write")
-    command.add_argument(
-        "--precision", default="fp32", metavar="fp32|bf16", help="bf16 is faster where it is native"
-    )
 
     command = commands.add_parser("register", help="add the classifier to MLflow's registry")
     command.set_defaults(run=register)
@@ -182,16 +186,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     command = commands.add_parser(
-        "serve", help="answer over HTTP, with a page at / (docs/serving.md)", allow_abbrev=False
+        "serve",
+        help="answer over HTTP, with a page at / (docs/serving.md)",
+        allow_abbrev=False,
+        parents=[loading],
     )
     command.set_defaults(run=serve)
-    command.add_argument(
-        "--model",
-        type=text,
-        default="models/classifier",
-        metavar="FOLDER",
-        help="or models:/NAME@ALIAS, models:/NAME/VERSION",
-    )
     command.add_argument("--host", default="127.0.0.1")
     command.add_argument("--port", type=int, default=8000, help="0: any that is free")
     command.add_argument("--workers", type=int, default=1, help="processes, a classifier in each")
@@ -200,9 +200,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--cors", action="append", default=[], metavar="ORIGIN", help="a web site that may call"
-    )
-    command.add_argument(
-        "--precision", default="fp32", metavar="fp32|bf16", help="bf16 is faster where it is native"
     )
     command.add_argument(
         "--batch-limit", type=int, default=16, metavar="TEXTS", help="computed together at most"

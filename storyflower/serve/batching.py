@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from storyflower.common.errors import InputError
-from storyflower.predict import Scores, Steps
+from storyflower.predict import Scores, Steps, split
 from storyflower.serve.messages import Refused
 from storyflower.serve.metrics import Metrics
 
@@ -167,15 +167,11 @@ class Batches:
             failure = public(error)
             return [(each, failure) for each, count in zip(waiting, taken, strict=True) if count]
         self._metrics.batch(len(texts), time.perf_counter() - started)
-        answered, start = [], 0
-        for each, count in zip(waiting, taken, strict=True):
+        answered = []
+        for each, count, part in zip(waiting, taken, split(scores, taken), strict=True):
             if not count:
                 continue
-            part = slice(start, start + count)
-            start += count
-            each.parts.append(
-                Scores(scores.probabilities[part], scores.cut[part], scores.unknown[part])
-            )
+            each.parts.append(part)
             if each.scored == len(each.texts):
                 answered.append((each, end(each)))
         # Those that got nothing come first next time, or long diaries could hold up a sentence.
