@@ -171,7 +171,7 @@ def export(
         tokens = encode(tokenizer, chosen, max_len)
         write_examples(part / "examples.jsonl", chosen, tokens, torch_logits(network, tokens))
         graphs = [open_session(path) for path in sorted(part.glob("*.onnx"), reverse=True)]
-        compare(graphs[:1], network, encode(tokenizer, chosen, max_len), facts, None)
+        compare(graphs[:1], network, tokens, facts, None)
         return compare(graphs, network, encode(tokenizer, texts, max_len), facts, actual)
 
 
