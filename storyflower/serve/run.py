@@ -170,8 +170,9 @@ def config_of(app: object, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
-        # uvicorn kills a worker that does not answer its ping; on a busy machine imports take long
-        timeout_worker_healthcheck=20,
+        # uvicorn kills a worker that does not answer its ping, and gives up a reload whose worker
+        # is not ready in time: a large model on a busy machine takes long to load
+        timeout_worker_healthcheck=60,
         # A request may take the deadline twice: for its body and for its answer
         timeout_graceful_shutdown=int(2 * settings.deadline) + 5,
     )

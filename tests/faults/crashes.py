@@ -286,6 +286,8 @@ def main() -> None:
     options = parser.parse_args()
     # A shell lets what it starts in the background ignore Ctrl-C, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Two threads that spin beside other work make ten seconds of an epoch of milliseconds.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     rng = random.Random(options.seed)
     who = (CTRL_C,) if options.ctrl_c else (DVC, STAGE, BOTH)
     tries = lost = 0

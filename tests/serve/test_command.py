@@ -1,7 +1,9 @@
 """The command: what it refuses, what it logs, how it stops, and several workers."""
 
 import http.client
+import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -155,7 +157,7 @@ def test_two_workers(command: Callable[..., Command]) -> None:
         pytest.fail("one worker took every request")
     assert service.call("/metrics").status == 401
     os.kill(min(workers), signal.SIGKILL)
-    deadline = time.monotonic() + 120  # a ping that the killed one has not answered takes 20
+    deadline = time.monotonic() + 120  # a ping that the killed one has not answered takes 60
     while len(worker_pids() - {min(workers)}) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -190,3 +192,40 @@ def test_a_killed_parent_takes_its_workers_along(command: Callable[..., Command]
     assert not alive
     with pytest.raises(ConnectionError):
         Service(service.port).call("/healthz")
+
+
+@pytest.mark.slow
+def test_a_reload_takes_the_new_classifier_and_never_a_damaged_one(
+    command: Callable[..., Command], classifier: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "served"
+    shutil.copytree(classifier, folder)
+    running = command("--workers", "2", "--model", str(folder))
+    service = running.started()
+
+    def labels() -> set[str]:
+        """The names that the service knows; a worker that reloads meanwhile must leave no gap."""
+        answer = service.call("/v1/predict", BODY)
+        assert answer.status == 200
+        return set(answer.json["predictions"][0]["probabilities"])
+
+    old = labels()
+    head = (folder / "head.safetensors").read_bytes()
+    (folder / "head.safetensors").write_bytes(head[:-1])
+    running.process.send_signal(signal.SIGHUP)
+    assert running.process.stderr.readline().startswith(
+        f"error: {folder / 'head.safetensors'}: damaged"
+    )
+    assert {frozenset(labels()) for _ in range(20)} == {frozenset(old)}
+
+    (folder / "head.safetensors").write_bytes(head)
+    document = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+    document["labels"] = [f"새 {name}" for name in document["labels"]]
+    (folder / "classifier.json").write_text(json.dumps(document), encoding="utf-8")
+    running.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 120
+    while not all(labels() == set(document["labels"]) for _ in range(20)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    code, written = running.end(signal.SIGTERM)
+    assert code == 0 and "Traceback" not in written
