@@ -46,7 +46,7 @@ def try_out(body: "PreTrainedModel", card: Card) -> None:
         with torch.inference_mode():
             off, scale = distance(body, texts)
             if not off <= TOLERANCE * scale:
-                # Rounding adds up over 24 layers or more. In float64 only a real difference is left.
+                # Rounding adds up over many layers. In float64 only a real difference is left.
                 off, scale = distance(body.double(), texts)
             change = reach(body, texts)
     except Exception as error:  # whatever a model raises that is not made for such texts
@@ -78,7 +78,7 @@ def random_texts(body: "PreTrainedModel", lengths: list[int], card: Card) -> lis
     for name, value in body.config.to_dict().items():
         if name.endswith("_token_id"):
             special.update(value if isinstance(value, list) else [value])
-    rows = body.get_input_embeddings().num_embeddings
+    rows = len(body.get_input_embeddings().weight)
     ordinary = torch.tensor([row for row in range(rows) if row not in special])
     state = torch.Generator().manual_seed(SEED)
     return [ordinary[torch.randint(len(ordinary), (n,), generator=state)] for n in lengths]
