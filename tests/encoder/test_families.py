@@ -162,6 +162,18 @@ def test_a_family_computes_what_transformers_computes(
             assert torch.equal(loaded(batch), network(batch))
 
 
+def test_a_long_text_means_the_same_before_and_after_a_short_one(hub: Hub, cards: Path) -> None:
+    """BigBird's own attention is partly random until the first short text."""
+    published(hub, "big_bird")
+    network = build_classifier(prepare(write(cards)), len(LABELS), dr_rate=0.5).eval()
+    ids = torch.randint(5, 40, (75,), generator=torch.Generator().manual_seed(0)).numpy()
+    table = TokenArrays(ids, np.array([0, 70, 75]), np.zeros(2, np.int64))
+    long, short = (make_batch(table, np.array([row])) for row in (0, 1))
+    with torch.no_grad():
+        before, _, after = network(long), network(short), network(long)
+    assert torch.equal(before, after)
+
+
 # ---------------------------------------------------------------- what is refused
 
 PLAIN = {**BODY, "vocab_size": len(word_pieces(BERT_ORDER)), "pad_token_id": 0}
