@@ -7,6 +7,8 @@ Not supported: checking the weights; `model.folder` checks that they fit config.
 
 from pathlib import Path
 
+from torch import nn
+
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_json
 from storyflower.encoder.card import Card, Golden
@@ -15,6 +17,7 @@ from storyflower.tokenizer.load import load_tokenizer
 SPARE_ROWS = 128  # some embeddings are padded to a multiple of 128; more means a wrong vocabulary
 GOLDEN_TEXT = "한국어 모델을 공유합니다."  # from KoBERT's README
 GOLDEN_LENGTH = 512  # max_len for golden texts, in ids
+UNLIMITED = 512  # as long as max_len may be, for relative positions without an end
 
 
 def verify(folder: Path, card: Card) -> Card:
@@ -47,11 +50,12 @@ def check_golden(folder: Path, card: Card, golden: Golden) -> None:
         )
 
 
-def max_length(folder: Path) -> int:
+def max_length(body: nn.Module) -> int:
     """The longest text, in ids, that the encoder has positions for."""
-    config = read_json(folder / "config.json")
-    positions = config["max_position_embeddings"]
-    # RoBERTa's positions start after its pad id.
-    return (
-        positions - config["pad_token_id"] - 1 if config["model_type"] == "roberta" else positions
-    )
+    found = [getattr(body.config, "max_position_embeddings", 0)]
+    for name, module in body.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
+            # Where the pad id has a position, as in RoBERTa, those of a text come after it.
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            found.append(module.num_embeddings - skipped)
+    return min((positions for positions in found if positions > 0), default=UNLIMITED)
