@@ -38,16 +38,27 @@ class TokenizerJson(BackendTokenizer):
         document = read_json(file)
         try:
             backend = Backend.from_str(file.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises no narrower type
+            backend.no_truncation()
+            backend.no_padding()
+            frame = backend.encode("").ids
+            ids = backend.encode("가").ids
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the library's is no Exception
             raise InputError(f"{file}: not a tokenizer that can be read: {one_line(error)}") from None
-        backend.no_truncation()
-        backend.no_padding()
         self._backend = backend
         self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)  # ids may have gaps
+        inside = backend.encode("가", add_special_tokens=False).ids
+        if (
+            len(frame) != 2
+            or ids != [frame[0], *inside, frame[1]]
+            or max(frame) >= self.vocab_size  # the frame has ids of its own
+        ):
+            raise InputError(
+                f"{file}: does not put one special token before a text and one behind it"
+            )
+        self.cls_id, self.sep_id = frame
         self.unk_id = self._unknown(document["model"])
-        if is_incomplete(document.get("post_processor") or {}):
-            raise InputError(f"{file}: its post_processor names a token that it does not define")
-        self.cls_id, self.sep_id = self._frame()
         named = token_names(document.get("padding") or {})
         for path in (folder / name for name in NAMES):  # the later one wins
             named |= token_names(read_json(path, missing={}))
@@ -63,16 +74,6 @@ class TokenizerJson(BackendTokenizer):
             return int(model["unk_id"])
         token = model.get("unk_token")
         return -1 if token is None else self._id_of(token)
-
-    def _frame(self) -> list[int]:
-        """The ids of the tokens before and behind a text."""
-        frame = self._backend.encode("").ids
-        inside = self._backend.encode("가", add_special_tokens=False).ids
-        if len(frame) != 2 or self._backend.encode("가").ids != [frame[0], *inside, frame[1]]:
-            raise InputError(
-                f"{self._file}: does not put one special token before a text and one behind it"
-            )
-        return frame
 
     def _special(self, token: str | None, name: str) -> int | None:
         """The id of a special token: of the one that is named, else of one that is written so."""
@@ -90,17 +91,6 @@ class TokenizerJson(BackendTokenizer):
         if row is None:
             raise InputError(f"{self._file}: the vocabulary has no {token}")
         return row
-
-
-def is_incomplete(processor: Mapping[str, Any]) -> bool:
-    """Whether a template names a token that it does not define; the library would panic at it."""
-    return any(
-        part["SpecialToken"]["id"] not in template["special_tokens"]
-        for template in (processor, *processor.get("processors", ()))
-        if template.get("type") == "TemplateProcessing"
-        for part in template["single"]
-        if "SpecialToken" in part
-    )
 
 
 def token_names(document: object) -> dict[str, str]:

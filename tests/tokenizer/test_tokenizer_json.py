@@ -190,7 +190,8 @@ FRAME = "does not put one special token before a text and one behind it"
         (lambda: template("[CLS] $A"), FRAME),
         (lambda: template("[CLS] [SEP] $A"), FRAME),
         (lambda: template("[CLS] [CLS] $A [SEP]"), FRAME),
-        (lambda: template("[CLS] $A [SEP]").replace('"[SEP]":{"id"', '"[END]":{"id"'), "its post"),
+        (lambda: template("[CLS] $A [SEP]").replace('"[SEP]":{"id"', '"[END]":{"id"'), "no entry found"),
+        (lambda: template("[CLS] $A [SEP]").replace('"ids":[3]', '"ids":[999]'), FRAME),
         (lambda: changed(added_tokens=[]), "names a pad token"),
         (
             lambda: word_piece().to_str().replace('"unk_token":"[UNK]"', '"unk_token":"<?>"'),
