@@ -4,7 +4,7 @@ In: a classifier's folder.
 Out: a folder with model.onnx (encoder, pooling and linear layer), model.int8.onnx if asked for, the
 tokenizer's files, model.json (labels, max_len, temperature, special ids) and examples.jsonl (200
 texts, their ids and their logits). onnxruntime has computed the same logits before it is written.
-Not supported: opset versions other than OPSET; models over 2 GB; a tokenizer inside the graph.
+Not supported: encoders that padded.py computes; opset versions other than OPSET; models over 2 GB; a tokenizer inside the graph.
 """
 
 import json
@@ -147,6 +147,12 @@ def export(
     """
     need_packages()
     network, document = load_classifier(folder)
+    family = network.encoder.config.model_type
+    if family not in forward.UNPADDED:
+        raise InputError(
+            f"{folder}: its encoder is of type {family!r}, and export knows only "
+            f"{', '.join(forward.UNPADDED)}; train on one of those"
+        )
     tokenizer = load_tokenizer(folder)
     if output.exists() and not (output / "model.json").is_file():
         raise InputError(f"{output}: is there and no ONNX export; choose another name")

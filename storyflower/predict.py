@@ -25,6 +25,7 @@ from storyflower.model import scoring
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement, choose
 from storyflower.model.folder import load_classifier
+from storyflower.model.forward import UNPADDED
 from storyflower.model.packed import pack
 from storyflower.sheets import sheet
 from storyflower.tokenizer.base import Tokens
@@ -141,14 +142,18 @@ class Classifier:
         """Load a folder written by the train stage.
 
         It computes in float32 on every device, or with the encoder's weights kept in bfloat16
-        ("bf16"): faster where the hardware multiplies it, slower elsewhere, and less exact. Raises
+        ("bf16"): faster where the hardware multiplies it, slower elsewhere, and less exact. Families
+        that are computed with padding keep float32 weights and multiply in bfloat16. Raises
         InputError when the folder is missing, incomplete or damaged, or the precision is neither.
         """
         if precision not in PRECISIONS:
             raise InputError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
         folder = Path(folder)
         network, document = load_classifier(folder)
-        return cls(network, document, folder, choose(device, "fp32"), precision)
+        if network.encoder.config.model_type in UNPADDED:
+            return cls(network, document, folder, choose(device, "fp32"), precision)
+        # The modules of other families are sure of bfloat16 only in autocast, weights in float32.
+        return cls(network, document, folder, choose(device, precision))
 
     def predict(self, texts: Sequence[str], unsure_below: float = 0.0) -> list[Prediction]:
         """One Prediction for each text, in order; [] for no texts.

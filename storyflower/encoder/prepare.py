@@ -17,7 +17,9 @@ from storyflower.common.files import json_text, read_json, replacing
 from storyflower.encoder.card import VOCABULARY, Card, Lock
 from storyflower.encoder.pretrained import load_body, read_weights
 from storyflower.encoder.sources import CheckedSource
+from storyflower.encoder.trial import try_out
 from storyflower.encoder.verify import check_golden, max_length, verify
+from storyflower.model.folder import read_encoder
 from storyflower.tokenizer.load import load_tokenizer
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is used
@@ -48,7 +50,9 @@ def prepare(card_file: Path, output: Path) -> Card:
             report_unlocked(card_file, card, pinned)
         card = verify(folder, card)
         document = {"name": card_file.stem, **card.model_dump(), **pinned}
-        document["max_length"] = max_length(folder)
+        body = read_encoder(folder)
+        try_out(body, card)
+        document["max_length"] = max_length(body)
         document["mask_id"] = load_tokenizer(folder, card.model_dump()).mask_id
         (folder / "card.json").write_text(json_text(document), encoding="utf-8")
     return card

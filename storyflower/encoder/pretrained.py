@@ -1,12 +1,14 @@
 """A checkpoint's files → its encoder, in float32.
 
 In: config.json and weights (safetensors, or a .bin from which only tensors are read).
-Out: the encoder without its pretraining head.
-Not supported: code that comes with a checkpoint, pickled objects, weights in several files,
-families other than FAMILIES.
+Out: the encoder without its pretraining head, of any family whose texts transformers encodes.
+Not supported: code that comes with a checkpoint, pickled objects, weights in several files, models
+with a decoder, models of pictures or sound. Whether an encoder computes what is expected of it,
+trial.py tries.
 """
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,19 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from storyflower.common.errors import InputError, one_line
 from storyflower.encoder.card import Card
-from storyflower.model.folder import misfit
+from storyflower.model.folder import misfit, model_class, without_pooler
 from storyflower.tokenizer.load import load_tokenizer
 
-FAMILIES = ("bert", "roberta", "electra", "distilbert")  # model_type in config.json
+# Keys of config.json that are not taken over: the family, code to run, and how the machine that
+# saved it computed attention
+LEFT_OUT = ("model_type", "auto_map", "_attn_implementation", "attn_implementation")
+REMEDY = "choose an encoder that reads text both ways: docs/encoders.md names some"
 
 
 def read_weights(card: Card, path: Path) -> dict[str, torch.Tensor]:
@@ -56,13 +61,16 @@ def load_body(
     family = model_type(card, settings)
     pad_id = pad_token(card, settings, family, folder)
     settings = {**settings, "pad_token_id": pad_id}
-    for key in ("model_type", "auto_map"):  # auto_map names code to run
-        settings.pop(key, None)
+    settings = {key: value for key, value in settings.items() if key not in LEFT_OUT}
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # else it reports the pretraining head, which is not loaded
     try:
         config = AutoConfig.for_model(family, **settings)
-        body, report = MODEL_MAPPING[type(config)].from_pretrained(
+        if getattr(config, "attention_type", None) == "block_sparse":
+            # BigBird's, partly random, which its code gives up for good at the first short text
+            config.attention_type = "original_full"
+        kind = encoder_class(card, config)
+        body, report = kind.from_pretrained(
             None,
             config=config,
             state_dict=weights,
@@ -70,29 +78,41 @@ def load_body(
             ignore_mismatched_sizes=True,  # checked below, from the report
             output_loading_info=True,
         )
+    except InputError:
+        raise
     except Exception as error:  # transformers raises many types of error for an invalid config
         raise InputError(f"{card.source}: config.json: {one_line(error)}") from None
-    missing = report["missing_keys"]
-    if missing and all(name.startswith("pooler.") for name in missing):
-        body.pooler, missing = None, ()
     # Unexpected keys are ignored: they are the checkpoint's pretraining head.
-    if wrong := misfit({**report, "missing_keys": missing, "unexpected_keys": ()}):
+    if wrong := misfit({**without_pooler(body, report), "unexpected_keys": ()}):
         raise InputError(f"{card.source}: the weights do not fit config.json: {wrong}")
     return body
 
 
 def model_type(card: Card, settings: Mapping[str, Any]) -> str:
-    """The family that config.json names; raises InputError unless it is one of FAMILIES."""
+    """The family that config.json names; raises InputError if transformers does not know it."""
     named = settings.get("model_type")
     if named is None:
         # An older config names only the class; the oldest name neither and are BERT.
         known = str((settings.get("architectures") or ["bert"])[0]).lower()
-        named = next((family for family in FAMILIES if known.startswith(family)), known)
-    if named not in FAMILIES:
+        fitting = [name for name in CONFIG_MAPPING if known.startswith(re.sub("[-_]", "", name))]
+        named = max(fitting, key=len, default=known)
+    if named not in CONFIG_MAPPING:
         raise InputError(
-            f"{card.source}: a model of type {named!r}; those that work: {', '.join(FAMILIES)}"
+            f"{card.source}: a model of type {named!r}, which transformers {transformers.__version__}"
+            f" does not know (code that comes with a checkpoint is not run); {REMEDY}"
         )
     return named
+
+
+def encoder_class(card: Card, config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """transformers' class for the encoder; raises InputError if the model encodes no texts."""
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "an encoder with a decoder, which a classifier has no use for"
+    elif (kind := model_class(config)).main_input_name != "input_ids":
+        reason = f"it reads {kind.main_input_name}, not the token ids of texts"
+    else:
+        return kind
+    raise InputError(f"{card.source}: a model of type {config.model_type!r}: {reason}; {REMEDY}")
 
 
 def pad_token(card: Card, settings: Mapping[str, Any], family: str, folder: Path) -> int:

@@ -10,6 +10,8 @@ from string import ascii_lowercase
 
 import numpy as np
 
+from torch import nn
+
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_json
 from storyflower.encoder.card import Card, Golden
@@ -21,6 +23,7 @@ from storyflower.tokenizer.load import load_tokenizer
 SPARE_ROWS, SPARE_SHARE = 128, 0.005
 GOLDEN_TEXT = "한국어 모델을 공유합니다."  # from KoBERT's README
 GOLDEN_LENGTH = 512  # max_len for golden texts, in ids
+UNLIMITED = 512  # as long as max_len may be, for relative positions without an end
 
 
 def verify(folder: Path, card: Card) -> Card:
@@ -79,11 +82,12 @@ def check_golden(folder: Path, card: Card, golden: Golden) -> None:
         )
 
 
-def max_length(folder: Path) -> int:
+def max_length(body: nn.Module) -> int:
     """The longest text, in ids, that the encoder has positions for."""
-    config = read_json(folder / "config.json")
-    positions = config["max_position_embeddings"]
-    # RoBERTa's positions start after its pad id.
-    return (
-        positions - config["pad_token_id"] - 1 if config["model_type"] == "roberta" else positions
-    )
+    for name, module in body.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
+            # Where the pad id has a position, as in RoBERTa, those of a text come after it.
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - skipped
+    stated = getattr(body.config, "max_position_embeddings", 0)
+    return stated if stated > 0 else UNLIMITED

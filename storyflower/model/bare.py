@@ -15,6 +15,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from storyflower.model.forward import UNPADDED
+
 NAMES = {  # of DistilBERT's config, in the words of the others
     "dim": "hidden_size",
     "n_layers": "num_hidden_layers",
@@ -132,7 +134,7 @@ def distilbert_block(config: SimpleNamespace, eps: float) -> nn.Module:
     )
 
 
-def bare_encoder(folder: Path, families: tuple[str, ...]) -> BareEncoder | None:
+def bare_encoder(folder: Path) -> BareEncoder | None:
     """The encoder of a folder, float32, in evaluation mode; None where transformers must read it.
 
     Equal to what transformers loads from the folder, bit by bit.
@@ -141,7 +143,7 @@ def bare_encoder(folder: Path, families: tuple[str, ...]) -> BareEncoder | None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config |= {ours: config[theirs] for theirs, ours in NAMES.items() if theirs in config}
         weights = safetensors.torch.load_file(folder / "model.safetensors")
-        if config["model_type"] not in families or config["hidden_act"] != "gelu":
+        if config["model_type"] not in UNPADDED or config["hidden_act"] != "gelu":
             return None
         if config["hidden_size"] % config["num_attention_heads"]:
             return None

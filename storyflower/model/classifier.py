@@ -1,5 +1,6 @@
 """Encoder + dropout + linear → logits."""
 
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,10 +17,11 @@ class EmotionClassifier(nn.Module):
     """The notebook's classifier: the encoder's summary of a text, dropout, one linear layer.
 
     With pooling "first", the summary is the pooler's output if the checkpoint has a pooler
-    (KoBERT), else the last hidden state of the first token. ELECTRA and DistilBERT never have a
-    pooler; nor do BERT and RoBERTa models that were pretrained only on masked words
-    (klue/roberta-base). With "mean", it is the mean of the last hidden states of all tokens, [CLS]
-    and [SEP] included, and the encoder's pooler is dropped.
+    (KoBERT), else the last hidden state of the first token. Many families never have a pooler
+    (ELECTRA, ModernBERT, DeBERTa); nor do models that were pretrained only on masked words
+    (klue/roberta-base). One that is no more than a linear layer (ALBERT, BigBird) is dropped. With
+    "mean", the summary is the mean of the last hidden states of all tokens, [CLS] and [SEP]
+    included, and any pooler is dropped.
     """
 
     def __init__(
@@ -28,8 +30,8 @@ class EmotionClassifier(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
-        if pooling == "mean" and getattr(encoder, "pooler", None) is not None:
-            encoder.pooler = None
+        if pooling == "mean" or not reads_texts(encoder):
+            drop_pooler(encoder)
         self.dropout = nn.Dropout(dr_rate)
         # Initialised by nn.Linear, as in the notebook, not with BERT's normal(0, 0.02).
         self.linear = nn.Linear(encoder.config.hidden_size, num_classes)
@@ -40,11 +42,28 @@ class EmotionClassifier(nn.Module):
             summary = mean_of_texts(forward.states(self.encoder, batch), batch)
         else:
             states = forward.states(self.encoder, batch, batch.first)  # (dialogues, hidden)
-            pooler = getattr(self.encoder, "pooler", None)
             # A pooler takes a sequence and reads its first token.
-            summary = states if pooler is None else pooler(states.unsqueeze(1))
+            pooled = reads_texts(self.encoder)
+            summary = self.encoder.pooler(states.unsqueeze(1)) if pooled else states
         # The linear layer stays float32 where the encoder's weights are bfloat16.
         return self.linear(self.dropout(summary).to(self.linear.weight.dtype))  # (batch, classes)
+
+
+def reads_texts(encoder: nn.Module) -> bool:
+    """Whether the encoder has a pooler that takes the states of texts, (texts, tokens, hidden)."""
+    return hasattr(getattr(encoder, "pooler", None), "dense")
+
+
+def drop_pooler(encoder: nn.Module) -> None:
+    """Leave out the encoder's pooler, if it has one."""
+    if getattr(encoder, "pooler", None) is not None:
+        # A class that is never built without a pooler calls it always.
+        encoder.pooler = None if may_lack_pooler(type(encoder)) else nn.Identity()
+
+
+def may_lack_pooler(kind: type) -> bool:
+    """Whether a model class can be built without its pooler."""
+    return "add_pooling_layer" in signature(kind.__init__).parameters
 
 
 def mean_of_texts(states: torch.Tensor, batch: Batch) -> torch.Tensor:

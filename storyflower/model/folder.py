@@ -22,14 +22,12 @@ from storyflower.common.errors import InputError, one_line
 from storyflower.common.files import json_text, read_json, replacing, sha256
 from storyflower.interim.labels import LabelIndex
 from storyflower.model.bare import bare_encoder
-from storyflower.model.classifier import EmotionClassifier
+from storyflower.model.classifier import EmotionClassifier, drop_pooler, may_lack_pooler
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 WEIGHTS = ("config.json", "model.safetensors")  # of an encoder folder; the rest is its tokenizer
-POOLED = ("bert", "roberta")  # the families that may have a pooler
-FAMILIES = (*POOLED, "electra", "distilbert")  # that load_classifier reads without transformers
 
 
 def build_classifier(
@@ -66,8 +64,8 @@ def read_encoder(folder: Path) -> "PreTrainedModel":
             pooled = any(name.startswith("pooler.") for name in weights.keys())  # noqa: SIM118
         # Without these, transformers may ask at the terminal whether to run code from the folder.
         closed = {"local_files_only": True, "trust_remote_code": False}
-        family = AutoConfig.from_pretrained(folder, **closed).model_type
-        without = {} if pooled or family not in POOLED else {"add_pooling_layer": False}
+        kind = model_class(AutoConfig.from_pretrained(folder, **closed))
+        without = {"add_pooling_layer": False} if not pooled and may_lack_pooler(kind) else {}
         body, report = AutoModel.from_pretrained(
             folder,
             **closed,
@@ -80,9 +78,27 @@ def read_encoder(folder: Path) -> "PreTrainedModel":
         raise damaged(folder, error) from None
     finally:
         logging.set_verbosity(verbosity)
+    if not pooled:
+        report = without_pooler(body, report)
     if wrong := misfit(report):
         raise damaged(folder, f"model.safetensors does not fit config.json: {wrong}")
     return body
+
+
+def model_class(config: "PreTrainedConfig") -> type["PreTrainedModel"]:
+    """transformers' class of the bare model; raises KeyError if the family has none."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    kind = MODEL_MAPPING[type(config)]
+    return kind[0] if isinstance(kind, tuple) else kind
+
+
+def without_pooler(body: "PreTrainedModel", report: Mapping[str, Iterable]) -> dict[str, Iterable]:
+    """Drop a pooler none of whose weights was there; return the loading report without them."""
+    missing = set(report["missing_keys"])
+    if absent := {name for name in missing if name.startswith("pooler.")}:
+        drop_pooler(body)
+    return {**report, "missing_keys": missing - absent}
 
 
 def misfit(report: Mapping[str, Iterable]) -> str | None:
@@ -173,7 +189,7 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise damaged(folder / "head.safetensors", error) from None
     # The new linear layer is overwritten completely, or this fails: no weight stays random.
-    model = build_classifier(folder, classes, dr_rate, bare_encoder(folder, FAMILIES))
+    model = build_classifier(folder, classes, dr_rate, bare_encoder(folder))
     expected = {name: tuple(value.shape) for name, value in model.linear.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in head.items()}
     if shapes != expected:

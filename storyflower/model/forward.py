@@ -1,12 +1,13 @@
 """An encoder's forward pass without padding, and without computing results that nothing uses.
 
-In: a transformers encoder (BERT, RoBERTa, ELECTRA or DistilBERT) and a batch of texts end to end.
+In: a transformers encoder and a batch of texts end to end.
 Out: the last hidden states of all tokens, or of chosen ones, such as each text's first.
-The parameters stay in transformers' own modules, so checkpoints load and save as usual. Only the
+BERT, RoBERTa, ELECTRA and DistilBERT are computed here, every other family by padded.py. The
+parameters stay in transformers' own modules, so checkpoints load and save as usual. Only the
 computation differs: query, key and value in one product, attention within each text (attention.py),
 dropout from one random byte per value (dropout.py), and in the last layer only the chosen tokens
 after the attention.
-Not supported: other families; all hidden states; gradient checkpointing.
+Not supported: all hidden states; gradient checkpointing.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,12 +18,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from storyflower.model import padded
 from storyflower.model.attention import attend
 from storyflower.model.batch import Batch
 from storyflower.model.dropout import dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+UNPADDED = ("bert", "roberta", "electra", "distilbert")  # model_type in config.json
 
 Product = Callable[[torch.Tensor], torch.Tensor]  # (tokens, columns) → (tokens, rows)
 
@@ -79,6 +83,8 @@ def states(
     Runs in the precision of torch's autocast if that is on.
     """
     config = encoder.config
+    if config.model_type not in UNPADDED:
+        return padded.states(encoder, batch, tokens)
     # RoBERTa's positions start after its pad id.
     shift = config.pad_token_id + 1 if config.model_type == "roberta" else 0
     ids, positions = batch.ids.unsqueeze(0), (batch.positions + shift).unsqueeze(0)

@@ -4,7 +4,8 @@ In: an encoder in evaluation mode, on its device, in float32 or bfloat16.
 Out: the same encoder, whose forward pass (forward.py) uses the packed weights. On x86 processors
 oneDNN wants a weight in blocks; for one sentence, packing it anew at each product, as
 torch.nn.functional.linear does, takes as long as the product. GELU becomes a part of the product.
-Elsewhere only query, key and value are joined once.
+Elsewhere only query, key and value are joined once. A family that padded.py computes stays as it
+is.
 Not supported: training, saving or moving the encoder afterwards. Its own copies are freed.
 """
 
@@ -28,6 +29,8 @@ OPERATORS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_sup
 
 def pack(encoder: nn.Module) -> None:
     """Pack the weights of every layer. Results stay equal to some 1e-6 of float32."""
+    if encoder.config.model_type not in forward.UNPADDED:
+        return
     gelu = getattr(encoder.config, "hidden_act", None) or getattr(encoder.config, "activation", "")
     with torch.inference_mode():
         encoder.packed = [packed_layer(layer, gelu == "gelu") for layer in forward.layers(encoder)]

@@ -19,6 +19,7 @@ import torch
 from torch import distributed, nn
 
 from storyflower.common.errors import InputError, one_line
+from storyflower.model.forward import UNPADDED
 
 # The other processes wait while the first one waits for another run's lock or saves to a slow disk.
 TIMEOUT = timedelta(hours=1)
@@ -40,7 +41,11 @@ class Ranks:
         """The model, with gradients averaged over the processes in the backward pass."""
         if self.count == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
+        # Longformer's weights of global attention, for example, get no gradient.
+        padded = model.encoder.config.model_type not in UNPADDED
+        return nn.parallel.DistributedDataParallel(
+            model, forward_sync_buffers=False, find_unused_parameters=padded
+        )
 
     def share(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """This process's share of a batch's rows; `lengths` are the tokens of each row.

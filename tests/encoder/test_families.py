@@ -1,0 +1,160 @@
+"""Every family of encoders, from the hub's files to the classifier; and those that are refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.nn import functional
+
+from storyflower.interim.labels import LabelIndex
+from storyflower.interim.tokens import TokenArrays
+from storyflower.model.batch import Batch, make_batch
+from storyflower.model.folder import build_classifier, load_classifier, save_classifier
+from storyflower.tokenizer.load import load_tokenizer
+from tests.encoder.hub import Hub
+from tests.encoder.test_encoder import (
+    BERT_ORDER,
+    ROBERTA_ORDER,
+    TEXTS,
+    cards,
+    checkpoint,
+    hub,
+    prepare,
+    refused,
+    word_piece_files,
+    word_pieces,
+    write,
+)
+
+__all__ = ["cards", "hub"]  # fixtures
+
+LABELS = LabelIndex([f"감정 {number}" for number in range(6)])
+BODY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 80,
+}
+# Of each family: its config, the class whose weights lie on the hub, settings of its own, whether a
+# pooler is left to the classifier, and the longest text.
+FAMILIES = {
+    "bert": ("Bert", "BertForPreTraining", {}, True, 80),
+    "roberta": ("Roberta", "RobertaForMaskedLM", {}, False, 78),
+    "electra": ("Electra", "ElectraForPreTraining", {"embedding_size": 8}, False, 80),
+    "distilbert": (
+        "DistilBert",
+        "DistilBertForMaskedLM",
+        {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
+        False,
+        80,
+    ),
+    "xlm-roberta": ("XLMRoberta", "XLMRobertaModel", {}, True, 78),
+    "camembert": ("Camembert", "CamembertForMaskedLM", {}, False, 78),
+    "albert": ("Albert", "AlbertForPreTraining", {"embedding_size": 8}, False, 80),
+    "modernbert": (
+        "ModernBert",
+        "ModernBertForMaskedLM",
+        {"num_hidden_layers": 3, "local_attention": 8},
+        False,
+        80,
+    ),
+    "eurobert": ("EuroBert", "EuroBertForMaskedLM", {"num_key_value_heads": 1}, False, 80),
+    "nomic_bert": ("NomicBert", "NomicBertForMaskedLM", {}, False, 80),
+    "deberta-v2": (
+        "DebertaV2",
+        "DebertaV2ForMaskedLM",
+        {
+            "relative_attention": True,
+            "position_biased_input": False,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 8,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "type_vocab_size": 0,
+        },
+        False,
+        80,
+    ),
+    "mpnet": ("MPNet", "MPNetModel", {}, True, 78),
+    "rembert": ("RemBert", "RemBertModel", {"input_embedding_size": 8}, True, 80),
+    "longformer": ("Longformer", "LongformerForMaskedLM", {"attention_window": [8, 8]}, False, 78),
+    "megatron-bert": ("MegatronBert", "MegatronBertForPreTraining", {}, True, 80),
+    "big_bird": ("BigBird", "BigBirdForPreTraining", {"block_size": 4}, False, 80),
+}
+PAD_ONE = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")  # count positions from it
+
+
+def published(hub: Hub, name: str) -> torch.nn.Module:
+    """Put a tiny checkpoint of a family on the hub; return transformers' own model, without head."""
+    config, head, settings, _, _ = FAMILIES[name]
+    order = ROBERTA_ORDER if name in PAD_ONE else BERT_ORDER
+    ids = {"pad": "[PAD]", "bos": "[CLS]", "cls": "[CLS]", "eos": "[SEP]", "sep": "[SEP]"}
+    ids = {f"{key}_token_id": order.index(token) for key, token in ids.items()}
+    config = getattr(transformers, f"{config}Config")(
+        **{"vocab_size": len(word_pieces(order)), **BODY, **ids, **settings}
+    )
+    files, network = checkpoint(config, head, safe=len(name) % 2 == 0)
+    hub.publish("lab/tiny", {**files, **word_piece_files(order), "modeling.py": b"1/0"})
+    return getattr(network, network.base_model_prefix, network)
+
+
+def one_at_a_time(
+    body: torch.nn.Module, texts: list[torch.Tensor], pooling: str, pooled: bool
+) -> torch.Tensor:
+    """The summaries of texts by transformers' own model, (texts, hidden)."""
+    rows = []
+    for text in texts:
+        result = body(input_ids=text.unsqueeze(0))
+        states = result.last_hidden_state[0]
+        first = result.pooler_output[0] if pooled else states[0]
+        rows.append(states.mean(0) if pooling == "mean" else first)
+    return torch.stack(rows)
+
+
+def batch_of(folder: Path) -> tuple[Batch, list[torch.Tensor]]:
+    """TEXTS as a batch, and each text's ids in the batch's order."""
+    tokens = load_tokenizer(folder).encode(TEXTS, 64)
+    table = TokenArrays(tokens.ids, tokens.offsets, np.zeros(len(TEXTS), np.int64))
+    batch = make_batch(table, np.arange(len(TEXTS)), token_step=16)
+    texts = np.split(tokens.ids.astype(np.int64), tokens.offsets[1:-1])
+    return batch, [torch.from_numpy(texts[row]) for row in batch.rows]
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_computes_what_transformers_computes(
+    name: str, pooling: str, hub: Hub, cards: Path, tmp_path: Path
+) -> None:
+    body = published(hub, name)
+    output = prepare(write(cards, pooling=pooling))
+    network = build_classifier(output, len(LABELS), dr_rate=0.5).eval()
+    batch, texts = batch_of(output)
+    logits = network(batch)
+    pooled = FAMILIES[name][3] and pooling == "first"
+    assert (getattr(network.encoder, "pooler", None) is not None) == pooled
+    summaries = one_at_a_time(body, texts, pooling, pooled)
+    expected = functional.linear(summaries, network.linear.weight, network.linear.bias)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+    labels = torch.arange(len(texts)) % len(LABELS)
+    functional.cross_entropy(logits, labels).backward()
+    functional.cross_entropy(expected, labels).backward()
+    gradients = {key: value.grad for key, value in body.named_parameters()}
+    for key, value in network.encoder.named_parameters():
+        torch.testing.assert_close(
+            value.grad, gradients[key], atol=1e-5, rtol=1e-5, msg=lambda said, key=key: f"{key}: {said}"
+        )
+
+    document = json.loads((output / "card.json").read_text(encoding="utf-8"))
+    assert document["max_length"] == FAMILIES[name][4]
+    assert not any("modeling" in path for path in hub.paths())
+    folder = tmp_path / "classifier"
+    facts = {"params": {"dr_rate": 0.5, "max_len": 64}}
+    save_classifier(network, folder, encoder=output, labels=LABELS, facts=facts)
+    loaded, _ = load_classifier(folder)
+    with torch.no_grad():
+        assert torch.equal(loaded(batch), network(batch))
