@@ -84,7 +84,9 @@ class Card(Strict):
         "else spiece.model, vocab.txt or tokenizer.json", "a file name", pattern=rf"^{NAME}\Z"
     )
     pad_id: Id | None = key("id of [PAD]; else what the vocabulary says", "a whole number from 0")
-    cls_id: Id | None = key("of the token before a text; else as for pad_id", "a whole number from 0")
+    cls_id: Id | None = key(
+        "of the token before a text; else as for pad_id", "a whole number from 0"
+    )
     sep_id: Id | None = key("of the token behind it; else as for pad_id", "a whole number from 0")
     lower_case: bool | None = key("whether A is read as a; else what the tokenizer does")
     pooling: Pooling = key(

@@ -45,7 +45,9 @@ class TokenizerJson(BackendTokenizer):
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of the library's is no Exception
-            raise InputError(f"{file}: not a tokenizer that can be read: {one_line(error)}") from None
+            raise InputError(
+                f"{file}: not a tokenizer that can be read: {one_line(error)}"
+            ) from None
         self._backend = backend
         self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)  # ids may have gaps
         inside = backend.encode("가", add_special_tokens=False).ids

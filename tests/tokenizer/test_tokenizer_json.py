@@ -15,7 +15,12 @@ from storyflower.tokenizer.load import load_tokenizer
 from storyflower.tokenizer.tokenizer_json import TokenizerJson
 from tests.tokenizer.test_tokenizer import HARD, rows
 
-CORPUS = [*HARD, "오늘 정말 기분이 좋아!", "친구와 영화를 봤는데 재밌다 ㅋㅋㅋ", "회사 일로 화가 나서 눈물이 났어"]
+CORPUS = [
+    *HARD,
+    "오늘 정말 기분이 좋아!",
+    "친구와 영화를 봤는데 재밌다 ㅋㅋㅋ",
+    "회사 일로 화가 나서 눈물이 났어",
+]
 TEXTS = [*HARD, *CORPUS, "<s> 가 </s>", "HELLO hello", "쀍 " * 70]
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 XLM = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -190,7 +195,10 @@ FRAME = "does not put one special token before a text and one behind it"
         (lambda: template("[CLS] $A"), FRAME),
         (lambda: template("[CLS] [SEP] $A"), FRAME),
         (lambda: template("[CLS] [CLS] $A [SEP]"), FRAME),
-        (lambda: template("[CLS] $A [SEP]").replace('"[SEP]":{"id"', '"[END]":{"id"'), "no entry found"),
+        (
+            lambda: template("[CLS] $A [SEP]").replace('"[SEP]":{"id"', '"[END]":{"id"'),
+            "no entry found",
+        ),
         (lambda: template("[CLS] $A [SEP]").replace('"ids":[3]', '"ids":[999]'), FRAME),
         (lambda: changed(added_tokens=[]), "names a pad token"),
         (
