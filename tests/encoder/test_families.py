@@ -146,11 +146,7 @@ def test_a_family_computes_what_transformers_computes(
     gradients = {key: value.grad for key, value in body.named_parameters()}
     for key, value in network.encoder.named_parameters():
         torch.testing.assert_close(
-            value.grad,
-            gradients[key],
-            atol=1e-5,
-            rtol=1e-5,
-            msg=lambda said, key=key: f"{key}: {said}",
+            value.grad, gradients[key], atol=1e-5, rtol=1e-5, msg=lambda said, key=key: f"{key}: {said}"
         )
 
     document = json.loads((output / "card.json").read_text(encoding="utf-8"))
