@@ -4,7 +4,8 @@ In: a classifier's folder.
 Out: a folder with model.onnx (encoder, pooling and linear layer), model.int8.onnx if asked for, the
 tokenizer's files, model.json (labels, max_len, temperature, special ids) and examples.jsonl (200
 texts, their ids and their logits). onnxruntime has computed the same logits before it is written.
-Not supported: encoders that padded.py computes; opset versions other than OPSET; models over 2 GB; a tokenizer inside the graph.
+Not supported: encoders that model/padded.py computes; opset versions other than OPSET; models over
+2 GB; a tokenizer inside the graph.
 """
 
 import json

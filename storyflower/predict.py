@@ -142,9 +142,10 @@ class Classifier:
         """Load a folder written by the train stage.
 
         It computes in float32 on every device, or with the encoder's weights kept in bfloat16
-        ("bf16"): faster where the hardware multiplies it, slower elsewhere, and less exact. Families
-        that are computed with padding keep float32 weights and multiply in bfloat16. Raises
-        InputError when the folder is missing, incomplete or damaged, or the precision is neither.
+        ("bf16"): faster where the hardware multiplies it, slower elsewhere, and less exact.
+        Encoders that are computed with padding keep float32 weights and multiply in bfloat16.
+        Raises InputError when the folder is missing, incomplete or damaged, or the precision is
+        neither.
         """
         if precision not in PRECISIONS:
             raise InputError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")

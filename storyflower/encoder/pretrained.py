@@ -101,10 +101,10 @@ def model_type(card: Card, settings: Mapping[str, Any]) -> str:
         known = str((settings.get("architectures") or ["bert"])[0]).lower()
         fitting = [name for name in CONFIG_MAPPING if known.startswith(re.sub("[-_]", "", name))]
         named = max(fitting, key=len, default=known)
-    if named not in CONFIG_MAPPING:
+    if not isinstance(named, str) or named not in CONFIG_MAPPING:
         raise InputError(
-            f"{card.source}: a model of type {named!r}, which transformers {transformers.__version__}"
-            f" does not know (code that comes with a checkpoint is not run); {REMEDY}"
+            f"{card.source}: a model of type {named!r}, which transformers "
+            f"{transformers.__version__} does not know (code of a checkpoint is not run); {REMEDY}"
         )
     return named
 

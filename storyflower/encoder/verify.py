@@ -9,7 +9,6 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
-
 from torch import nn
 
 from storyflower.common.errors import InputError
@@ -84,10 +83,10 @@ def check_golden(folder: Path, card: Card, golden: Golden) -> None:
 
 def max_length(body: nn.Module) -> int:
     """The longest text, in ids, that the encoder has positions for."""
+    found = [getattr(body.config, "max_position_embeddings", 0)]
     for name, module in body.named_modules():
         if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
             # Where the pad id has a position, as in RoBERTa, those of a text come after it.
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - skipped
-    stated = getattr(body.config, "max_position_embeddings", 0)
-    return stated if stated > 0 else UNLIMITED
+            found.append(module.num_embeddings - skipped)
+    return min((positions for positions in found if positions > 0), default=UNLIMITED)

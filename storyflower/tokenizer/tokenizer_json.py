@@ -103,5 +103,5 @@ def token_names(document: object) -> dict[str, str]:
 
 
 def is_token(value: object) -> bool:
-    """Whether a JSON value describes a token, {"content": "[PAD]", …}, and is not its text alone."""
+    """Whether a JSON value describes a token, as {"content": "[PAD]", …} does."""
     return isinstance(value, Mapping) and "content" in value

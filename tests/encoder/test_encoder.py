@@ -231,10 +231,10 @@ def refused(card_file: Path) -> str:
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
-@pytest.mark.parametrize(
-    "name", ["kobert", "bert", "roberta", "electra", "distilbert", "tokenizer.json"]
-)
-def test_each_family_computes_what_transformers_computes(name, pooling, pieces, hub, cards, capsys):
+@pytest.mark.parametrize("name", ["kobert", "distilbert"])  # the rest: test_families.py
+def test_what_skt_and_monologg_publish_computes_what_transformers_computes(
+    name, pooling, pieces, hub, cards, capsys
+):
     files, network, keys = family(name, pieces)
     commit = hub.publish("lab/tiny", {**files, "README.md": b"#", "modeling.py": b"1/0"})
     output = prepare(write(cards, pooling=pooling, **keys))
@@ -796,7 +796,7 @@ def test_code_of_a_checkpoint_is_not_run(pieces, hub, cards, tmp_path):
     config["model_type"] = "own"
     hub.publish("lab/own", {**known, "config.json": json.dumps(config).encode()})
     output = tmp_path / "own"
-    with pytest.raises(InputError, match="a model of type 'own'; those that work: bert, roberta"):
+    with pytest.raises(InputError, match="a model of type 'own', which transformers 5"):
         prepare(write(cards, "own", source="lab/own"), output)
     assert not sign.exists()
     assert not any(path.endswith("own.py") for path in hub.paths())
@@ -929,7 +929,7 @@ def test_those_families_do_count_from_the_pad_id(name):
     if name == "xmod":
         sizes |= {"languages": ["ko_KR"], "default_language": "ko_KR"}
     config = transformers.AutoConfig.for_model(name, **sizes, attention_window=4)
-    assert getattr(config, "pad_token_id") == 1
+    assert config.pad_token_id == 1
     body = transformers.AutoModel.from_config(config)
     (table,) = [part for path, part in body.named_modules() if path.endswith("position_embeddings")
                 and "entity" not in path]  # fmt: skip

@@ -16,7 +16,8 @@ from storyflower.interim.tokens import TokenArrays
 from storyflower.model import forward
 from storyflower.model.bare import bare_encoder
 from storyflower.model.batch import Batch, make_batch
-from storyflower.model.folder import FAMILIES, read_encoder
+from storyflower.model.folder import read_encoder
+from storyflower.model.forward import UNPADDED
 from storyflower.model.packed import pack
 
 BODY = {
@@ -65,13 +66,13 @@ def batch() -> Batch:
 
 
 def test_every_family_is_known() -> None:
-    assert set(MODELS) == set(FAMILIES)
+    assert set(MODELS) == set(UNPADDED)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_bits_are_those_of_transformers(name: str, batch: Batch, tmp_path: Path) -> None:
     theirs = read_encoder(saved(name, tmp_path))
-    ours = bare_encoder(tmp_path, FAMILIES)
+    ours = bare_encoder(tmp_path)
     weights = theirs.state_dict()
     assert ours.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[key]) for key, value in ours.state_dict().items())
@@ -87,7 +88,7 @@ def test_the_bits_are_those_of_transformers(name: str, batch: Batch, tmp_path: P
 
 @pytest.mark.parametrize("name", MODELS)
 def test_packed_products_are_the_same_products(name: str, batch: Batch, tmp_path: Path) -> None:
-    encoder = bare_encoder(saved(name, tmp_path), FAMILIES)
+    encoder = bare_encoder(saved(name, tmp_path))
     with torch.inference_mode():
         expected = forward.states(encoder, batch)
         pack(encoder)
@@ -126,7 +127,7 @@ def without_a_weight(folder: Path) -> None:
 )
 def test_whatever_is_unusual_is_left_to_transformers(change: Callable, tmp_path: Path) -> None:
     change(saved("bert", tmp_path))
-    assert bare_encoder(tmp_path, FAMILIES) is None
+    assert bare_encoder(tmp_path) is None
 
 
 def test_loading_a_classifier_imports_no_slow_package(classifier: Path) -> None:
