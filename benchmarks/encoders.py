@@ -163,7 +163,10 @@ def measure(
     beside = loop(BESIDE, shapes[BESIDE], batch, placement)
     figures = {}
     for name in names:
-        loops = [(beside, shapes[BESIDE]), (loop(name, shapes[name], batch, placement), shapes[name])]
+        loops = [
+            (beside, shapes[BESIDE]),
+            (loop(name, shapes[name], batch, placement), shapes[name]),
+        ]
         seconds: list[list[float]] = []
         for turn in range(rounds):
             table = random_table(batch * (COUNTED + 1), MEAN, WIDTH, seed=turn)
@@ -208,9 +211,7 @@ def main() -> None:
     print(f"{placement}, {torch.get_num_threads()} threads, batches of {options.batch_size}\n")
     print("| card | family | parameters | forward pass | a step | beside KoBERT's |")
     print("| --- | --- | --- | --- | --- | --- |")
-    measure(
-        names, shapes, batch=options.batch_size, rounds=options.rounds, placement=placement
-    )
+    measure(names, shapes, batch=options.batch_size, rounds=options.rounds, placement=placement)
 
 
 if __name__ == "__main__":
