@@ -16,15 +16,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import (
+    AutoModel,
     BertConfig,
     BertForSequenceClassification,
-    BertModel,
+    PreTrainedConfig,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
-from storyflower.common.params import Params
+from storyflower.common.params import Params, Pooling
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement
@@ -43,10 +44,12 @@ class Steps:
     tokens: list[int] = field(default_factory=list)  # real ones
 
 
-def classifier(config: BertConfig, dr_rate: float) -> EmotionClassifier:
+def classifier(
+    config: PreTrainedConfig, dr_rate: float, pooling: Pooling = "first"
+) -> EmotionClassifier:
     """The classifier on an encoder of random weights; equal ones at each call."""
     torch.manual_seed(0)
-    return EmotionClassifier(BertModel(config), CLASSES, dr_rate)
+    return EmotionClassifier(AutoModel.from_config(config), CLASSES, dr_rate, pooling)
 
 
 def padded(table: TokenArrays, rows: np.ndarray, width: int) -> dict[str, torch.Tensor]:
@@ -177,8 +180,15 @@ class HuggingFace:
 class Ours:
     """StoryFlower's fit(), as the train stage calls it."""
 
-    def __init__(self, config: BertConfig, params: Params, dr_rate: float, placement: Placement):
-        self.model = classifier(config, dr_rate)
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        params: Params,
+        dr_rate: float,
+        placement: Placement,
+        pooling: Pooling = "first",
+    ):
+        self.model = classifier(config, dr_rate, pooling)
         # The rows come in the order in which the other loops take them.
         self.params, self.placement = params.model_copy(update={"shuffle": False}), placement
 

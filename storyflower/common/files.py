@@ -108,5 +108,5 @@ def read_json(file: Path, missing: Any = None) -> Any:
         if missing is not None:
             return missing
         raise InputError(f"{file}: not found") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not readable as JSON: {one_line(error)}") from None

@@ -26,7 +26,12 @@ from storyflower.common.params import (
     Strict,
 )
 
-VOCABULARY = {"sentencepiece": "spiece.model", "wordpiece": "vocab.txt"}  # tokenizer → its file
+# tokenizer → its file
+VOCABULARY = {
+    "sentencepiece": "spiece.model",
+    "wordpiece": "vocab.txt",
+    "tokenizer.json": "tokenizer.json",
+}
 NAME = r"\w[\w.-]*"  # of a file or a card
 HUB_ID = rf"{NAME}(/{NAME})?"
 
@@ -69,16 +74,21 @@ class Card(Strict):
         "hub: take these alone, and what is in the zips among them; else by the usual names",
         "names with md5:… or sha256:… behind each",
     )
-    tokenizer: Literal["sentencepiece", "wordpiece"] | None = key(
-        "which of the two; else by the vocabulary that is there"
+    tokenizer: Literal["sentencepiece", "wordpiece", "tokenizer.json"] | None = key(
+        "which of the three; else by the vocabulary that is there, in this order"
     )
     pretokenize: Pretokenize | None = key(
         "of sentencepiece: bert is the notebook's way, none (the default) plain"
     )
     vocabulary: str | None = key(
-        "else spiece.model or vocab.txt", "a file name", pattern=rf"^{NAME}\Z"
+        "else spiece.model, vocab.txt or tokenizer.json", "a file name", pattern=rf"^{NAME}\Z"
     )
     pad_id: Id | None = key("id of [PAD]; else what the vocabulary says", "a whole number from 0")
+    cls_id: Id | None = key(
+        "of the token before a text; else as for pad_id", "a whole number from 0"
+    )
+    sep_id: Id | None = key("of the token behind it; else as for pad_id", "a whole number from 0")
+    lower_case: bool | None = key("whether A is read as a; else what the tokenizer does")
     pooling: Pooling = key(
         "first: the pooler's output, or the first token's state without one; mean: of all tokens",
         default="first",
@@ -113,8 +123,8 @@ class Card(Strict):
                 raise ValueError("a hub id such as klue/bert-base")
             case "source" if kind == "path" and not is_inside(value):
                 raise ValueError("a folder beside the card (copy it there)")
-            case "pretokenize" if above.get("tokenizer") == "wordpiece":
-                raise ValueError("left out with wordpiece")
+            case "pretokenize" if above.get("tokenizer") in ("wordpiece", "tokenizer.json"):
+                raise ValueError(f"left out with {above['tokenizer']}")
         return value
 
     @classmethod

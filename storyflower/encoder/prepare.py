@@ -8,7 +8,7 @@ Not supported: an encoder in any other format, such as ONNX or TensorFlow.
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,14 @@ from storyflower.model.folder import read_encoder
 from storyflower.tokenizer.load import load_tokenizer
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is used
-SETTINGS = "tokenizer_config.json"  # says, among other things, whether to lower-case the text
+# What a tokenizer reads beside its vocabulary: what its special tokens are, whether to lower-case
+SETTINGS = {
+    "sentencepiece": (),
+    "wordpiece": ("tokenizer_config.json",),
+    "tokenizer.json": ("tokenizer_config.json", "special_tokens_map.json"),
+}
+# Its ids are not those of the encoder, but shifted by one, with other special tokens before them.
+SHIFTED = "sentencepiece.bpe.model"
 
 
 def prepare(card_file: Path, output: Path) -> Card:
@@ -69,14 +76,15 @@ def take_over(
         for name in names:
             if path := find(name):
                 return path
-        raise InputError(f"{card.source}: has no {' or '.join(names)}")
+        raise InputError(f"{card.source}: has no {either(names)}")
 
     config = first("config.json")
     card, vocabulary = choose_vocabulary(card, first)
     weights = first(*WEIGHTS)
     shutil.copyfile(vocabulary, folder / VOCABULARY[card.tokenizer])
-    if card.tokenizer == "wordpiece" and (settings := find(SETTINGS)):
-        shutil.copyfile(settings, folder / SETTINGS)
+    for name in SETTINGS[card.tokenizer]:
+        if settings := find(name):
+            shutil.copyfile(settings, folder / name)
     body = load_body(card, read_json(config), read_weights(card, weights), folder)
     body.save_pretrained(folder)
     if lock is not None:
@@ -93,13 +101,22 @@ def choose_vocabulary(card: Card, first: Callable[..., Path]) -> tuple[Card, Pat
     """
     names = VOCABULARY.values() if card.tokenizer is None else [VOCABULARY[card.tokenizer]]
     vocabulary = first(card.vocabulary) if card.vocabulary else first(*names)
-    by_name = "wordpiece" if vocabulary.suffix == ".txt" else "sentencepiece"
-    tokenizer, pretokenize = card.tokenizer or by_name, card.pretokenize
-    if tokenizer == "wordpiece" and pretokenize:
+    if vocabulary.name == SHIFTED:
+        raise InputError(
+            f"{card.source}: the ids of {SHIFTED} are not the encoder's; say tokenizer: "
+            "tokenizer.json on the card, and leave vocabulary out"
+        )
+    by_name = {".txt": "wordpiece", ".json": "tokenizer.json"}.get(vocabulary.suffix)
+    tokenizer, pretokenize = card.tokenizer or by_name or "sentencepiece", card.pretokenize
+    if tokenizer != "sentencepiece" and pretokenize:
         raise InputError(f"{card.source}: has {vocabulary.name}: leave pretokenize out of the card")
     if tokenizer == "sentencepiece":
         pretokenize = pretokenize or "none"
     return card.model_copy(update={"tokenizer": tokenizer, "pretokenize": pretokenize}), vocabulary
+
+
+def either(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def report_unlocked(card_file: Path, card: Card, pinned: Mapping[str, Any]) -> None:

@@ -28,6 +28,11 @@ from storyflower.tokenizer.load import load_tokenizer
 # Keys of config.json that are not taken over: the family, code to run, and how the machine that
 # saved it computed attention
 LEFT_OUT = ("model_type", "auto_map", "_attn_implementation", "attn_implementation")
+# Families whose positions count from the pad id, which is 1 where config.json does not say it
+FROM_PAD = (
+    *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod"),
+    *("data2vec-text", "ibert", "longformer", "luke", "mpnet"),
+)
 REMEDY = "choose an encoder that reads text both ways: docs/encoders.md names some"
 
 
@@ -119,17 +124,21 @@ def pad_token(card: Card, settings: Mapping[str, Any], family: str, folder: Path
     """The id of [PAD]; card, vocabulary and config.json must agree. Raises InputError.
 
     An old config.json may say 0, or nothing, although [PAD] is 1 in the vocabulary (SKTBrain/KoBERT
-    #36); a pad_id on the card then overrides it. Not for RoBERTa, which counts positions from the
-    pad id, so its config.json must be right.
+    #36); a pad_id on the card then overrides it. Not for a family in FROM_PAD: with another pad id
+    its positions are others, so its config.json must be right.
     """
     pad_id = load_tokenizer(folder, card.model_dump()).pad_id
     if card.pad_id not in (None, pad_id):
         raise InputError(
             f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {card.pad_id} on the card"
         )
-    stated = settings.get("pad_token_id", 1 if family == "roberta" else pad_id)
-    if stated != pad_id and (card.pad_id is None or family == "roberta"):
+    stated, where = settings.get("pad_token_id"), "config.json"
+    if family == "mpnet":  # has 1 in its code, whatever config.json says
+        stated, where = 1, "transformers' MPNet"
+    if stated is None:
+        stated = 1 if family in FROM_PAD else pad_id
+    if stated != pad_id and (card.pad_id is None or family in FROM_PAD):
         raise InputError(
-            f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {stated} in config.json"
+            f"{card.source}: [PAD] is id {pad_id} in the vocabulary, {stated} in {where}"
         )
     return pad_id

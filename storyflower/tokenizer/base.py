@@ -9,10 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 BLOCK = 65_536  # texts encoded at a time, to limit memory; larger blocks are no faster
 
@@ -40,7 +44,7 @@ class Tokenizer:
     cls_id: int
     sep_id: int
     pad_id: int
-    unk_id: int
+    unk_id: int  # -1: the model has no unknown token
     mask_id: int | None  # None: the vocabulary has no [MASK]
     vocab_size: int
 
@@ -96,6 +100,21 @@ class Tokenizer:
         """Lists of ids → ids end to end, (total,), and lengths, (rows,)."""
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return np.fromiter(chain.from_iterable(rows), self.ids_dtype, lengths.sum()), lengths
+
+
+class BackendTokenizer(Tokenizer):
+    """Base class of those that run in the tokenizers library."""
+
+    _backend: "Backend"
+
+    def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        texts = list(texts)
+        try:
+            rows = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises no narrower type
+            check_utf8(texts)
+            raise InputError(f"the tokenizer cannot read a text: {one_line(error)}") from None
+        return self._ragged([row.ids for row in rows])
 
 
 def find_special(index: Mapping[str, int], tokens: Iterable[str], file: Path) -> list[int]:

@@ -1,16 +1,14 @@
 """A vocab.txt with BERT's own basic tokenizer and WordPiece."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_json
-from storyflower.tokenizer.base import Tokenizer, check_utf8, find_special
+from storyflower.tokenizer.base import BackendTokenizer, find_special
 
 
-class WordPieceTokenizer(Tokenizer):
+class WordPieceTokenizer(BackendTokenizer):
     """A vocab.txt with BERT's basic tokenizer and WordPiece: the same ids as BertTokenizer.
 
     Unlike with SentencePiece, "[CLS]" in a text is the special token, as in transformers. Not
@@ -53,12 +51,3 @@ class WordPieceTokenizer(Tokenizer):
             [AddedToken(token, special=True, normalized=False) for token in special.values()]
         )
         self.vocab_size = self._backend.get_vocab_size()
-
-    def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        texts = list(texts)
-        try:
-            rows = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):
-            check_utf8(texts)
-            raise
-        return self._ragged([row.ids for row in rows])

@@ -31,6 +31,8 @@ from tests.support import ROOT, set_params
             ["params", "encoders", "data"],
             "data/sample/situations.csv: not found",
         ),
+        (["encoders", "--only", "kobrt"], [], "--only: 'kobrt' has no shape here; known: seedling"),
+        (["encoders", "--only", "kobert", "--device", "cpu"], [], "params.yaml: not found; "),
         (["default", "chat", ".", "--set", "dr_rate=2"], ["params"], "--set: dr_rate must be a "),
     ],
 )

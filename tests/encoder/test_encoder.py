@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import sentencepiece
+import tokenizers
 import torch
 import transformers
 import yaml
@@ -33,9 +34,10 @@ from storyflower.encoder import lock as lock_module
 from storyflower.encoder import prepare as prepare_module
 from storyflower.encoder import pretrained, sources, verify
 from storyflower.encoder.card import Card, write_card
+from storyflower.interim.labels import LabelIndex
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model.batch import make_batch
-from storyflower.model.folder import build_classifier
+from storyflower.model.folder import build_classifier, save_classifier
 from storyflower.tokenize import tokenize
 from storyflower.tokenizer.load import load_tokenizer
 from tests.encoder.hub import Hub, ask, running_hub
@@ -124,6 +126,19 @@ def word_piece_files(special: list[str], **settings) -> dict[str, bytes]:
     }
 
 
+def tokenizer_json() -> bytes:
+    """The same vocabulary in one file, with a length that it cuts texts to and fills them up to."""
+    pieces = {piece: row for row, piece in enumerate(word_pieces(BERT_ORDER))}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    backend.add_special_tokens(BERT_ORDER)
+    backend.enable_truncation(7)
+    backend.enable_padding(length=7)
+    return backend.to_str().encode()
+
+
 BERT_ORDER = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROBERTA_ORDER = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]  # as klue/roberta-base
 
@@ -145,6 +160,10 @@ def family(name: str, pieces: bytes) -> tuple[dict[str, bytes], object, dict]:
         config = transformers.BertConfig(vocab_size=rows, **BODY)
         files, network = checkpoint(config, "BertForMaskedLM", safe=True)
         return {**files, **word_piece_files(BERT_ORDER)}, network, {}
+    if name == "tokenizer.json":
+        config = transformers.BertConfig(vocab_size=rows, **BODY)
+        files, network = checkpoint(config, "BertForMaskedLM", safe=True)
+        return {**files, "tokenizer.json": tokenizer_json()}, network, {}
     if name == "roberta":
         config = transformers.RobertaConfig(
             vocab_size=rows, pad_token_id=1, type_vocab_size=1, **BODY
@@ -258,7 +277,9 @@ def test_what_skt_and_monologg_publish_computes_what_transformers_computes(
     document = json.loads((output / "card.json").read_text(encoding="utf-8"))
     assert document["revision"] == commit
     assert document["optimizer"] == keys.get("optimizer", "adamw")
-    assert document["pad_id"] == tokenizer.pad_id == (0 if name in ("bert", "electra") else 1)
+    assert (
+        document["pad_id"] == tokenizer.pad_id == int(name in ("kobert", "roberta", "distilbert"))
+    )
     assert document["learning_rate"] == 5e-5
     assert document["max_length"] == {"roberta": 78, "distilbert": 512}.get(name, 80)
     assert not list(output.glob("*.bin"))
@@ -311,6 +332,55 @@ def test_wordpiece_ids_are_those_of_transformers(name, lower, pieces, hub, cards
     tokens = load_tokenizer(prepare(write(cards))).encode(TEXTS, 512)
     rows = np.split(tokens.ids, tokens.offsets[1:-1])
     assert [row.tolist() for row in rows] == expected
+
+
+def test_tokenizer_json_goes_with_the_encoder_and_its_lock(pieces, hub, cards, capsys, tmp_path):
+    names = {"special_tokens_map.json": b'{"pad_token": "[PAD]"}', "tokenizer_config.json": b"{}"}
+    hub.publish("lab/tiny", {**family("tokenizer.json", pieces)[0], **names})
+    card = write(cards)
+    main(["lock", "tiny"])
+    lock = json.loads((cards / "tiny.lock.json").read_text(encoding="utf-8"))
+    assert {"tokenizer.json", *names} < set(lock["files"])
+    hub.log.clear()
+    capsys.readouterr()
+    output = prepare(card)
+    assert (hub.log, capsys.readouterr().err) == ([], "")
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(output / "tokenizer.json"), pad_token="[PAD]"
+    )
+    (expected,) = theirs([verify.GOLDEN_TEXT], truncation=True, max_length=512)["input_ids"]
+    assert lock["golden"] == {"text": verify.GOLDEN_TEXT, "ids": expected, "pretokenize": None}
+    document = json.loads((output / "card.json").read_text(encoding="utf-8"))
+    assert (document["tokenizer"], document["mask_id"]) == ("tokenizer.json", 4)
+
+    # And with the classifier: everything but the weights is copied.
+    network = build_classifier(output, 2, 0.0)
+    facts = {"params": {"max_len": 16, "dr_rate": 0.0}}
+    labels = LabelIndex(("기쁨", "슬픔"))
+    save_classifier(network, tmp_path / "c", encoder=output, labels=labels, facts=facts)
+    classifier = Classifier.load(tmp_path / "c", device="cpu")
+    diary = "오늘 드디어 합격했어! 너무 기뻐서 눈물이 났어. " * 9
+    assert classifier.predict([diary])[0].label in labels.names
+    assert classifier.is_cut([diary, "오늘"]).tolist() == [True, False]
+    pieces_read = classifier.read(diary).pieces
+    assert "".join(piece.text for piece in pieces_read).count("합격") == 9
+    assert not classifier.is_cut([piece.text for piece in pieces_read]).any()
+    assert [word.text for word in classifier.explain("오늘 눈물이").words] == ["오늘", "눈물이"]
+    assert classifier.unknown_shares(["오늘", "쀍", "쀍 오늘"]).tolist() == [0, 1, 0.5]
+
+
+def test_vocabulary_that_a_card_does_not_name_is_looked_for_in_order(pieces, hub, cards):
+    both = {**family("bert", pieces)[0], "tokenizer.json": tokenizer_json()}
+    hub.publish("lab/tiny", both)
+    for keys, expected in (
+        ({}, "wordpiece"),
+        ({"tokenizer": "tokenizer.json"}, "tokenizer.json"),
+        ({"vocabulary": "tokenizer.json"}, "tokenizer.json"),
+    ):
+        output = prepare(write(cards, **keys))
+        document = json.loads((output / "card.json").read_text(encoding="utf-8"))
+        assert document["tokenizer"] == expected
+        assert (output / "tokenizer.json").exists() == (expected == "tokenizer.json")
 
 
 @pytest.mark.parametrize("pretokenize", ["bert", "none"])
@@ -474,7 +544,9 @@ def test_stage_fetches_from_the_mirror_of_the_environment(pieces, hub, tmp_path)
         ("offline", "config.json is not in the hub cache, and HF_HUB_OFFLINE forbids"),
         ("network", "config.json is not in the hub cache, and http://127.0.0.1:9 cannot be"),
         ("weights", "lab/tiny: has no model.safetensors or pytorch_model.bin"),
-        ("vocabulary", "lab/tiny: has no spiece.model or vocab.txt"),
+        ("vocabulary", "lab/tiny: has no spiece.model, vocab.txt or tokenizer.json"),
+        ("named vocabulary", "lab/tiny: has no tokenizer.json"),
+        ("shifted", "lab/tiny: the ids of sentencepiece.bpe.model are not the encoder's; say"),
     ],
 )
 def test_hub_that_does_not_deliver(case, expected, pieces, hub, cards, monkeypatch):
@@ -485,13 +557,19 @@ def test_hub_that_does_not_deliver(case, expected, pieces, hub, cards, monkeypat
         hub.publish("lab/tiny", {k: v for k, v in files.items() if k != "pytorch_model.bin"})
     elif case == "vocabulary":
         hub.publish("lab/tiny", {k: v for k, v in files.items() if k != "spiece.model"})
+    elif case == "shifted":
+        hub.publish("lab/tiny", {**files, "sentencepiece.bpe.model": pieces})
     elif case != "misspelt":
         hub.publish("lab/tiny", files)
     if case == "offline":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     if case == "network":
         ask(monkeypatch, "http://127.0.0.1:9")
-    keys = {"revision": "v9"} if case == "revision" else {}
+    keys = {
+        "revision": {"revision": "v9"},
+        "named vocabulary": {"tokenizer": "tokenizer.json"},
+        "shifted": {"vocabulary": "sentencepiece.bpe.model"},
+    }.get(case, {})
     assert expected in refused(write(cards, **keys))
 
 
@@ -743,6 +821,7 @@ def fewer_rows(weights):
         ("config", "config.json: not readable as JSON"),
         ("no weights", "lab/tiny: pytorch_model.bin: holds more than named tensors"),
         ("not pieces", "spiece.model: not a SentencePiece model"),
+        ("not a tokenizer", "tokenizer.json: not a tokenizer that can be read"),
     ],
 )
 def test_parts_that_do_not_belong_together(case, expected, pieces, hub, cards):
@@ -766,10 +845,46 @@ def test_parts_that_do_not_belong_together(case, expected, pieces, hub, cards):
         files["config.json"] = b"{"
     elif case == "no weights":
         files["pytorch_model.bin"] = saved({"bert": {"deep": torch.zeros(1)}})
+    elif case == "not a tokenizer":
+        files = family("tokenizer.json", pieces)[0] | {"tokenizer.json": b'{"version": "1.0"}'}
     else:
         files["spiece.model"] = b"<html>"
     hub.publish("lab/tiny", files)
     assert expected in refused(write(cards, **keys))
+
+
+@pytest.mark.parametrize("name", ["kobert", "bert", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"cls_id": 9}, "lab/tiny: cls_id is 2 in the tokenizer, 9 on the card"),
+        ({"sep_id": 2}, "lab/tiny: sep_id is 3 in the tokenizer, 2 on the card"),
+        (
+            {"lower_case": True},
+            "lab/tiny: the tokenizer does not lower-case, but the card says lower_case: true",
+        ),
+        ({"cls_id": 2, "sep_id": 3, "lower_case": False}, None),
+    ],
+)
+def test_card_that_contradicts_the_tokenizer(name, keys, expected, pieces, hub, cards):
+    hub.publish("lab/tiny", family(name, pieces)[0])
+    if expected:
+        assert refused(write(cards, **keys)) == expected
+        return
+    document = json.loads((prepare(write(cards, **keys)) / "card.json").read_text())
+    assert {key: document[key] for key in keys} == keys
+
+
+@pytest.mark.parametrize("name", ["bert", "tokenizer.json"])
+def test_lower_casing_is_tried_not_read(name, pieces, hub, cards):
+    files = family(name, pieces)[0] | {"tokenizer_config.json": b'{"do_lower_case": true}'}
+    hub.publish("lab/tiny", files)
+    # It is the vocab.txt that depends on tokenizer_config.json.
+    lowers = name == "bert"
+    said = "lower-cases" if lowers else "does not lower-case"
+    assert f"the tokenizer {said}, but" in refused(write(cards, lower_case=not lowers))
+    document = json.loads((prepare(write(cards)) / "card.json").read_text())
+    assert document["lower_case"] is lowers
 
 
 def test_pretokenize_is_no_word_to_a_word_piece_vocabulary(pieces, hub, cards):
@@ -784,11 +899,41 @@ def test_card_mends_the_pad_id_of_an_old_config(pieces, hub, cards):
     assert config["pad_token_id"] == 1
 
 
-def test_positions_of_roberta_forbid_another_pad_id(pieces, hub, cards):
+@pytest.mark.parametrize("name", pretrained.FROM_PAD)
+def test_positions_that_count_from_the_pad_id_forbid_another_one(name, pieces, hub, cards):
     files, _, _ = family("roberta", pieces)
-    config = json.loads(files["config.json"]) | {"pad_token_id": 0}
+    stated = {"pad_token_id": 0, "model_type": name}
+    if name == "mpnet":  # has 1 in its code
+        files |= word_piece_files(BERT_ORDER)
+        expected = "0 in the vocabulary, 1 in transformers' MPNet"
+    else:
+        expected = "1 in the vocabulary, 0 in config.json"
+    config = json.loads(files["config.json"]) | stated
     hub.publish("lab/tiny", {**files, "config.json": json.dumps(config).encode()})
-    assert "1 in the vocabulary, 0 in config.json" in refused(write(cards, pad_id=1))
+    card = write(cards, pad_id=int(name != "mpnet"))
+    assert expected in refused(card)
+    if name == "mpnet":
+        return
+    # Without one in config.json, transformers takes 1.
+    hub.publish("lab/tiny", {
+        **files, **word_piece_files(BERT_ORDER),
+        "config.json": json.dumps({**config, "pad_token_id": None}).encode(),
+    })  # fmt: skip
+    assert "0 in the vocabulary, 1 in config.json" in refused(write(cards, pad_id=0))
+
+
+@pytest.mark.parametrize("name", pretrained.FROM_PAD)
+def test_those_families_do_count_from_the_pad_id(name):
+    """And transformers takes 1 where config.json names none."""
+    sizes = {**BODY, "vocab_size": 20, "entity_vocab_size": 4, "entity_emb_size": 4}
+    if name == "xmod":
+        sizes |= {"languages": ["ko_KR"], "default_language": "ko_KR"}
+    config = transformers.AutoConfig.for_model(name, **sizes, attention_window=4)
+    assert config.pad_token_id == 1
+    body = transformers.AutoModel.from_config(config)
+    (table,) = [part for path, part in body.named_modules() if path.endswith("position_embeddings")
+                and "entity" not in path]  # fmt: skip
+    assert table.padding_idx == 1
 
 
 def test_golden_sentence_is_checked_the_way_it_says(pieces, hub, cards):
@@ -837,10 +982,19 @@ def test_failure_leaves_the_old_encoder(pieces, hub, cards):
         ({"source": "../secret"}, "source must be a hub id"),
         ({"pad": 1}, "unknown key 'pad'; known: kind, license, source"),
         ({"path": "x"}, "unknown key 'path'"),
-        ({"tokenizer": "bpe"}, "tokenizer must be one of sentencepiece, wordpiece, got 'bpe'"),
+        (
+            {"tokenizer": "bpe"},
+            "tokenizer must be one of sentencepiece, wordpiece, tokenizer.json, got 'bpe'",
+        ),
+        ({"pooling": "max"}, "pooling must be one of first, mean, got 'max'"),
+        ({"cls_id": -1}, "cls_id must be a whole number from 0, got -1"),
+        ({"sep_id": "3"}, "sep_id must be a whole number from 0, got '3'"),
+        ({"lower_case": "no"}, "lower_case must be true or false, got 'no'"),
+        ({"lower_case": 0}, "lower_case must be true or false, got 0"),
         ({"pretokenize": "yes"}, "pretokenize must be one of bert, none, got 'yes'"),
         ({"pretokenize": None}, "pretokenize must be given, or its line left out, got None"),
         ({"tokenizer": "wordpiece", "pretokenize": "bert"}, "pretokenize must be left out with"),
+        ({"tokenizer": "tokenizer.json", "pretokenize": "none"}, "pretokenize must be left out"),
         ({"pad_id": -1}, "pad_id must be a whole number from 0, got -1"),
         ({"pad_id": True}, "pad_id must be a whole number from 0, got True"),
         ({"pad_id": "1"}, "pad_id must be a whole number from 0, got '1'"),
@@ -1004,6 +1158,9 @@ def test_cards_that_ship():
     assert set(cards) == {
         *("seedling", "kobert", "kobert-legacy", "kobert-monologg", "distilkobert"),
         *("klue-roberta", "klue-bert", "koelectra", "kcelectra", "kcbert"),
+        *("kcelectra-v2022", "klue-roberta-large", "klue-roberta-small", "koelectra-small"),
+        *("ax-encoder", "kf-deberta", "deberta-v3-korean", "mmbert", "kykim-bert"),
+        *("bge-m3", "kure"),
     }
     readme = [2, 4958, 6855, 2046, 7088, 1050, 7843, 54, 3]
     for name in ("kobert", "kobert-legacy", "kobert-monologg"):

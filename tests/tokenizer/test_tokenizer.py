@@ -359,7 +359,7 @@ def test_load_tokenizer_reads_the_card(tmp_path, spiece):
         load_tokenizer(tmp_path)
     (tmp_path / "card.json").write_text(json.dumps({**card, "pretokenize": "bert"}))
     assert load_tokenizer(tmp_path).pretokenize == "bert"
-    with pytest.raises(InputError, match="sentencepiece or wordpiece, got 'bpe'"):
+    with pytest.raises(InputError, match="wordpiece or tokenizer.json, got 'bpe'"):
         load_tokenizer(tmp_path, {"tokenizer": "bpe"})
 
 

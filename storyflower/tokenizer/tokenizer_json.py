@@ -1,0 +1,107 @@
+"""A tokenizer.json: a whole pipeline, as the tokenizers library writes and reads it.
+
+In: a folder with tokenizer.json and, if there are such files, tokenizer_config.json and
+special_tokens_map.json, of which only the names of the special tokens are read.
+Out: the ids of transformers' PreTrainedTokenizerFast on the same file.
+Not supported: what tokenizer_config.json changes of the pipeline, such as do_lower_case.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from storyflower.common.errors import InputError, one_line
+from storyflower.common.files import read_json
+from storyflower.tokenizer.base import BackendTokenizer
+
+NAMES = ("special_tokens_map.json", "tokenizer_config.json")  # they name special tokens
+
+
+class TokenizerJson(BackendTokenizer):
+    """A tokenizer.json, whatever its kind: WordPiece, BPE, Unigram.
+
+    As in transformers, "[CLS]" in a text is the special token. The file's own truncation and
+    padding are switched off. A model without an unknown token, such as byte-level BPE, has the
+    unk_id -1, which no token has.
+    """
+
+    pretokenize = "none"
+
+    def __init__(self, folder: Path):
+        """Raises InputError for a damaged file.
+
+        Also unless it puts one special token before a text and one behind it, and has [PAD].
+        """
+        from tokenizers import Tokenizer as Backend
+
+        self._file = file = folder / "tokenizer.json"
+        document = read_json(file)
+        try:
+            backend = Backend.from_str(file.read_text(encoding="utf-8"))
+            backend.no_truncation()
+            backend.no_padding()
+            frame = backend.encode("").ids
+            ids = backend.encode("가").ids
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the library's is no Exception
+            raise InputError(
+                f"{file}: not a tokenizer that can be read: {one_line(error)}"
+            ) from None
+        self._backend = backend
+        self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)  # ids may have gaps
+        inside = backend.encode("가", add_special_tokens=False).ids
+        if (
+            len(frame) != 2
+            or ids != [frame[0], *inside, frame[1]]
+            or max(frame) >= self.vocab_size  # the frame has ids of its own
+        ):
+            raise InputError(
+                f"{file}: does not put one special token before a text and one behind it"
+            )
+        self.cls_id, self.sep_id = frame
+        self.unk_id = self._unknown(document["model"])
+        named = token_names(document.get("padding") or {})
+        for path in (folder / name for name in NAMES):  # the later one wins
+            named |= token_names(read_json(path, missing={}))
+        pad_id = self._special(named.get("pad_token"), "pad")
+        if pad_id is None:
+            raise InputError(f"{file}: neither it nor {NAMES[1]} names a pad token")
+        self.pad_id = pad_id
+        self.mask_id = self._special(named.get("mask_token"), "mask")
+
+    def _unknown(self, model: Mapping[str, Any]) -> int:
+        """The id of the model's unknown token; -1 if it has none."""
+        if model.get("unk_id") is not None:  # Unigram
+            return int(model["unk_id"])
+        token = model.get("unk_token")
+        return -1 if token is None else self._id_of(token)
+
+    def _special(self, token: str | None, name: str) -> int | None:
+        """The id of a special token: of the one that is named, else of one that is written so."""
+        if token is not None:
+            return self._id_of(token)
+        added = {
+            token.content: row
+            for row, token in self._backend.get_added_tokens_decoder().items()
+            if token.special
+        }
+        return added.get(f"[{name.upper()}]", added.get(f"<{name}>"))
+
+    def _id_of(self, token: str) -> int:
+        row = self._backend.token_to_id(token)
+        if row is None:
+            raise InputError(f"{self._file}: the vocabulary has no {token}")
+        return row
+
+
+def token_names(document: object) -> dict[str, str]:
+    """Which tokens a JSON object names, such as pad_token → [PAD]."""
+    items = document.items() if isinstance(document, Mapping) else ()
+    tokens = ((key, value["content"] if is_token(value) else value) for key, value in items)
+    return {key: token for key, token in tokens if isinstance(token, str)}
+
+
+def is_token(value: object) -> bool:
+    """Whether a JSON value describes a token, as {"content": "[PAD]", …} does."""
+    return isinstance(value, Mapping) and "content" in value
