@@ -213,7 +213,8 @@ def example_texts(file: Path | None, document: dict[str, Any]) -> list[str]:
 def validation(corpus: Path, document: dict[str, Any]) -> tuple[list[str], np.ndarray | None]:
     """A corpus's Validation: texts as the classifier was trained on, and class numbers (texts,).
 
-    Without labels in the document, there are no class numbers.
+    The sample's columns are AI Hub's, whatever the classifier's were. Without labels in the
+    document, there are no class numbers.
     """
     from storyflower.ingest.ingest import ingest
     from storyflower.interim import dialogues
@@ -221,6 +222,9 @@ def validation(corpus: Path, document: dict[str, Any]) -> tuple[list[str], np.nd
     keys = ("turns", "target", "max_dropped")
     if missing := [key for key in keys if key not in document["params"]]:
         raise InputError(f"classifier.json: params has no {missing[0]}; train it again")
+    if corpus != SAMPLE:
+        own = ("text_columns", "label_column", "validation_share", "seed")
+        keys += tuple(key for key in own if key in document["params"])
     params = {key: document["params"][key] for key in keys}
     with TemporaryDirectory() as work:
         table = Path(work, "dialogues.parquet")
