@@ -24,6 +24,7 @@ from storyflower.common.errors import InputError, exit_with_line
 from storyflower.common.files import read_json, write_json
 from storyflower.encoder import prepare
 from storyflower.ingest import ingest
+from storyflower.ingest.files import find_files
 from storyflower.tokenizer.load import load_tokenizer
 
 ORIGINAL = Path(".venv-original/bin/python")
@@ -33,7 +34,7 @@ ROUNDS = 3
 
 def make_workbooks(folder: Path, rows: int) -> list[str]:
     """A corpus of `rows` Training dialogues as xlsx; returns its texts, both turns joined."""
-    sample = ingest.find_files(Path("data/sample"))["Training"]
+    (sample,) = find_files(Path("data/sample"))["Training"]
     table = pandas.read_excel(sample, engine="openpyxl")
     label = table["감정_대분류"].tolist()
     turns = [table[name].dropna().tolist() for name in TURNS]

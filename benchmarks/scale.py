@@ -31,7 +31,8 @@ from pretrain.train import Recipe, pretrain
 from storyflower.common.errors import InputError, exit_with_line
 from storyflower.common.params import Params
 from storyflower.ingest.aihub import EMOTIONS, MAJOR, TURN
-from storyflower.ingest.ingest import find_files, open_file
+from storyflower.ingest.files import find_files
+from storyflower.ingest.ingest import open_file
 from storyflower.interim.dialogues import SPLITS
 from storyflower.model.batch import make_batch
 from storyflower.sheets.sheet import cell_text, column_of
@@ -104,7 +105,7 @@ def make_repository(folder: Path, rows: int, suffix: str) -> None:
 def sample_sentences() -> list[str]:
     """사람문장1 and 사람문장2 of the sample's Training file."""
     table = open_file(
-        find_files(ROOT / "data/sample")["Training"], {TURN.format(1), TURN.format(2)}
+        find_files(ROOT / "data/sample")["Training"][0], {TURN.format(1), TURN.format(2)}
     )
     columns = [column_of(table, TURN.format(turn)) for turn in (1, 2)]
     cells = (

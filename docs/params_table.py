@@ -36,7 +36,7 @@ def renew_params(text: str) -> str:
         comments[key.strip("`")] = f"{allowed}; " * bool(allowed) + field["description"]
 
     def renewed(line: re.Match[str]) -> str:
-        return f"{line[1]:<24}# {comments[line[2]]}"
+        return f"{line[1]:<23} # {comments[line[2]]}"
 
     return re.sub(rf"^(({'|'.join(comments)}): .*?) *#.*", renewed, text, flags=re.MULTILINE)
 
@@ -47,6 +47,8 @@ def table() -> list[tuple[tuple[str, str, str], dict[str, Any]]]:
     for key, field in Params.model_json_schema()["properties"].items():
         shipped = field["shipped"]
         value = json.dumps(shipped) if isinstance(shipped, bool) else str(shipped)
+        if isinstance(shipped, list):
+            value = f"[{', '.join(shipped)}]"
         number = isinstance(shipped, int | float) and not isinstance(shipped, bool)
         cells = (f"`{key}`", value if number else f"`{value}`", allowed(field))
         rows.append((cells, field))

@@ -24,8 +24,9 @@ from typing import TextIO
 
 from storyflower.common.errors import InputError, exit_with_line, one_line
 from storyflower.common.files import replacing
-from storyflower.ingest.aihub import TURN
-from storyflower.ingest.ingest import find_files, open_file
+from storyflower.ingest.aihub import TURNS
+from storyflower.ingest.files import find_files
+from storyflower.ingest.ingest import open_file
 from storyflower.sheets.sheet import cell_text, folded
 
 POLARITY = {"0": "부정", "1": "긍정"}  # NSMC's labels
@@ -142,15 +143,15 @@ def parse() -> argparse.Namespace:
 
 def turns(corpus: Path) -> Iterator[str]:
     """What the persons of a corpus's Training say, a turn each and all turns of a dialogue."""
-    wanted = {TURN.format(turn) for turn in range(1, 5)}
-    sheet = open_file(find_files(corpus)["Training"], wanted)
-    columns = [sheet.columns.index(name) for name in sorted(wanted & set(sheet.columns))]
-    for number, cells in sheet.rows:
-        texts = [cell_text(sheet, number, column, cells) for column in columns]
-        texts = [" ".join(text.split()) for text in texts if text]
-        yield from texts
-        if len(texts) > 1:
-            yield " ".join(texts)
+    for path in find_files(corpus)["Training"]:
+        sheet = open_file(path, set(TURNS))
+        columns = [sheet.columns.index(name) for name in TURNS if name in sheet.columns]
+        for number, cells in sheet.rows:
+            texts = [cell_text(sheet, number, column, cells) for column in columns]
+            texts = [" ".join(text.split()) for text in texts if text]
+            yield from texts
+            if len(texts) > 1:
+                yield " ".join(texts)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from torch.nn import functional
 from storyflower import __version__
 from storyflower.common.errors import InputError
 from storyflower.common.files import json_text, replacing
+from storyflower.ingest.aihub import MAJOR
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import forward, scoring
 from storyflower.model.classifier import EmotionClassifier
@@ -142,7 +143,8 @@ def export(
 
     The examples are HARD texts and lines of the text file `examples` (UTF-8), or without one the
     sample corpus's Validation. Compared are the texts of the Validation file of `corpus`, by
-    default the sample's if it is here, else the examples. Raises InputError for bad input, for
+    default the sample's if it is here (without its labels if the classifier has others), else the
+    examples. Raises InputError for bad input, for
     missing packages, and if onnxruntime's logits or int8's labels are too far off; the old folder
     is then unchanged.
     """
@@ -157,12 +159,13 @@ def export(
     tokenizer = load_tokenizer(folder)
     if output.exists() and not (output / "model.json").is_file():
         raise InputError(f"{output}: is there and no ONNX export; choose another name")
-    if corpus is None and SAMPLE.is_dir():
-        corpus = SAMPLE
     chosen = example_texts(examples, document)
     texts, actual = chosen, None
     if corpus is not None:
         texts, actual = validation(corpus, document)
+    elif SAMPLE.is_dir():
+        ours = document["params"].get("label_column", MAJOR) == MAJOR
+        texts, actual = validation(SAMPLE, document if ours else {**document, "labels": None})
     max_len = document["params"]["max_len"]
     with replacing() as beside:
         part = beside(output)
@@ -220,7 +223,8 @@ def example_texts(file: Path | None, document: dict[str, Any]) -> list[str]:
 def validation(corpus: Path, document: dict[str, Any]) -> tuple[list[str], np.ndarray | None]:
     """A corpus's Validation: texts as the classifier was trained on, and class numbers (texts,).
 
-    Without labels in the document, there are no class numbers.
+    The sample's columns are AI Hub's, whatever the classifier's were. Without labels in the
+    document, there are no class numbers.
     """
     from storyflower.ingest.ingest import ingest
     from storyflower.interim import dialogues
@@ -228,6 +232,9 @@ def validation(corpus: Path, document: dict[str, Any]) -> tuple[list[str], np.nd
     keys = ("turns", "target", "max_dropped")
     if missing := [key for key in keys if key not in document["params"]]:
         raise InputError(f"classifier.json: params has no {missing[0]}; train it again")
+    if corpus != SAMPLE:
+        own = ("text_columns", "label_column", "validation_share", "seed")
+        keys += tuple(key for key in own if key in document["params"])
     params = {key: document["params"][key] for key in keys}
     with TemporaryDirectory() as work:
         table = Path(work, "dialogues.parquet")

@@ -133,6 +133,8 @@ def params_of(**values: object) -> Params:
 def set_params(root: Path, **values: object) -> None:
     """Write the shipped params.yaml with some values changed."""
     lines = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
+    if "text_columns" in values:  # DVC may have written the list in lines of its own
+        lines = [line for line in lines if not line.startswith("- ")]
     changed = [
         f"{key}: {values.pop(key)}" if (key := line.split(":")[0]) in values else line
         for line in lines

@@ -24,6 +24,8 @@ Optimizer = Literal["adamw", "notebook"]
 Pooling = Literal["first", "mean"]
 # Params whose "auto" means the value on the encoder's card
 ON_THE_CARD = ("max_len", "num_epochs", "batch_size", "learning_rate", "optimizer", "mask_rate")
+# The turns of a person in AI Hub's files
+AI_HUB_TEXTS = ["사람문장1", "사람문장2", "사람문장3", "사람문장4"]
 # However many rows there are; two passes would be too few for the warm-up and the decay
 LEAST_EPOCHS = 3
 # Params that do not change the model. (Two processes add up sums in another order than one; the
@@ -45,6 +47,12 @@ def printable(value: str) -> str:
     return value
 
 
+def different(values: list[str]) -> list[str]:
+    if len(set(values)) < len(values):
+        raise ValueError
+    return values
+
+
 Number = Annotated[float, BeforeValidator(number_text)]
 Rate = Annotated[float, Field(gt=0, le=1), BeforeValidator(number_text)]
 Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number_text)]
@@ -54,6 +62,7 @@ BatchSize = Annotated[int, Field(ge=1, le=65536)]
 # One folder or file name, without slashes: it becomes part of a path.
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*\Z")]
 Text = Annotated[str, AfterValidator(printable)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=4), AfterValidator(different)]
 
 
 class Strict(BaseModel):
@@ -113,11 +122,23 @@ class Params(Strict):
     # The data
     corpus: Name = knob("sample", "folder under data/; aihub: your own files", PLAIN_NAME)
     target: Literal["major", "fine"] = knob(
-        "major", "major: 감정_대분류; fine: the pair of 대분류 and 소분류 (60 classes)"
+        "major", "major: label_column; fine: the pair of it and 감정_소분류 (60 classes)"
     )
-    turns: int = knob(2, "so many 사람문장, from the first, make the text", ge=1, le=4)
+    text_columns: Text | Texts = knob(
+        AI_HUB_TEXTS,
+        "headers of the texts; for your own table: document, or [title, body]",
+        "a header, or a list of 1 to 4 different ones",
+    )
+    label_column: Text = knob(
+        "감정_대분류", "header of the labels; for your own table: label", "a header"
+    )
+    turns: int = knob(2, "so many of text_columns, from the first, make the text", ge=1, le=4)
     max_dropped: Number = knob(
         0.05, "share of rows without text or label above which ingest stops", ge=0, le=1
+    )
+    validation_share: Share = knob(
+        0.1,
+        "share of the rows that becomes Validation where no file is; 0: such a file must be there",
     )
     # The encoder and its input
     encoder: Name = knob(

@@ -252,17 +252,18 @@ def write_predictions(
     classifier: str,
     path: Path,
 ) -> None:
-    """Write Parquet: row, text, actual, predicted, right, and one probability column per class.
+    """Write Parquet: file, row, text, actual, predicted, right, and a probability for each class.
 
     Its metadata has the digest of the `classifier`, so that it cannot pass for another one's.
     """
     predicted = probability.argmax(axis=1)
     path.touch(mode=0o600)
     writer, start = None, 0
-    for rows in validation(dialogues, ["row", "text"]):
+    for rows in validation(dialogues, ["file", "row", "text"]):
         here = slice(start, start + len(rows))
         start += len(rows)
         columns = {
+            "file": rows["file"],
             "row": rows["row"],
             "text": rows["text"],
             "actual": [names[i] for i in actual[here]],

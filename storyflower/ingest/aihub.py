@@ -4,6 +4,7 @@ from storyflower.sheets.sheet import folded
 
 MAJOR, FINE = "감정_대분류", "감정_소분류"
 TURN = "사람문장{}"
+TURNS = tuple(TURN.format(turn) for turn in range(1, 5))
 
 # E10-E69 of AI Hub's label JSON: the tens digit is the major, the ones digit the place in its list.
 # E51 and E59 have the workbook's names here. AI Hub's code list adds "(당황한)" to these two, to

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from storyflower.common.errors import InputError
-from storyflower.ingest.aihub import EMOTIONS, FINE, MAJOR, TURN
+from storyflower.ingest.aihub import EMOTIONS, FINE, MAJOR, TURNS
 from storyflower.sheets.read import check_readable
 from storyflower.sheets.read_csv import MAX_RECORD, bounded_lines, first_bad_byte
 from storyflower.sheets.sheet import NOTHING, Sheet, folded
@@ -24,7 +24,7 @@ def open_json(path: Path) -> Sheet:
     `rows` raises InputError for anything that is not AI Hub's JSON.
     """
     check_readable(path)
-    columns = [MAJOR, FINE] + [TURN.format(turn) for turn in range(1, 5)]
+    columns = [MAJOR, FINE, *TURNS]
 
     def items() -> Iterator[tuple[int, Any]]:
         number = 0
@@ -53,7 +53,8 @@ def open_json(path: Path) -> Sheet:
             turns = [content.get(f"HS0{turn}", "") for turn in range(1, 5)]
         except (KeyError, TypeError, AttributeError):
             raise InputError(
-                f"{where}: expected profile.emotion.type and talk.content.HS01, as in AI Hub's JSON"
+                f"{where}: expected profile.emotion.type and talk.content.HS01, as in AI Hub's "
+                "JSON; save other data as csv"
             ) from None
         if not isinstance(code, str):
             raise InputError(f"{where}: profile.emotion.type is no text, expected E10-E69")

@@ -16,10 +16,11 @@ ROWS = 16_384  # read at a time; larger batches are no faster
 SCHEMA = pa.schema(
     [
         ("split", pa.string()),  # Training or Validation; all of Training comes first
-        ("row", pa.int64()),  # the number in the source: sheet row, csv record or JSON item
+        ("row", pa.int64()),  # the number in its file: sheet row, csv record or JSON item
         ("text", pa.string()),
         ("label", pa.string()),  # 감정_대분류, stripped
         ("fine", pa.string()),  # 감정_소분류, stripped; null where the file has none
+        ("file", pa.string()),  # the source: a file, and the sheet if it is a workbook
     ]
 )
 
@@ -45,8 +46,12 @@ def texts(path: Path, split: str, every: int = 1) -> Iterator[str]:
 
 
 def source(path: Path, split: str) -> str:
-    """The file (and sheet) that a split was read from; for messages."""
-    return pq.read_schema(path).metadata[split.encode()].decode()
+    """The files (and sheets) that a split was read from; for messages."""
+    files: dict[str, None] = {}
+    for name, batch in batches(path, ["file"]):
+        if name == split:
+            files.update(dict.fromkeys(batch.column("file").unique().to_pylist()))
+    return ", ".join(files)
 
 
 def class_names(rows: pa.Table | pa.RecordBatch, target: str) -> list[str]:

@@ -56,16 +56,17 @@ def build(table: Path, output: Path, *, target: str) -> LabelIndex:
     Raises InputError that names file and row if a Validation label is not in Training.
     """
     names: dict[str, None] = {}  # keeps the order of first appearance
-    for split, batch in dialogues.batches(table, ["row", "label", "fine"]):
+    for split, batch in dialogues.batches(table, ["row", "label", "fine", "file"]):
         class_names = dialogues.class_names(batch, target)
         if split == "Training":
             names.update(dict.fromkeys(class_names))
             continue
-        for row, name in zip(batch.column("row").to_pylist(), class_names, strict=True):
+        for number, name in enumerate(class_names):
             if name not in names:
+                file, row = (batch.column(column)[number].as_py() for column in ("file", "row"))
                 # Names the row, not the label: if columns were mixed up, it may be personal text.
                 raise InputError(
-                    f"{dialogues.source(table, split)}, row {row}: its label is none of the "
+                    f"{file}, row {row}: its label is none of the "
                     f"{len(names)} of Training; correct it or remove the row"
                 )
     try:

@@ -1,8 +1,8 @@
-"""A .csv file → a sheet.
+"""A .csv or .tsv file → a sheet.
 
 In: utf-8 (with or without a byte order mark), cp949, or UTF-16 with a byte order mark. The
 separator is a comma, semicolon, tab or bar, found from the header, or the one that a first line
-such as sep=; names.
+such as sep=; names. Where tabs separate, quotes may be characters of the texts.
 Out: its rows, numbered as records, each with at most as many fields as the header.
 """
 
@@ -33,7 +33,7 @@ class Dialect:
     """How a file separates and quotes its fields; arguments of csv.reader."""
 
     delimiter: str = ","
-    quotechar: str = '"'
+    quotechar: str | None = '"'  # None: quotes are characters like others
 
     def reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
         # A blank before a quote is a common mistake. Without skipinitialspace, the quote would be
@@ -42,6 +42,7 @@ class Dialect:
             lines,
             delimiter=self.delimiter,
             quotechar=self.quotechar,
+            quoting=csv.QUOTE_MINIMAL if self.quotechar else csv.QUOTE_NONE,
             skipinitialspace=True,
             strict=True,
         )
@@ -83,6 +84,9 @@ def open_csv(path: Path, wanted: Set[str]) -> Sheet:
     if bad:
         raise bad_byte(path, encoding, bad, wanted)
     dialect, head = find_dialect(path, encoding, wanted)
+    if dialect.delimiter == "\t" and quotes_are_text(path, encoding, dialect, head):
+        dialect = Dialect("\t", None)
+        note(f"{path}: quotes are read as parts of the texts, for they do not enclose fields")
     check_above(str(path), head.names, head.row, head.above)
     if head.above:
         note(f"{path}: the header is row {head.row}; what stands above it is not read")
@@ -138,6 +142,25 @@ def find_dialect(path: Path, encoding: str, wanted: Set[str]) -> tuple[Dialect, 
         if any(cells) and number > bool(sep):
             return dialect, Header(number, cells, [])
     raise InputError(f"{path}: the file is empty")
+
+
+def quotes_are_text(path: Path, encoding: str, dialect: Dialect, head: Header) -> bool:
+    """Whether a file is one row a line, and would not be if its quotes enclosed fields.
+
+    Programs that write tabs often quote nothing. Then a text that begins with a quote would break
+    the reading, or swallow the rows up to the next quote.
+    """
+    lines, quoted = 0, False
+    for lines, cells in records(path, encoding, Dialect(dialect.delimiter, None)):
+        if lines > head.row and cells and len(cells) != len(head.cells):
+            return False
+        quoted = quoted or any(cell.startswith(dialect.quotechar) for cell in cells)
+    if not quoted:
+        return False
+    try:
+        return sum(1 for _ in records(path, encoding, dialect)) < lines
+    except InputError:
+        return True
 
 
 def first_rows(head: str, dialect: Dialect) -> list[tuple[int, list[str]]]:

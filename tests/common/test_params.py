@@ -27,7 +27,8 @@ def load(path: Path, **changes: str) -> Params:
 
 
 def yaml_of(value: object) -> str:
-    return yaml.safe_dump(value).removesuffix("...\n").strip()
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000)
+    return text.removesuffix("...\n").strip()
 
 
 def refusal(path: Path, **changes: str) -> str:
@@ -119,7 +120,7 @@ def test_wrong_type(path: Path, key: str, value: str) -> None:
 
 WHOLE = ("turns", "patience", "seed", "log_interval")
 REAL = ("max_dropped", "learning_rate", "warmup_ratio", "max_grad_norm", "weight_decay", "dr_rate")
-REAL += ("mask_rate", "dev_share")
+REAL += ("mask_rate", "dev_share", "validation_share")
 REAL += ("checkpoint_minutes",)
 
 
@@ -182,6 +183,7 @@ def test_not_a_number_in_range(path: Path, key: str, value: str) -> None:
         ("seed", [0, 2**32 - 1], [-1, 2**32]),
         ("log_interval", [1, 10**9], [0, -200]),
         ("max_dropped", [0, 1], [-0.01, 1.01]),
+        ("validation_share", [0, 0.99], [-0.01, 1]),
         ("learning_rate", [1e-9, 1], [0, 1.01]),
         ("warmup_ratio", [0, 1], [-0.01, 1.5]),
         ("max_grad_norm", [1e-6, 1e6], [0, -1.0]),
@@ -260,6 +262,40 @@ def test_names_stay_in_their_folder(path: Path, key: str) -> None:
         "2",
     ):
         assert refusal(path, **{key: name}).startswith(f"{key} must be a plain name ")
+
+
+def test_names_of_columns(path: Path) -> None:
+    for value in ("document", "'Review Text'", "[제목, 본문]", "[a]", "[a, b, c, d]"):
+        assert load(path, text_columns=value).text_columns == yaml.safe_load(value)
+    for value in ("5", "' '", "[]", "[a, b, c, d, e]", "[a, a]", "[a, 5]", "[' ']", "[[a]]"):
+        assert refusal(path, text_columns=value).startswith(
+            "text_columns must be a header, or a list of 1 to 4 different ones, got "
+        )
+    assert load(path, label_column="라벨").label_column == "라벨"
+    for value in ("5", "[a]", '"a\\nb"'):
+        assert refusal(path, label_column=value).startswith("label_column must be a header, got ")
+
+
+@pytest.mark.parametrize(
+    ("override", "columns"),
+    [
+        ("text_columns=document", "document"),
+        ("text_columns='Review Text'", "Review Text"),
+        ("text_columns=[title,body]", ["title", "body"]),
+        ("text_columns=['제목','본문']", ["제목", "본문"]),
+    ],
+)
+def test_columns_of_dvc_exp_run(path: Path, override: str, columns: object) -> None:
+    """As `-S` writes them."""
+    from dvc.utils.hydra import apply_overrides
+
+    path.write_bytes((ROOT / "params.yaml").read_bytes())
+    for each in ("seed=7", override, "label_column=label"):  # DVC writes the file anew each time
+        apply_overrides(path, [each])
+    params = Params.load(path)
+    assert (params.text_columns, params.label_column, params.seed) == (columns, "label", 7)
+    renewed = params_table.renew_params(path.read_text(encoding="utf-8"))
+    assert yaml.safe_load(renewed) == params.model_dump()
 
 
 def test_a_folder_for_checkpoints(path: Path) -> None:

@@ -205,7 +205,7 @@ def test_confusion_csv_and_predictions_tell_the_same(scored: tuple[Path, dict]) 
     assert pairs[1:] == [[row["actual"], row["predicted"]] for row in rows]
     assert sum(actual == predicted for actual, predicted in pairs[1:]) == result["correct"]
     assert set(rows[0]) == {
-        *("row", "text", "actual", "predicted", "right"),
+        *("file", "row", "text", "actual", "predicted", "right"),
         *(f"p({name})" for name in WORDS),
     }
 

@@ -131,7 +131,7 @@ def ingest(folder: Path, **options: object) -> dict:
 
 def table(folder: Path, split: str = "Training") -> list[dict]:
     rows = pq.read_table(folder.parent / "dialogues.parquet").to_pylist()
-    assert not rows or list(rows[0]) == ["split", "row", "text", "label", "fine"]
+    assert not rows or list(rows[0]) == ["split", "row", "text", "label", "fine", "file"]
     return [row for row in rows if row["split"] == split]
 
 
@@ -370,7 +370,7 @@ def test_first_visible_worksheet_is_read(folder: Path, chart: bool) -> None:
     book.save(path)
     report = ingest(folder)
     assert dialogues(folder) == DIALOGUES
-    assert report["splits"]["Training"]["source"] == f"{path}, sheet 'Sheet1'"
+    assert report["splits"]["Training"]["files"][0]["source"] == f"{path}, sheet 'Sheet1'"
 
 
 def test_strict_open_xml(folder: Path) -> None:
@@ -451,13 +451,6 @@ def test_old_xls_is_named_as_found(folder: Path) -> None:
     assert "감성대화_Training.xls" in message
 
 
-def test_two_candidates(folder: Path) -> None:
-    good_sheet(folder / "a_Training.xlsx")
-    write_csv(folder / "b_Training.csv", [HEADER, *rows_for(HEADER)])
-    message = refusal(folder)
-    assert "2 Training files (a_Training.xlsx, b_Training.csv)" in message
-
-
 def test_one_file_named_for_both(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "aihub"
     path = good_sheet(folder / "Training_Validation.xlsx")
@@ -502,13 +495,16 @@ def test_folder_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPa
     assert refusal(folder) == f"{folder / 'Training'}: cannot be read (Permission denied)"
 
 
-def test_workbook_and_label_json_of_one_split(folder: Path) -> None:
-    good_sheet(folder / "Training/원천데이터/감성대화.xlsx")
+def test_workbook_and_label_json_of_one_split(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """AI Hub's two folders have the same dialogues."""
+    workbook = good_sheet(folder / "Training/원천데이터/감성대화.xlsx")
     (folder / "Training/라벨링데이터").mkdir()
-    write_json(folder / "Training/라벨링데이터/감성대화.json", json_items())
-    assert refusal(folder) == (
-        f"{folder}: 2 Training files (Training/라벨링데이터/감성대화.json, "
-        "Training/원천데이터/감성대화.xlsx); keep one"
+    labels = write_json(folder / "Training/라벨링데이터/감성대화.json", json_items())
+    ingest(folder)
+    assert dialogues(folder) == DIALOGUES * 2
+    assert capsys.readouterr().err.startswith(
+        f"note: {workbook}, sheet 'Sheet1': 4 of its 4 texts also stand in the files before it "
+        f"(4 in {labels}); if they are the same rows, keep one file\n"
     )
 
 
@@ -659,10 +655,13 @@ def test_missing_column(folder: Path, name: str) -> None:
     message = refusal(folder)
     assert message.startswith(f"{path}, sheet 'Sheet1': no column {name}; found 연령, 성별")
     column = "FHJ"[["감정_대분류", "사람문장1", "사람문장2"].index(name)]
-    assert f", other names in columns {column}" in message
+    assert f", other names in columns {column}; " in message
     assert "다른" not in message  # whatever it is, it is not shown
+    param = "label_column" if name == "감정_대분류" else "text_columns"
     assert message.endswith(
-        "; write turns: 1 into params.yaml to do without" if name == "사람문장2" else column
+        "; write turns: 1 into params.yaml to do without"
+        if name == "사람문장2"
+        else f"; set {param} in params.yaml"
     )
 
 
@@ -792,25 +791,24 @@ def test_report(folder: Path) -> None:
     )
     validation = f"{folder / '감성대화_Validation.xlsx'}, sheet 'Sheet1'"
     labels = {"상처": 2, "기쁨": 1, "당황": 1}
+    held_out = {"read": 4, "kept": 4, "dropped": {}, "labels": labels}
+    dropped = {"no text": 1, "no 감정_대분류": 2}
+    training = {"read": 8, "kept": 5, "dropped": dropped, "labels": labels | {"기쁨": 2}}
     assert ingest(folder, max_dropped=0.5) == {
         "corpus": "aihub",
         "turns": 2,
+        "text_columns": ["사람문장1", "사람문장2"],
+        "label_column": "감정_대분류",
         "splits": {
             "Training": {
-                "source": str(path),
-                "read": 8,
-                "kept": 5,
-                "dropped": {"no text": 1, "no 감정_대분류": 2},
+                "files": [{"source": str(path), **training, "texts_also_in_earlier_files": 0}],
+                **training,
                 "repeated_texts": 1,
-                "labels": labels | {"기쁨": 2},
             },
             "Validation": {
-                "source": validation,
-                "read": 4,
-                "kept": 4,
-                "dropped": {},
+                "files": [{"source": validation, **held_out, "texts_also_in_earlier_files": 0}],
+                **held_out,
                 "repeated_texts": 0,
-                "labels": labels,
             },
         },
         "validation_texts_also_in_training": 4,

@@ -136,6 +136,7 @@ def test_batches_keep_the_splits_apart(tmp_path: Path, training: int) -> None:
         "text": ["가"] * len(splits),
         "label": [f"label {number % 7}" for number in range(len(splits))],
         "fine": [None] * len(splits),
+        "file": ["표본.csv"] * len(splits),
     }
     path = tmp_path / "dialogues.parquet"
     pq.write_table(pa.table(columns, schema=dialogues.SCHEMA), path)

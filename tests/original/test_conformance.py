@@ -26,6 +26,7 @@ from pretrain.corpora import turns
 from pretrain.vocabulary import train_vocabulary
 from storyflower.encoder import prepare
 from storyflower.ingest import ingest
+from storyflower.ingest.files import find_files
 from storyflower.interim.tokens import TokenArrays
 from storyflower.kobert import Vocab, get_pytorch_kobert_model, get_tokenizer
 from storyflower.model.batch import Batch
@@ -61,7 +62,7 @@ def sample_texts() -> tuple[list[str], list[str]]:
     single: set[str] = set()
     joined: set[str] = set()
     for split in ("Training", "Validation"):
-        file = ingest.find_files(ROOT / "data/sample")[split]
+        (file,) = find_files(ROOT / "data/sample")[split]
         for _, cells in open_xlsx(file, {"사람문장1"}).rows:
             turns = [cell.strip() for cell in cells[7:] if isinstance(cell, str) and cell.strip()]
             single.update(turns)

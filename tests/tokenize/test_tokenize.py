@@ -45,6 +45,7 @@ def write_table(path: Path, training: list[str], validation: list[str]) -> Path:
         "text": [text for _, text in rows],
         "label": [LABELS[number % 3] for number in range(len(rows))],
         "fine": [None] * len(rows),
+        "file": ["표본.csv"] * len(rows),
     }
     pq.write_table(pa.table(columns, schema=SCHEMA), path)
     return path

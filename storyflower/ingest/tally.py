@@ -1,0 +1,230 @@
+"""Counts what is read from the files of a split, and what is dropped.
+
+In: the usable rows of a file, one by one, and the reasons of the others.
+Out: the figures of each file and of the split for the report; for each usable row, a hash of its
+text and the number of its class, by which equal texts are counted and Validation is drawn.
+"""
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from storyflower.common.errors import InputError
+from storyflower.ingest.aihub import FINE
+from storyflower.ingest.columns import Names
+from storyflower.interim.labels import MAX_CLASSES
+from storyflower.sheets.sheet import AI_HUB, MAX_NAMED, NoTextCells, Sheet, note
+
+
+@dataclass
+class FileTally:
+    """One file's counts."""
+
+    sheet: Sheet
+    split: "Tally"
+    start: int  # rows of the split before it
+    read: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    first_dropped: tuple[str, int] | None = None  # reason, row
+    no_text: NoTextCells = field(default_factory=NoTextCells)
+    equal_texts: int = 0  # that also stand in a file before it
+
+    @property
+    def kept(self) -> int:
+        return self.read - self.dropped.total()
+
+    @property
+    def place(self) -> slice:
+        """Where its rows are among those of the split."""
+        return slice(self.start, self.start + self.kept)
+
+    def row(self, number: int) -> str:
+        return f"{self.sheet.where}, {self.sheet.row_word} {number}"
+
+    def drop(self, reason: str, number: int) -> None:
+        self.dropped[reason] += 1
+        self.first_dropped = self.first_dropped or (reason, number)
+
+    def keep(self, number: int, text_hash: int, label: str, fine: str) -> None:
+        """Count a usable row. Raises InputError for a second header or one class too many."""
+        names, known = self.split.names, self.split.known
+        name = f"{label}/{fine}" if names.target == "fine" else label
+        if name not in known:
+            if not names.own_label and AI_HUB.fullmatch(label):
+                raise self.second_header(number)
+            known[name] = len(known)
+            self.split.first.append((self, number))
+            self.split.labels.append(label)
+            if len(known) > MAX_CLASSES:
+                column = FINE if names.target == "fine" else names.label
+                raise InputError(
+                    f"{self.row(number)}: the {len(known)}th label; {MAX_CLASSES} can be learned; "
+                    f"does {column} hold something else?"
+                )
+        self.split.text_hashes.append(text_hash)
+        self.split.class_numbers.append(known[name])
+
+    def second_header(self, number: int) -> InputError:
+        return InputError(
+            f"{self.row(number)}: a second header; were two files put together? Remove it"
+        )
+
+    def check(self, max_dropped: float) -> None:
+        """Raise InputError for cells that are not text, too many dropped rows, or no usable row."""
+        where, total = self.sheet.where, self.dropped.total()
+        self.no_text.raise_any()
+        if not self.read:
+            raise InputError(f"{where}: holds no dialogue, only the header at most")
+        if total > max_dropped * self.read:
+            reason, number = self.first_dropped
+            counts = ", ".join(f"{count} with {why}" for why, count in self.dropped.items())
+            raise InputError(
+                f"{where}: {total} of {self.read} rows unusable ({counts}; first "
+                f"{self.sheet.row_word} {number}: {reason}), above max_dropped {max_dropped:g}; "
+                "complete them or raise it"
+            )
+        if total == self.read:
+            raise InputError(f"{where}: no usable row")
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "source": self.sheet.where,
+            "read": self.read,
+            "kept": self.kept,
+            "dropped": dict(self.dropped),
+            "texts_also_in_earlier_files": self.equal_texts,
+            "labels": self.split.label_counts(self.place),
+        }
+
+
+@dataclass
+class Tally:
+    """The counts of one split."""
+
+    name: str
+    names: Names
+    files: list[FileTally] = field(default_factory=list)
+    known: dict[str, int] = field(default_factory=dict)  # class → its number
+    labels: list[str] = field(default_factory=list)  # of each class
+    first: list[tuple[FileTally, int]] = field(default_factory=list)  # where each class begins
+    text_hashes: Any = field(default_factory=lambda: array("Q"))  # (rows,)
+    class_numbers: Any = field(default_factory=lambda: array("H"))  # (rows,)
+
+    def begin(self, sheet: Sheet) -> FileTally:
+        """The tally of the split's next file."""
+        self.files.append(FileTally(sheet, self, len(self.text_hashes)))
+        return self.files[-1]
+
+    def hashes(self) -> np.ndarray:
+        """uint64 (rows,), not a copy"""
+        return np.asarray(self.text_hashes, dtype=np.uint64)
+
+    def classes(self) -> np.ndarray:
+        """uint16 (rows,), not a copy"""
+        return np.asarray(self.class_numbers, dtype=np.uint16)
+
+    def counts(self, rows: slice = slice(None)) -> np.ndarray:
+        """The rows of each class, (classes,)."""
+        return np.bincount(self.classes()[rows], minlength=len(self.known))
+
+    def label_counts(self, rows: slice = slice(None)) -> dict[str, int]:
+        """The rows of each label, the most frequent first."""
+        counts: Counter[str] = Counter()
+        for label, count in zip(self.labels, self.counts(rows).tolist(), strict=True):
+            if count:
+                counts[label] += count
+        return dict(counts.most_common())
+
+    def part(self, rows: np.ndarray, files: bool = True) -> "Tally":
+        """The tally of some rows, bool (rows,), to report; with the files or without."""
+        return Tally(
+            name=self.name,
+            names=self.names,
+            files=self.files if files else [],
+            known=self.known,
+            labels=self.labels,
+            text_hashes=self.hashes()[rows],
+            class_numbers=self.classes()[rows],
+        )
+
+    def note_what_is_odd(self) -> None:
+        """Print notes on what may be a mistake; counts the texts that files have in common."""
+        self._note_equal_texts()
+        self._note_other_classes()
+        if self.name == "Training":
+            self._note_classes_of_one_row()
+
+    def _note_equal_texts(self) -> None:
+        earlier: list[np.ndarray] = []
+        for file in self.files if len(self.files) > 1 else ():
+            mine = np.sort(self.hashes()[file.place])
+            shared = [number_in(mine, other) for other in earlier]
+            earlier.append(mine)
+            if any(shared):
+                file.equal_texts = number_in(mine, np.sort(np.concatenate(earlier[:-1])))
+                most = self.files[int(np.argmax(shared))]
+                note(
+                    f"{file.sheet.where}: {file.equal_texts} of its {file.kept} texts also stand "
+                    f"in the files before it ({max(shared)} in {most.sheet.where}); if they are "
+                    "the same rows, keep one file"
+                )
+
+    def _note_other_classes(self) -> None:
+        """Of a file that has none of the classes before it: are its labels another column's?"""
+        for file in self.files[1:]:
+            before = self.counts(slice(0, file.start))
+            if not before[self.counts(file.place) > 0].any():
+                note(
+                    f"{file.sheet.where}: none of its labels stands in the files before it; is "
+                    f"{self.names.label} the same in all of them?"
+                )
+
+    def _note_classes_of_one_row(self) -> None:
+        counts = self.counts()
+        rows = [first for first, count in zip(self.first, counts, strict=True) if count == 1]
+        if not rows:
+            return
+        # Lists rows, not labels: if columns were mixed up, a label may be personal text.
+        more = ", …" * (len(rows) > MAX_NAMED)
+        if len(self.files) == 1:
+            ((file, _), *_) = rows
+            where, word = file.sheet.where, f"{file.sheet.row_word}{'s' * (len(rows) > 1)} "
+            listed = ", ".join(str(number) for _, number in rows[:MAX_NAMED])
+        else:
+            where, word = self.name, ""
+            listed = "; ".join(file.row(number) for file, number in rows[:MAX_NAMED])
+        note(
+            f"{where}: {len(rows)} of {len(counts)} classes have one row only "
+            f"({word}{listed}{more}); is the label misspelled?"
+        )
+
+    def report(self) -> dict[str, Any]:
+        """This split's part of the report; sorts the hashes in place."""
+        dropped = sum((file.dropped for file in self.files), Counter())
+        files = [file.report() for file in self.files]
+        labels = self.label_counts()
+        ordered = self.hashes()
+        ordered.sort()  # np.unique would copy the hashes, 160 MB for 20 million texts
+        return {
+            "files": files,
+            "read": len(ordered) + dropped.total(),
+            "kept": len(ordered),
+            "dropped": dict(dropped),
+            "repeated_texts": int((ordered[1:] == ordered[:-1]).sum()),
+            "labels": labels,
+        }
+
+    def texts_also_in(self, other: "Tally") -> int:
+        """How many of its texts stand in another split; both have reported."""
+        return number_in(self.hashes(), other.hashes())
+
+
+def number_in(hashes: np.ndarray, among: np.ndarray) -> int:
+    """How many of the hashes stand among others, which are sorted."""
+    if not len(among):
+        return 0
+    insertions = np.searchsorted(among, hashes)
+    return int((among.take(insertions, mode="clip") == hashes).sum())

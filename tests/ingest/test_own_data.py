@@ -1,0 +1,493 @@
+"""Your own tables: several files, other columns, any labels, and no Validation file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import openpyxl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stages.ingest
+import stages.labels
+from storyflower.common.errors import InputError, exit_with_line
+from storyflower.ingest import ingest as ingest_module
+from storyflower.ingest.split import draw
+from storyflower.interim import labels
+from tests.ingest.test_ingest import ingest, refusal, table
+from tests.support import set_params
+
+OWN = {"text_columns": "document", "label_column": "label"}
+DRAWN = {**OWN, "validation_share": 0.2, "seed": 1}
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def two_columns(path: Path, rows: list[tuple[str, str]]) -> Path:
+    return write(path, "document,label", *(f"{text},{label}" for text, label in rows))
+
+
+def numbered(start: int, stop: int) -> list[tuple[str, str]]:
+    """Rows of different texts, the labels 0, 1 and 중립 in turn."""
+    return [(f"{number}번째 글", ("0", "1", "중립")[number % 3]) for number in range(start, stop)]
+
+
+def texts(folder: Path, split: str = "Training") -> list[str]:
+    return [row["text"] for row in table(folder, split)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "data" / "mine"
+    folder.mkdir(parents=True)
+    return folder
+
+
+# Several files
+
+
+def test_files_are_read_in_the_order_of_their_names(folder: Path) -> None:
+    rows = numbered(0, 12)
+    two_columns(folder / "b_Training.csv", rows[3:6])
+    two_columns(folder / "a_Training.csv", rows[:3])
+    write(folder / "c_Training.tsv", "label\tdocument", *(f"{b}\t{a}" for a, b in rows[6:9]))
+    book = openpyxl.Workbook()
+    for row in [("label", "옛 글", "document"), *((b, 7, a) for a, b in rows[9:])]:
+        book.active.append(row)
+    book.save(folder / "d_Training.xlsx")
+    two_columns(folder / "x_Validation.csv", rows[:2])
+    two_columns(folder / "y_Validation.csv", [*rows[3:5], ("", "1")])
+    report = ingest(folder, **OWN, max_dropped=0.4)
+    assert texts(folder) == [text for text, _ in rows]
+    assert texts(folder, "Validation") == [rows[i][0] for i in (0, 1, 3, 4)]
+    assert [(row["file"], row["row"]) for row in table(folder)][8:10] == [
+        (str(folder / "c_Training.tsv"), 4),
+        (f"{folder / 'd_Training.xlsx'}, sheet 'Sheet'", 2),
+    ]
+    part = report["splits"]["Validation"]
+    assert [(file["source"], file["read"], file["kept"]) for file in part["files"]] == [
+        (str(folder / "x_Validation.csv"), 2, 2),
+        (str(folder / "y_Validation.csv"), 3, 2),
+    ]
+    assert part["files"][1]["labels"] == {"0": 1, "1": 1}
+    assert (part["read"], part["kept"], part["dropped"]) == (5, 4, {"no text": 1})
+
+
+@pytest.mark.parametrize("split", ["Training", "Validation"])
+def test_one_file_twice(folder: Path, split: str) -> None:
+    for name in ("Training", "Validation"):
+        two_columns(folder / f"{name}.csv", numbered(0, 6) if name == split else numbered(6, 9))
+    copy = folder / f"{split} (1).csv"
+    copy.write_bytes((folder / f"{split}.csv").read_bytes())
+    assert refusal(folder, **OWN) == (
+        f"{folder}: {split} (1).csv and {split}.csv are one file twice; keep one"
+    )
+    two_columns(copy, numbered(20, 26))  # of the same size
+    assert len({path.stat().st_size for path in folder.glob(f"{split}*")}) == 1 or ingest(
+        folder, **OWN
+    )
+
+
+def test_equal_texts_of_two_files_are_counted(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    first = two_columns(folder / "Training-1.csv", numbered(0, 9))
+    second = two_columns(folder / "Training-2.csv", [*numbered(6, 12), ("8번째  글", "중립")])
+    two_columns(folder / "Validation.csv", numbered(0, 3))
+    report = ingest(folder, **OWN)
+    assert capsys.readouterr().err == (
+        f"note: {second}: 4 of its 7 texts also stand in the files before it (4 in {first}); if "
+        "they are the same rows, keep one file\n"
+    )
+    files = report["splits"]["Training"]["files"]
+    assert [file["texts_also_in_earlier_files"] for file in files] == [0, 4]
+
+
+def test_labels_of_another_column_are_noted(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    two_columns(folder / "Training-1.csv", numbered(0, 6))
+    second = two_columns(folder / "Training-2.csv", [("가", "긍정"), ("나", "긍정")])
+    two_columns(folder / "Validation.csv", numbered(6, 9))
+    ingest(folder, **OWN)
+    assert capsys.readouterr().err == (
+        f"note: {second}: none of its labels stands in the files before it; is label the same in "
+        "all of them?\n"
+    )
+
+
+def test_a_class_of_one_row_names_its_file(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    two_columns(folder / "Training-1.csv", numbered(0, 6))
+    second = two_columns(folder / "Training-2.csv", [("가", "0"), ("나", "중럽")])
+    two_columns(folder / "Validation.csv", numbered(6, 9))
+    ingest(folder, **OWN)
+    assert capsys.readouterr().err == (
+        f"note: Training: 1 of 4 classes have one row only ({second}, row 3); is the label "
+        "misspelled?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("가,나,다", ", row 3: it has 3 fields"),
+        ("document,label", ", row 3: a second header"),
+        ("label,document", ", row 3: a second header"),
+        (",", ": 1 of 2 rows unusable"),
+        ("가,None", ": 1 of 2 rows unusable (1 with label 'None'"),
+        ("가,", ": 1 of 2 rows unusable (1 with no label; first row 3: no label)"),
+    ],
+)
+def test_an_error_names_its_file(folder: Path, line: str, complaint: str) -> None:
+    two_columns(folder / "Training-1.csv", numbered(0, 6))
+    second = write(folder / "Training-2.csv", "id,document,label"[3:], "가,0", line)
+    if line == ",":
+        second = write(folder / "Training-2.csv", "document,label,id", "가,0,1", ",,2")
+    two_columns(folder / "Validation.csv", numbered(6, 9))
+    assert refusal(folder, **OWN).startswith(f"{second}{complaint}")
+
+
+def test_a_label_that_training_lacks_names_its_file(folder: Path) -> None:
+    two_columns(folder / "Training.csv", numbered(0, 6))
+    two_columns(folder / "Validation-1.csv", numbered(6, 9))
+    second = two_columns(folder / "Validation-2.csv", [("가", "0"), ("나", "2")])
+    ingest(folder, **OWN)
+    path = folder.parent / "dialogues.parquet"
+    with pytest.raises(InputError) as caught:
+        labels.build(path, path.with_name("labels.json"), target="major")
+    assert str(caught.value).startswith(f"{second}, row 3: its label is none of the 3 of Training")
+
+
+# Columns and labels
+
+
+def test_columns_of_any_name(folder: Path) -> None:
+    for split in ("Training", "Validation"):
+        write(
+            folder / f"{split}.csv",
+            "제  목,\ufeff본문,종류,비고",
+            f"{split}에,첫 글,감정_대분류,x",
+            ",둘째 글,기타(당황한),y",
+            "셋째,,value,z",
+        )
+    names = {"text_columns": ["제 목", "본문", "비고"], "label_column": "종류"}
+    ingest(folder, **names)
+    assert [(row["text"], row["label"]) for row in table(folder)] == [
+        ("Training에 첫 글", "감정_대분류"),
+        ("둘째 글", "기타(당황한)"),  # only AI Hub's labels have an addition that is none
+        ("셋째", "value"),
+    ]
+    ingest(folder, **names, turns=3)
+    assert texts(folder)[0] == "Training에 첫 글 x"
+    ingest(folder, **names, turns=1, max_dropped=0.5)
+    assert texts(folder) == ["Training에", "셋째"]
+
+
+def test_a_text_column_that_turns_leaves_out(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    for split in ("Training", "Validation"):
+        write(folder / f"{split}.csv", "a,b,c,label", f"{split},나,다,0", "라,마,바,0")
+    ingest(folder, text_columns=["a", "b", "c"], label_column="label")
+    assert capsys.readouterr().err == "note: turns is 2: of text_columns, c is not read\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "message"),
+    [
+        (
+            "id,document,label",
+            {},
+            "no column 사람문장1; found id, document, label; set text_columns in params.yaml",
+        ),
+        (
+            "id,document,label",
+            {"text_columns": "document"},
+            "no column 감정_대분류; found id, document, label; set label_column in params.yaml",
+        ),
+        (
+            "일기,오늘 합격했어,감정",
+            OWN,
+            "no column document; found 일기, 감정, other names in columns B; set text_columns in "
+            "params.yaml",
+        ),
+        (
+            "document,label",
+            {**OWN, "text_columns": ["document", "title"]},
+            "no column title; found document, label; write turns: 1 into params.yaml to do without",
+        ),
+        (
+            "document,label",
+            {**OWN, "target": "fine"},
+            "no column 감정_소분류; found document, label; set target: major in params.yaml to do "
+            "without",
+        ),
+        ("document,label,label", OWN, "2 columns named label; keep one"),
+    ],
+)
+def test_a_column_that_is_not_there(folder: Path, header: str, options: dict, message: str) -> None:
+    path = write(folder / "Training.csv", header, ",".join(header.split(",")).swapcase())
+    two_columns(folder / "Validation.csv", numbered(0, 3))
+    assert refusal(folder, **options) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize("texts", ["label", ["document", "label"], ["a", "a "]])
+def test_a_column_that_is_named_twice(folder: Path, texts: object) -> None:
+    with pytest.raises(InputError, match="^text_columns and label_column in params.yaml name "):
+        ingest(folder, text_columns=texts, label_column="label")
+
+
+def test_whole_numbers_are_labels_in_a_workbook(folder: Path) -> None:
+    for split in ("Training", "Validation"):
+        book = openpyxl.Workbook()
+        for row in [("document", "label"), (f"{split}의 글", 0), ("나", 1), ("다", "중립")]:
+            book.active.append(row)
+        book.save(folder / f"{split}.xlsx")
+    ingest(folder, **OWN)
+    assert [row["label"] for row in table(folder)] == ["0", "1", "중립"]
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [((5, 0), "document"), (("가", 0.5), "label"), (("가", True), "label")],
+)
+def test_other_numbers_are_errors(folder: Path, row: tuple, column: str) -> None:
+    book = openpyxl.Workbook()
+    for cells in [("document", "label"), ("나", 1), row]:
+        book.active.append(cells)
+    book.save(folder / "Training.xlsx")
+    two_columns(folder / "Validation.csv", numbered(0, 3))
+    assert refusal(folder, **OWN) == (
+        f"{folder / 'Training.xlsx'}, sheet 'Sheet', row 3: {column} holds a number, date or "
+        "truth value; write it as text"
+    )
+
+
+def test_too_many_labels(folder: Path) -> None:
+    path = two_columns(folder / "mine.csv", [(f"글 {n}", f"label {n}") for n in range(101)])
+    assert refusal(folder, **DRAWN) == (
+        f"{path}, row 102: the 101th label; 100 can be learned; does label hold something else?"
+    )
+
+
+# Tabs and quotes
+
+QUOTED = ['"이건" 영화라고', '"X, 에 SF', "끝은 '증오\"", '말은 "가" 나', '""', "'둘"]
+
+
+def test_quotes_are_text_where_they_enclose_nothing(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    lines = [f"{text}\t{number % 2}" for number, text in enumerate(QUOTED * 2)]
+    write(folder / "Training.tsv", "document\tlabel", *lines)
+    # Here each quote would be closed by the next one, and two rows would be one.
+    write(folder / "Validation.tsv", "document\tlabel", '"하나\t0', "둘\t1", '셋"\t0', "넷\t1")
+    ingest(folder, **OWN)
+    assert texts(folder) == QUOTED * 2
+    assert texts(folder, "Validation") == ['"하나', "둘", '셋"', "넷"]
+    assert capsys.readouterr().err.startswith(
+        f"note: {folder / 'Training.tsv'}: quotes are read as parts of the texts, for they do not "
+        "enclose fields\n"
+    )
+
+
+def test_quotes_around_a_field_with_a_tab_or_a_line_break(folder: Path) -> None:
+    for split in ("Training", "Validation"):
+        write(folder / f"{split}.tsv", "document\tlabel", f'"{split}\n""둘\t"""\t0', '"셋"\t1')
+    ingest(folder, **OWN)
+    assert texts(folder) == ['Training\n"둘\t"', "셋"]
+
+
+# Without a Validation file
+
+
+@pytest.mark.parametrize(
+    "names", [["mine.csv"], ["b.csv", "a.tsv"], ["Training.csv", "Training.tsv"]]
+)
+def test_validation_is_drawn(folder: Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        mark = "\t" if name.endswith("tsv") else ","
+        rows = numbered(60 * number, 60 * number + 60)
+        write(folder / name, f"document{mark}label", *(mark.join(row) for row in rows))
+    report = ingest(folder, **DRAWN)
+    count = 60 * len(names)
+    training, validation = table(folder), table(folder, "Validation")
+    assert len(training) + len(validation) == count
+    assert report["drawn"] == {
+        "rows": count // 5,
+        "of": count,
+        "validation_share": 0.2,
+        "seed": 1,
+    }
+    for split, rows in (("Training", training), ("Validation", validation)):
+        part = report["splits"][split]
+        assert part["read"] == part["kept"] == len(rows)
+        assert set(part["labels"].values()) == {len(rows) // 3}  # stratified
+        own = {row["text"] for row in rows}
+        assert {
+            f"{row['row'] - 2 + 60 * sorted(names).index(Path(row['file']).name)}" for row in rows
+        }
+        assert len(own) == len(rows)
+    assert report["validation_texts_also_in_training"] == 0
+    in_order = [(names.index(Path(row["file"]).name), row["row"]) for row in training]
+    by_name = sorted(in_order, key=lambda place: (sorted(names).index(names[place[0]]), place[1]))
+    assert in_order == by_name
+
+
+def test_what_is_drawn_depends_on_the_seed_alone(folder: Path) -> None:
+    two_columns(folder / "mine.csv", numbered(0, 60))
+    ingest(folder, **DRAWN)
+    first = texts(folder, "Validation")
+    ingest(folder, **DRAWN)
+    assert texts(folder, "Validation") == first
+    ingest(folder, **{**DRAWN, "seed": 2})
+    assert set(texts(folder, "Validation")) != set(first)
+    two_columns(folder / "mine.csv", numbered(0, 60)[::-1])
+    ingest(folder, **DRAWN)
+    assert set(texts(folder, "Validation")) == set(first)
+
+
+def test_equal_texts_are_never_on_both_sides(folder: Path) -> None:
+    spellings = ["하나 둘", "하나  둘", "하나\u200b 둘"]
+    rows = [(spelling, str(n % 2)) for n, spelling in enumerate(spellings * 4)]
+    two_columns(folder / "mine.csv", rows + [("셋", "0"), ("넷", "1"), ("다섯", "1")])
+    for seed in range(5):
+        report = ingest(folder, **{**DRAWN, "seed": seed, "validation_share": 0.5})
+        assert report["validation_texts_also_in_training"] == 0
+        for split in ("Training", "Validation"):
+            assert {row["label"] for row in table(folder, split)} == {"0", "1"}
+
+
+def test_more_rows_than_are_held_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_columns(folder / "mine.csv", numbered(0, 90))
+    ingest(folder, **DRAWN)
+    whole = table(folder), table(folder, "Validation")
+    monkeypatch.setattr(ingest_module, "ROW_GROUP", 7)
+    monkeypatch.setattr(ingest_module, "ROWS", 11)
+    monkeypatch.setattr(ingest_module, "GROUP_TEXT", 40)
+    ingest(folder, **DRAWN)
+    assert (table(folder), table(folder, "Validation")) == whole
+
+
+CASES = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 4)), min_size=1, max_size=60)
+
+
+@settings(deadline=None, max_examples=50)
+@given(CASES, st.sampled_from([0.01, 0.1, 0.5, 0.9, 0.99]), st.integers(0, 2**32 - 1))
+def test_draw(rows: list[tuple[int, int]], share: float, seed: int) -> None:
+    """Texts with several classes, too."""
+    hashes = np.array([text * 2**60 for text, _ in rows], dtype=np.uint64)
+    classes = np.array([number for _, number in rows], dtype=np.uint16)
+    drawn = draw(hashes, classes, share, seed)
+    assert drawn.shape == classes.shape
+    assert not set(hashes[drawn]) & set(hashes[~drawn])
+    assert set(classes[~drawn]) == set(classes)
+
+
+@settings(deadline=None, max_examples=50)
+@given(CASES, st.sampled_from([0.01, 0.1, 0.5, 0.9, 0.99]), st.integers(0, 2**32 - 1))
+def test_draw_is_stratified(rows: list[tuple[int, int]], share: float, seed: int) -> None:
+    """Each text under one class: then every class of two texts has one on each side."""
+    hashes = np.array([text * 2**60 + number for text, number in rows], dtype=np.uint64)
+    classes = np.array([number for _, number in rows], dtype=np.uint16)
+    drawn = draw(hashes, classes, share, seed)
+    for number in set(classes):
+        mine = classes == number
+        assert drawn[mine].any() == (len(set(hashes[mine])) > 1)
+        largest = max(np.unique(hashes[mine], return_counts=True)[1])
+        assert abs(drawn[mine].sum() - share * mine.sum()) <= largest + 0.5
+
+
+def test_draw_of_many() -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 50_000, dtype=np.uint64)
+    classes = rng.choice(4, 50_000, p=[0.7, 0.2, 0.09, 0.01]).astype(np.uint16)
+    drawn = draw(hashes, classes, 0.1, 42)
+    assert [round(0.1 * (classes == n).sum()) for n in range(4)] == [
+        (classes[drawn] == n).sum() for n in range(4)
+    ]
+    more = draw(np.append(hashes, np.uint64(5)), np.append(classes, np.uint16(0)), 0.1, 42)[:-1]
+    assert (more != drawn).sum() <= 2  # a new row leaves the others where they are
+    assert (draw(hashes, classes, 0.1, 43) & drawn).sum() < 0.15 * drawn.sum()
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        (["mine.csv"], {"validation_share": 0.0}, "{}: no Training file ("),
+        (["Training.csv"], {"validation_share": 0.0}, "{}: no Validation file ("),
+        (["Validation.csv"], {}, "{}: no Training file ("),
+        (["Validation.csv", "mine.csv"], {}, "{}: no Training file ("),
+        ([], {}, "{}: no Training file ("),
+        (["ratings_train.csv", "ratings_test.csv"], {}, "{}/ratings_test.csv: its name says that"),
+        (["train/a.csv", "test/a.csv"], {}, "{}/test/a.csv: its name says that it is set aside"),
+        (["Training.csv", "valid.csv"], {}, "{}/valid.csv: its name says that it is set aside"),
+        (["a.csv", "Training_Validation.csv"], {}, "{}/Training_Validation.csv: names both"),
+    ],
+)
+def test_folders_that_are_refused(
+    folder: Path, files: list[str], options: dict, message: str
+) -> None:
+    for number, name in enumerate(files):
+        two_columns(folder / name, numbered(10 * number, 10 * number + 9))
+    assert refusal(folder, **{**DRAWN, **options}).startswith(message.format(folder))
+
+
+def test_a_file_of_neither_name_beside_training(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    two_columns(folder / "Training.csv", numbered(0, 30))
+    two_columns(folder / "latest.csv", numbered(30, 60))
+    assert ingest(folder, **DRAWN)["drawn"]["of"] == 30
+    assert capsys.readouterr().err == (
+        f"note: {folder}: not read, for their names say neither split: latest.csv\n"
+    )
+
+
+def test_classes_of_one_text_each(folder: Path) -> None:
+    two_columns(folder / "mine.csv", [("가", "0"), ("나", "1"), ("가 ", "0")])
+    assert refusal(folder, **DRAWN).startswith(
+        f"{folder}: no Validation file, and no row can become Validation, because no class has two"
+    )
+
+
+# The stages
+
+
+def test_a_two_column_csv_through_the_stages(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    two_columns(folder / "mine.csv", [*numbered(0, 60), ("", "0")])
+    root = folder.parents[1]
+    set_params(root, corpus="mine", **OWN)
+    monkeypatch.chdir(root)
+    exit_with_line(stages.ingest.main)
+    exit_with_line(stages.labels.main)
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "data/mine/mine.csv: 61 rows read, 60 kept; dropped: 1 with no text",
+        "no Validation file: 6 of 60 rows became Validation (validation_share 0.1, seed 42); the "
+        "same people wrote Training, so the accuracy flatters, compared with texts of other "
+        "writers",
+        "3 classes: 0, 1, 중립",
+    ]
+    assert err == ""
+    report = json.loads((root / "reports/ingest.json").read_text(encoding="utf-8"))
+    assert report["splits"]["Training"]["dropped"] == {"no text": 1}
+    assert report["splits"]["Validation"]["kept"] == 6
+
+
+def test_several_files_are_said_with_their_rows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name, start in (("Training-1", 0), ("Training-2", 9), ("Validation", 12)):
+        two_columns(folder / f"{name}.csv", numbered(start, start + 6 + 3 * (start == 0)))
+    set_params(folder.parents[1], corpus="mine", **OWN)
+    monkeypatch.chdir(folder.parents[1])
+    exit_with_line(stages.ingest.main)
+    assert capsys.readouterr().out.splitlines() == [
+        "data/mine/Training-1.csv: 9 rows read, 9 kept; dropped: none",
+        "data/mine/Training-2.csv: 6 rows read, 6 kept; dropped: none",
+        "Training: 15 rows read, 15 kept; dropped: none",
+        "Validation: 6 rows read, 6 kept; dropped: none",
+        "note: 3 Validation texts also stand in Training; they flatter the accuracy",
+    ]
