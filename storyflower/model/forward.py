@@ -24,6 +24,7 @@ from storyflower.model.dropout import dropout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+UNPADDED = ("bert", "roberta", "electra", "distilbert")  # model_type in config.json
 Product = Callable[[torch.Tensor], torch.Tensor]  # (tokens, columns) → (tokens, rows)
 
 

@@ -125,6 +125,13 @@ def train(
                 if params.keep == "best":
                     print(f"kept: epoch {best_epoch(rows)}, the best on the dev part", flush=True)
                     run.log_results({"kept_epoch": best_epoch(rows)})
+                if params.average_last > 1:
+                    first = len(rows) - params.average_last + 1
+                    print(
+                        f"average_last: the weights are the mean of those after epochs {first} to "
+                        f"{len(rows)}; evaluate prints their accuracy on Validation",
+                        flush=True,
+                    )
                 temperature = None
                 if held is not None:
                     dev = take(table, held)
