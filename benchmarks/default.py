@@ -5,12 +5,14 @@
     python -m benchmarks.default nsmc FOLDER         # a tenth of its ratings is the test
     python -m benchmarks.default chat FOLDER         # trained on data/sample
     python -m benchmarks.default writers data/sample --set num_epochs=12 dr_rate=0.1
+    python -m benchmarks.default corpus data/sample --each label_smoothing=0.1 average_last=3
 
 In: a corpus folder, NSMC's ratings, or ChatbotData.csv.gz with the labels of docs/chat-rows.csv.
 `writers` never sees Validation: three writers of Training are the test, the others the training.
 Out: Markdown rows: the mean accuracy over the seeds (least to most), TF-IDF's on the same rows, and
-the difference with its paired-bootstrap 95% interval over the test rows. Everything is trained as
-params.yaml says; test rows choose nothing.
+the difference with its paired-bootstrap 95% interval over the test rows. With `--each`, instead of
+that: a row for the params as they are, and one for each change of them, with its difference from
+the first. Everything is trained as params.yaml says; test rows choose nothing.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import contextlib
 import csv
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import yaml
+from sklearn.metrics import f1_score
 from transformers import AutoConfig, AutoModel
 
 from pretrain.corpora import POLARITY, is_test, read_ratings, rows
@@ -50,6 +53,10 @@ WRITERS = "situations.csv"  # names the writer of each row
 LEFT_OUT = ("W02", "W05", "W08")
 HEADER = (
     "| rows | encoder | TF-IDF | difference (95% interval) | random weights |\n"
+    "| --- | --- | --- | --- | --- |"
+)
+HEADER_OF_EACH = (
+    "| rows | params | accuracy | macro-F1 | difference of accuracy (95% interval) |\n"
     "| --- | --- | --- | --- | --- |"
 )
 
@@ -159,10 +166,16 @@ def trained(
     return network, arrays[1], placement
 
 
-def right(encoder: Path, train: Texts, test: Texts, params: Params) -> np.ndarray:
-    """bool (test,): what a classifier gets right that was trained on `train`."""
-    network, tokens, placement = trained(encoder, train, test, params)
-    return scoring.probabilities(network, tokens, placement).argmax(axis=1) == test.labels
+def answers(
+    encoder: Path, train: Texts, test: Texts, params: Params, seeds: int = 1
+) -> list[np.ndarray]:
+    """For each seed, the class (test,) that a classifier answers that was trained on `train`."""
+    found = []
+    for number in range(seeds):
+        seeded = params.model_copy(update={"seed": params.seed + number})
+        network, tokens, placement = trained(encoder, train, test, seeded)
+        found.append(scoring.probabilities(network, tokens, placement).argmax(axis=1))
+    return found
 
 
 def compare(
@@ -176,26 +189,60 @@ def compare(
     """Print one row of the table."""
     params = params.resolved(read_json(encoder / "card.json"), rows=len(train))
     by_seed = [
-        right(encoder, train, test, params.model_copy(update={"seed": params.seed + number}))
-        for number in range(options.seeds)
+        found == test.labels for found in answers(encoder, train, test, params, options.seeds)
     ]
     probability = tfidf_logistic_regression(
         train.texts, train.labels, test.texts, int(train.labels.max()) + 1
     )
     baseline = probability.argmax(axis=1) == test.labels
     accuracies = [mine.mean() for mine in by_seed]
-    gains = np.mean(by_seed, axis=0) - baseline
-    low, high = bootstrap_mean(gains, params.seed)
-    random = (
-        ""
-        if options.no_random
-        else spread([right(random_weights(encoder, work), train, test, params).mean()])
-    )
+    random = ""
+    if not options.no_random:
+        (found,) = answers(random_weights(encoder, work), train, test, params)
+        random = spread([(found == test.labels).mean()])
+    gain = gained(np.mean(by_seed, axis=0) - baseline, params.seed)
     print(
-        f"| {len(train)} | {spread(accuracies)} | {baseline.mean():.3f} | "
-        f"{100 * gains.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) | {random} |",
+        f"| {len(train)} | {spread(accuracies)} | {baseline.mean():.3f} | {gain} | {random} |",
         flush=True,
     )
+
+
+def compare_each(
+    train: Texts, test: Texts, params: Params, encoder: Path, options: argparse.Namespace
+) -> None:
+    """Print a row for the params as they are, and one for each change in `options.each`."""
+    plain = None
+    for name, changed in [("as they are", params), *each(params, options.each)]:
+        resolved = changed.resolved(read_json(encoder / "card.json"), rows=len(train))
+        found = answers(encoder, train, test, resolved, options.seeds)
+        by_seed = [mine == test.labels for mine in found]
+        right = np.mean(by_seed, axis=0)  # (test,)
+        plain = right if plain is None else plain
+        scores = [f1_score(test.labels, mine, average="macro", zero_division=0) for mine in found]
+        gain = "" if right is plain else gained(right - plain, params.seed)
+        print(
+            f"| {len(train)} | {name} | {spread([mine.mean() for mine in by_seed])} | "
+            f"{spread(scores)} | {gain} |",
+            flush=True,
+        )
+
+
+def each(params: Params, changes: list[str]) -> list[tuple[str, Params]]:
+    """(change, the params so changed) of each KEY=VALUE,KEY=VALUE; raises InputError."""
+    return [
+        (change, set_values(params, map(pair, change.split(",")), "--each")) for change in changes
+    ]
+
+
+def set_values(params: Params, pairs: Iterable[tuple[str, str]], where: str) -> Params:
+    values = {key: yaml.safe_load(value) for key, value in pairs}
+    return Params.check({**params.model_dump(), **values}, where)
+
+
+def gained(gains: np.ndarray, seed: int) -> str:
+    """The mean of what each test row gains, (test,), and its 95% interval, in points."""
+    low, high = bootstrap_mean(gains, seed)
+    return f"{100 * gains.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -207,7 +254,7 @@ def spread(values: Sequence[float]) -> str:
 def pair(word: str) -> tuple[str, str]:
     key, sign, value = word.partition("=")
     if not sign:
-        raise argparse.ArgumentTypeError(f"{word!r} is not KEY=VALUE")
+        raise InputError(f"{word!r} is not KEY=VALUE")
     return key, value
 
 
@@ -217,13 +264,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", help="of Training; else all")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--set", nargs="+", type=pair, default=[], metavar="KEY=VALUE")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--each", nargs="+", default=[], metavar="KEY=VALUE[,KEY=VALUE]")
     parser.add_argument("--pooling", choices=["first", "mean"], help="else as the card says")
     parser.add_argument("--card", type=Path, default=Path("encoders/seedling.yaml"))
     parser.add_argument("--no-random", action="store_true")
     options = parser.parse_args()
-    changed = {key: yaml.safe_load(value) for key, value in options.set}
-    params = Params.check({**Params.load().model_dump(), **changed}, where="--set")
+    params = set_values(Params.load(), map(pair, options.set), "--set")
+    each(params, options.each)  # a mistake is said before anything is trained
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         encoder = work / "encoder"
@@ -241,11 +289,15 @@ def main() -> None:
         if options.what == "writers":
             train, test = leave_out(options.folder, train)
         print(f"{len(test)} test rows\n")
-        print(HEADER, flush=True)
+        print(HEADER_OF_EACH if options.each else HEADER, flush=True)
         order = np.random.default_rng(params.seed).permutation(len(train))
         for count in options.rows or [len(train)]:
             # In the order of the file, as ingest would have read them
-            compare(train.take(np.sort(order[:count])), test, params, encoder, work, options)
+            chosen = train.take(np.sort(order[:count]))
+            if options.each:
+                compare_each(chosen, test, params, encoder, options)
+            else:
+                compare(chosen, test, params, encoder, work, options)
 
 
 if __name__ == "__main__":

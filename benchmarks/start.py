@@ -29,13 +29,13 @@ TRAIN = f"""
 import os
 from stages import train
 from storyflower.common.errors import exit_with_line
-from storyflower.train import fit
+from storyflower.train import step
 
 def first_step(*_):
     print({MARK!r}, flush=True)
     os._exit(0)
 
-fit.seed_step = first_step  # what a step does first
+step.seed_step = first_step  # what a step does first
 exit_with_line(train.main)
 """
 

@@ -22,8 +22,8 @@ from storyflower.interim.tokens import TokenArrays
 from storyflower.model.batch import make_batch
 from storyflower.model.device import Placement
 from storyflower.train.checkpoint import Checkpoints
-from storyflower.train.fit import seed_step
 from storyflower.train.optimizer import make_optimizer
+from storyflower.train.step import seed_step
 
 FIRST_SHARE, LAST_SHARE = 0.30, 0.15  # of the tokens, hidden at the first step and at the last
 CLIP = 1.0  # L2 norm of the gradients

@@ -165,12 +165,21 @@ class Params(Strict):
         0.1, "share of the steps in which the rate rises from 0; then half a cosine", ge=0, le=1
     )
     max_grad_norm: Number = knob(1.0, "gradients are scaled down to this L2 norm", gt=0)
-    weight_decay: Number = knob(0.01, "AdamW's, not on biases and LayerNorm", ge=0, le=1)
+    weight_decay: Number = knob(0.01, "AdamW's, not on biases and norms", ge=0, le=1)
+    layer_decay: Number = knob(
+        1.0, "each layer's rate is this times that of the layer above it; such as 0.9", gt=0, le=1
+    )
     dr_rate: Number = knob(0.5, "dropout before the linear layer", ge=0, lt=1)
     mask_rate: Literal["auto"] | Share = knob(
         "auto",
         "share of a text's tokens that [MASK] hides, anew at each step; helps where rows are few; "
         "auto: the value on the encoder's card",
+    )
+    class_weights: Literal["none", "balanced"] = knob(
+        "none", "balanced: in the loss, every class weighs the same, however few rows it has"
+    )
+    label_smoothing: Number = knob(
+        0.0, "share of a label's probability that the loss spreads over all classes", ge=0, lt=1
     )
     shuffle: bool = knob(
         True, "a new order each epoch; false: the order of the file, as in the original notebook"
@@ -189,6 +198,13 @@ class Params(Strict):
         0, "epochs without a better one on the dev part after which training ends; 0: never",
         ge=0, le=1000,
     )  # fmt: skip
+    average_last: Epochs = knob(
+        1, "the weights are the mean of those after so many epochs, the last ones; 1: the last's"
+    )
+    micro_batch: Literal["none"] | BatchSize = knob(
+        "none",
+        "so many dialogues of a batch are computed at once, where memory is short; none: all",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = knob(
         "auto", "auto: bf16 where the hardware has it, fp16 on older GPUs, fp32 elsewhere"
     )
@@ -226,7 +242,8 @@ class Params(Strict):
         """These params with each "auto" replaced by the value on an encoder's card.
 
         With so many `rows` of Training, num_epochs: auto means fewer passes where the card's would
-        take more than its most_steps updates, but LEAST_EPOCHS at least.
+        take more than its most_steps updates, but LEAST_EPOCHS at least. Raises InputError as
+        `agree` does.
         """
         auto = {key: card[key] for key in ON_THE_CARD if getattr(self, key) == "auto"}
         params = self.model_copy(update=auto)
@@ -234,7 +251,26 @@ class Params(Strict):
             passes = card["most_steps"] // math.ceil(rows / params.batch_size)
             fewer = min(params.num_epochs, max(passes, LEAST_EPOCHS))
             params = params.model_copy(update={"num_epochs": fewer})
+        params.agree("params")
         return params
+
+    def agree(self, where: str) -> None:
+        """Raise InputError if two of these params exclude each other; an "auto" is not judged."""
+        choice = "keep: best" if self.keep == "best" else "patience" if self.patience else ""
+        if choice and self.dev_share == 0:
+            raise InputError(f"{where}: {choice} needs a dev part; set dev_share, such as 0.1")
+        if choice and self.average_last > 1:
+            other = "keep: last" if self.keep == "best" else "patience: 0"
+            raise InputError(
+                f"{where}: average_last {self.average_last} and {choice} exclude each other; set "
+                f"average_last: 1 or {other}"
+            )
+        for key, limit in (("micro_batch", "batch_size"), ("average_last", "num_epochs")):
+            value, most = getattr(self, key), getattr(self, limit)
+            if isinstance(value, int) and isinstance(most, int) and value > most:
+                raise InputError(
+                    f"{where}: {key} {value} is above {limit}, which is {most}; lower {key}"
+                )
 
     @classmethod
     def load(cls, path: Path = Path("params.yaml")) -> "Params":
@@ -243,11 +279,9 @@ class Params(Strict):
 
     @classmethod
     def check(cls, raw: dict[str, Any], where: str = "params") -> Self:
-        """As Strict.check; raises InputError also for a choice of epoch without a dev part."""
+        """As Strict.check; raises InputError also as `agree` does."""
         params = super().check(raw, where)
-        if params.dev_share == 0 and (params.keep == "best" or params.patience):
-            what = "keep: best" if params.keep == "best" else "patience"
-            raise InputError(f"{where}: {what} needs a dev part; set dev_share, such as 0.1")
+        params.agree(where)
         return params
 
 

@@ -13,7 +13,7 @@ import torch
 FEWEST = 50  # steps of a whole training, to be judged at all
 WINDOW = 100  # steps; their mean loss is compared
 LATE = 200  # steps after the warm-up by which a training has normally learned something
-LEARNED = 0.98  # share of the classes' entropy; a mean loss above it means nothing was learned
+LEARNED = 0.98  # share of the blind loss; a mean loss above it means nothing was learned
 
 
 def is_late(done: int, warmup: int, *, last: bool) -> bool:
@@ -31,12 +31,13 @@ def note_one_class(predicted: np.ndarray, actual: np.ndarray, epoch: int, rate: 
 
 
 class LossWatch:
-    """Compares the loss after the warm-up with the entropy of the classes, once."""
+    """Compares the loss after the warm-up with what it is without a look at the texts, once.
 
-    def __init__(self, labels: np.ndarray, warmup: int, rate: float):
-        shares = np.bincount(labels) / len(labels)
-        shares = shares[shares > 0]
-        self.entropy = float(-(shares * np.log(shares)).sum())  # nats
+    `blind` is that: the entropy of the classes, in nats, if every row counts the same (loss.py).
+    """
+
+    def __init__(self, blind: float, warmup: int, rate: float):
+        self.blind = blind
         self.last = warmup + LATE
         self.rate = rate
         self.losses: list[torch.Tensor] = []
@@ -51,10 +52,10 @@ class LossWatch:
             self.losses.append(loss.detach())
         if done == self.last - 1 and len(self.losses) >= WINDOW // 2:
             mean = torch.stack(self.losses).mean().item()
-            if mean > LEARNED * self.entropy:
+            if mean > LEARNED * self.blind:
                 say(
                     f"after {self.last} steps the loss is {mean:.3f}, as if only the shares of the "
-                    f"classes were known ({self.entropy:.3f})",
+                    f"classes were known ({self.blind:.3f})",
                     self.rate,
                 )
 

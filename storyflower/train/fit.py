@@ -6,7 +6,9 @@ cosine schedule with warm-up from 0, gradient clipping.
 Not supported: padding (the dialogues of a batch lie end to end).
 
 "Train accuracy" is a running value: dropout on, weights changing, each dialogue counted when it is
-trained on. Test accuracy is reported for each epoch and never used to choose an epoch.
+trained on. So is the loss, which is always the plain cross-entropy, as that of the test, also where
+class weights or label smoothing make something else small (loss.py). Test accuracy is reported for
+each epoch and never used to choose an epoch.
 """
 
 import math
@@ -15,25 +17,22 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
 
 from storyflower.common.errors import InputError
 from storyflower.common.params import Params
 from storyflower.interim.history import Epoch, best_epoch
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
-from storyflower.model.batch import Batch, make_batch
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement
 from storyflower.model.processes import ALONE, Ranks
 from storyflower.train.checkpoint import Checkpoints
-from storyflower.train.collapse import LossWatch, is_late, note_one_class
-from storyflower.train.cuda_graphs import Replayed
+from storyflower.train.collapse import is_late, note_one_class
 from storyflower.train.dev import take
-from storyflower.train.masking import hide
-from storyflower.train.optimizer import make_optimizer, prepare_update, schedule
+from storyflower.train.optimizer import make_optimizer
 from storyflower.train.progress import Progress
 from storyflower.train.state import State
+from storyflower.train.step import make_step
 
 
 def fit(
@@ -60,20 +59,19 @@ def fit(
     """
     if held is None and (params.keep == "best" or params.patience):
         raise ValueError("keep: best and patience need rows that are held back")
-    kept = None if held is None else np.flatnonzero(~held)
     dev = None if held is None else take(train, held)
-    count = len(train) if dev is None else len(kept)
-    tokens = int(train.offsets[-1]) - (0 if dev is None else int(dev.offsets[-1]))
+    trained = np.arange(len(train)) if held is None else np.flatnonzero(~held)
     state = new_state(model, params, placement)
     if checkpoints:
         checkpoints.restore(state)
     if not ranks.agree([state.epoch, state.step]):
         raise InputError("the processes found different checkpoints; let checkpoint_dir be shared")
-    steps = math.ceil(count / params.batch_size)  # per epoch
+    steps = math.ceil(len(trained) / params.batch_size)  # per epoch
     warmup = int(steps * params.num_epochs * params.warmup_ratio)
     train_step = make_step(
         state,
         train=train,
+        labels=np.asarray(train.labels)[trained],
         steps=steps,
         warmup=warmup,
         params=params,
@@ -84,9 +82,7 @@ def fit(
     for epoch in range(state.epoch, params.num_epochs):
         if is_over(state.history, params):
             break
-        order = epoch_order(count, epoch, params)
-        if kept is not None:
-            order = kept[order]
+        order = trained[epoch_order(len(trained), epoch, params)]
         progress = Progress(state, params, steps, silent=not ranks.first)
         started = time.perf_counter() - state.seconds
         model.train()
@@ -101,7 +97,7 @@ def fit(
         progress.close()
         row = score_epoch(
             state,
-            tokens=tokens,
+            tokens=int(train.lengths[trained].sum()),
             judged=is_late((epoch + 1) * steps, warmup, last=epoch + 1 == params.num_epochs),
             test=test,
             dev=dev,
@@ -111,14 +107,13 @@ def fit(
         if ranks.first:
             print(f"epoch {row.epoch}/{params.num_epochs}: {row}", flush=True)
         state.history.append(row)
-        if params.keep == "best" and best_epoch(state.history) == row.epoch:
-            state.keep()
+        keep_weights(state, params)
         on_epoch(state.history)
         state.next_epoch()
         if checkpoints:
             checkpoints.after_epoch(state)
-    if state.best:
-        model.load_state_dict(state.best)
+    if state.kept:
+        state.take_kept(params.average_last)
     return state.history
 
 
@@ -129,69 +124,38 @@ def is_over(history: list[Epoch], params: Params) -> bool:
     return len(history) - best_epoch(history) >= params.patience
 
 
+def keep_weights(state: State, params: Params) -> None:
+    """Keep, of the epoch that ended, what may be what the training leaves.
+
+    That is the best epoch's weights, or the mean of the last `average_last` epochs' weights. One
+    epoch's mean is what the model holds at the end, and need not be kept.
+    """
+    if params.keep == "best" and best_epoch(state.history) == len(state.history):
+        state.keep()
+    if params.average_last > 1 and len(state.history) > params.num_epochs - params.average_last:
+        state.add_to_kept()
+
+
 def new_state(model: EmotionClassifier, params: Params, placement: Placement) -> State:
     """The state before the first step, on the device."""
     device = placement.device
     model.to(device)
     return State(
         model=model,
-        optimizer=make_optimizer(model, params.learning_rate, params.weight_decay, device),
+        optimizer=make_optimizer(
+            model,
+            params.learning_rate,
+            params.weight_decay,
+            device,
+            layer_decay=params.layer_decay,
+        ),
         # Only for fp16, in which small gradients become 0 without scaling.
         scaler=torch.amp.GradScaler(device.type, enabled=placement.precision == "fp16"),
         # These sums stay on the device: reading one waits for the device, so only for display.
         loss_sum=torch.zeros((), device=device),
         correct=torch.zeros((), dtype=torch.int64, device=device),
+        micro_batch=None if params.micro_batch == "none" else params.micro_batch,
     )
-
-
-def make_step(
-    state: State,
-    *,
-    train: TokenArrays,
-    steps: int,
-    warmup: int,
-    params: Params,
-    placement: Placement,
-    mask_id: int | None,
-    ranks: Ranks,
-) -> Callable[[np.ndarray], None]:
-    """A function that does one update on rows of `train`, (dialogues,), and counts it in `state`.
-
-    An epoch has `steps` updates; the rate rises during the first `warmup` updates of the training.
-    """
-    device = placement.device
-    total = steps * params.num_epochs
-    backward = make_backward(ranks.wrap(state.model), state.scaler, placement, ranks)
-    watch = LossWatch(train.labels, warmup, params.learning_rate)
-
-    def train_step(rows: np.ndarray) -> None:
-        seed_step(params.seed, state.epoch, state.step, ranks.rank, device)
-        mine = ranks.share(rows, train.offsets[rows + 1] - train.offsets[rows])
-        batch = make_batch(train, mine if len(mine) else rows[:1], device)
-        if params.mask_rate:
-            batch = hide(batch, params.mask_rate, mask_id)
-        # A process without dialogues in this batch computes one with weight 0.
-        weight = torch.full((), (len(mine) > 0) / len(rows), device=device)
-        sums = ranks.sum(backward(batch, weight).clone())  # (2,): mean loss, correct predictions
-
-        done = state.epoch * steps + state.step
-        rate = params.learning_rate * schedule(done, warmup, total)
-        prepare_update(
-            state.optimizer, rate=rate, name=params.optimizer, done=done, scaler=state.scaler
-        )
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), params.max_grad_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-
-        if ranks.first:
-            watch.step(done, sums[0])
-        state.loss_sum += sums[0] * len(rows)
-        state.correct += sums[1].long()
-        state.seen += len(rows)
-        state.step += 1
-
-    return train_step
 
 
 def score_epoch(
@@ -243,46 +207,3 @@ def epoch_order(rows: int, epoch: int, params: Params) -> np.ndarray:
     if not params.shuffle:
         return np.arange(rows)
     return np.random.default_rng([params.seed, epoch]).permutation(rows)
-
-
-def seed_step(seed: int, epoch: int, step: int, rank: int, device: torch.device) -> None:
-    """Make dropout a function of seed, epoch, step and process: no random state must be saved."""
-    value = int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0])
-    # Not torch.manual_seed: it seeds every type of device, which takes longer than a small step.
-    if device.type == "cuda":
-        torch.cuda.manual_seed(value)
-    elif device.type == "mps":
-        torch.mps.manual_seed(value)
-    else:
-        torch.default_generator.manual_seed(value)
-
-
-def make_backward(
-    model: nn.Module, scaler: torch.amp.GradScaler, placement: Placement, ranks: Ranks
-) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
-    """A function that computes the gradients of one batch and overwrites the old ones.
-
-    It takes the batch, and each dialogue's weight in the mean: 1 / (dialogues in the global batch),
-    or 0. It returns float32 (2,): this process's part of the mean loss, and its number of correct
-    predictions.
-    """
-    parameters = list(model.parameters())
-
-    def backward(batch: Batch, weight: torch.Tensor) -> torch.Tensor:
-        if graphed:  # a graph writes to the tensors it was recorded with, so keep them
-            torch._foreach_zero_([parameter.grad for parameter in parameters])
-        else:
-            for parameter in parameters:
-                parameter.grad = None
-        with placement.autocast():
-            logits = model(batch)  # (dialogues, classes)
-        loss = nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum") * weight
-        # DistributedDataParallel divides the sum of the gradients by the number of processes.
-        scaler.scale(loss * ranks.count).backward()
-        right = (logits.detach().argmax(dim=-1) == batch.labels).sum() * (weight > 0)
-        return torch.stack([loss.detach(), right.float()])
-
-    # DistributedDataParallel's hooks do not work with a graph. With several processes, a graph
-    # would also save fewer launches per process.
-    graphed = placement.device.type == "cuda" and ranks.count == 1
-    return Replayed(backward, parameters) if graphed else backward

@@ -8,8 +8,8 @@ loop itself, fit.py, does not handle output files or MLflow.
 """
 
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from storyflower.common import locks, repository
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, one_line
 from storyflower.common.files import read_json
 from storyflower.common.params import Params
 from storyflower.interim import checkpoint_folders
@@ -83,7 +83,7 @@ def train(
             network = build_classifier(encoder, len(index), params.dr_rate)
 
             def train_epochs(on_epoch: Callable[[list[Epoch]], None]) -> list[Epoch]:
-                with checkpoints.stop:
+                with checkpoints.stop, enough_memory():
                     return fit(
                         network,
                         train=table,
@@ -125,6 +125,13 @@ def train(
                 if params.keep == "best":
                     print(f"kept: epoch {best_epoch(rows)}, the best on the dev part", flush=True)
                     run.log_results({"kept_epoch": best_epoch(rows)})
+                if params.average_last > 1:
+                    first = len(rows) - params.average_last + 1
+                    print(
+                        f"average_last: the weights are the mean of those after epochs {first} to "
+                        f"{len(rows)}; evaluate prints their accuracy on Validation",
+                        flush=True,
+                    )
                 temperature = None
                 if held is not None:
                     dev = take(table, held)
@@ -137,6 +144,17 @@ def train(
                 save_classifier(network, classifier, encoder=encoder, labels=index, facts=facts)
                 run.record.tags[CLASSIFIER_TAG] = digest(classifier)
             run.record.save(record)
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """A device's memory that runs out elsewhere than in a step's parts becomes an InputError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of memory ({one_line(error)}); lower max_len or take a smaller encoder"
+        ) from None
 
 
 def machine(placement: Placement) -> dict[str, Any]:

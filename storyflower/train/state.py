@@ -22,18 +22,37 @@ class State:
     step: int = 0  # steps of this epoch that are done
     seen: int = 0  # dialogues of this epoch trained on so far
     seconds: float = 0.0  # of training in this epoch
+    micro_batch: int | None = None  # most dialogues computed at once; None: all of a step
     history: list[Epoch] = field(default_factory=list)  # of the finished epochs
-    best: dict[str, torch.Tensor] = field(default_factory=dict)  # weights of the epoch to keep
+    # On the CPU: the weights of the best epoch, or the sum of the weights of the last epochs
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def moment(self) -> str:
         return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
 
     def keep(self) -> None:
-        """Copy the current weights to `best`, on the CPU."""
-        self.best = {
+        """Copy the current weights to `kept`."""
+        self.kept = {
             name: value.detach().to("cpu", copy=True)
             for name, value in self.model.state_dict().items()
         }
+
+    def add_to_kept(self) -> None:
+        """Add the current weights, float32, to `kept`."""
+        if not self.kept:
+            return self.keep()
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.kept[name] += value.detach().cpu()
+
+    def take_kept(self, count: int) -> None:
+        """Give the model what is kept, which is the sum of the weights of `count` epochs."""
+        self.model.load_state_dict(
+            {
+                name: value / count if value.is_floating_point() else value
+                for name, value in self.kept.items()
+            }
+        )
 
     def next_epoch(self) -> None:
         self.epoch, self.step, self.seen, self.seconds = self.epoch + 1, 0, 0, 0.0
@@ -45,19 +64,20 @@ class State:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= {f"kept.{name}": value for name, value in self.kept.items()}
         tensors |= {"sum.loss": self.loss_sum, "sum.correct": self.correct}
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
     def numbers(self) -> dict[str, Any]:
         """The rest of the state, as values for JSON."""
-        where = {key: getattr(self, key) for key in ("epoch", "step", "seen", "seconds")}
+        names = ("epoch", "step", "seen", "seconds", "micro_batch")
+        where = {key: getattr(self, key) for key in names}
         history = [asdict(row) for row in self.history]
         return {**where, "history": history, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
         """Restore the state from which `tensors` and `numbers` were taken."""
-        groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "sum": {}, "best": {}}
+        groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "sum": {}, "kept": {}}
         updates: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
@@ -71,9 +91,9 @@ class State:
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": updates, "param_groups": settings})
         self.scaler.load_state_dict(numbers["scaler"])
-        self.best = groups["best"]
+        self.kept = groups["kept"]
         self.loss_sum.copy_(groups["sum"]["loss"])
         self.correct.copy_(groups["sum"]["correct"])
         self.epoch, self.step, self.seen = (numbers[key] for key in ("epoch", "step", "seen"))
-        self.seconds = numbers["seconds"]
+        self.seconds, self.micro_batch = numbers["seconds"], numbers["micro_batch"]
         self.history[:] = [Epoch(**row) for row in numbers["history"]]

@@ -118,9 +118,9 @@ def test_wrong_type(path: Path, key: str, value: str) -> None:
     assert refusal(path, **{key: value}).startswith(f"{key} must be ")
 
 
-WHOLE = ("turns", "patience", "seed", "log_interval")
+WHOLE = ("turns", "patience", "average_last", "seed", "log_interval")
 REAL = ("max_dropped", "learning_rate", "warmup_ratio", "max_grad_norm", "weight_decay", "dr_rate")
-REAL += ("mask_rate", "dev_share", "validation_share")
+REAL += ("mask_rate", "dev_share", "validation_share", "layer_decay", "label_smoothing")
 REAL += ("checkpoint_minutes",)
 
 
@@ -191,6 +191,10 @@ def test_not_a_number_in_range(path: Path, key: str, value: str) -> None:
         ("dr_rate", [0, 0.99], [-0.01, 1]),
         ("mask_rate", [0, 0.99], [-0.01, 1]),
         ("dev_share", [0, 0.5], [-0.01, 0.51]),
+        ("layer_decay", [0.01, 1], [0, 1.01]),
+        ("label_smoothing", [0, 0.99], [-0.01, 1]),
+        ("average_last", [1, 1000], [0, 1001]),
+        ("micro_batch", ["none", 1, 65536], [0, 65537]),
         ("checkpoint_minutes", [0.001, 10**6], [0, 1e7]),
     ],
 )
@@ -233,6 +237,7 @@ def test_auto_learning_rate(path: Path) -> None:
     [
         ("target", ["major", "fine"]),
         ("optimizer", ["auto", "adamw", "notebook"]),
+        ("class_weights", ["none", "balanced"]),
         ("precision", ["auto", "fp32", "bf16", "fp16"]),
         ("device", ["auto", "cpu", "cuda", "mps"]),
     ],

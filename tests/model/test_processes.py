@@ -49,7 +49,8 @@ def main():
         rows = fit_module.fit(
             network, train=table, test=table, placement=place, on_epoch=note, ranks=ranks,
             params=params_of(num_epochs=3, batch_size=8, warmup_ratio=0.2, learning_rate=1e-2,
-                             optimizer="adamw", mask_rate=0.0),
+                             optimizer="adamw", mask_rate=0.0, class_weights="balanced",
+                             micro_batch=int(os.environ.get("MICRO", 8))),
         )
         weights = torch.cat([p.detach().flatten() for p in network.parameters()])
         found = {"rows": [[r.loss, r.train_accuracy, r.test_loss] for r in rows],
@@ -79,9 +80,10 @@ def torchrun(path: Path, processes: int, **environment: str) -> subprocess.Compl
 
 @pytest.mark.slow
 def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
+    """The two also compute their shares in parts, now one and now two of them."""
     found = {}
-    for processes in (1, 2):
-        done = torchrun(tmp_path / f"of{processes}", processes)
+    for processes, micro in ((1, "8"), (2, "3")):
+        done = torchrun(tmp_path / f"of{processes}", processes, MICRO=micro)
         assert done.returncode == 0, done.stderr
         found[processes] = [
             json.loads((tmp_path / f"of{processes}.{rank}").read_text(encoding="utf-8"))

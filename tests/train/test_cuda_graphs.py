@@ -16,7 +16,9 @@ from storyflower.model.batch import Batch, make_batch
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import choose
 from storyflower.model.processes import ALONE
-from storyflower.train import cuda_graphs, fit
+from storyflower.train import cuda_graphs
+from storyflower.train.loss import Loss
+from storyflower.train.micro_batches import make_backward
 from tests.train.test_fit import FAMILIES, random_table
 
 PLACE = choose("cpu", "fp32")
@@ -57,6 +59,11 @@ def test_a_filling_longer_than_the_table() -> None:
     assert set(batch.ids.tolist()) <= set(range(5, 12))
 
 
+def backward_of(network: EmotionClassifier) -> cuda_graphs.Compute:
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return make_backward(network, Loss(3), scaler, PLACE, ALONE)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("way", ["groups", "rectangle"])
 def test_the_filling_changes_nothing(
@@ -65,10 +72,10 @@ def test_the_filling_changes_nothing(
     table, network = random_table(20), classifier(family)
     plain = make_batch(table, np.arange(20))
     weight = torch.tensor(1 / 20)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    backward = fit.make_backward(network, scaler, PLACE, ALONE)
+    backward = backward_of(network)
     expected = backward(plain, weight)
     gradients = [parameter.grad for parameter in network.parameters()]
+    network.zero_grad()
     if way == "rectangle":
         monkeypatch.setattr("storyflower.model.forward.attend", attention.attend_rectangle)
     found = backward(make_batch(table, np.arange(20), "cpu", 256), weight)
@@ -124,28 +131,19 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def graphed(network: EmotionClassifier) -> cuda_graphs.Replayed:
-    """As make_backward does on CUDA, by hand: gradients are set to zero, not taken away."""
-    parameters = list(network.parameters())
-
-    def compute(batch: Batch, weight: torch.Tensor) -> torch.Tensor:
-        torch._foreach_zero_([parameter.grad for parameter in parameters])
-        logits = network(batch)
-        loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum") * weight
-        loss.backward()
-        return torch.stack([loss.detach(), (logits.argmax(-1) == batch.labels).sum().float()])
-
-    return cuda_graphs.Replayed(compute, parameters)
+    """As a training does on CUDA."""
+    return cuda_graphs.Replayed(backward_of(network), network.parameters())
 
 
 def test_each_shape_is_recorded_once_and_computes_the_batch_at_hand(no_cuda: None) -> None:
     table, network, twin = random_table(64), classifier(), classifier()
     replayed = graphed(network)
     places = [parameter.grad.data_ptr() for parameter in network.parameters()]
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    backward = fit.make_backward(twin, scaler, PLACE, ALONE)
+    backward = backward_of(twin)
     weight = torch.tensor(1 / 16)
     for start in (0, 16, 32, 48):
         batch = make_batch(table, np.arange(start, start + 16), "cpu", 256)
+        replayed.clear(), twin.zero_grad()
         found, expected = replayed(batch, weight), backward(batch, weight)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
