@@ -119,6 +119,14 @@ def new_repository(root: Path, train: int = 60, test: int = 24, **params: object
     return root
 
 
+def before_training(interim: Path, root: Path) -> None:
+    """Put what the `interim` fixture holds where the train stage of a repository looks for it."""
+    for name in ("dialogues.parquet", "labels.json", "tokens", "encoder"):
+        target = root / ("models" if name == "encoder" else "data/interim") / name
+        target.parent.mkdir(exist_ok=True)
+        (shutil.copytree if (interim / name).is_dir() else shutil.copyfile)(interim / name, target)
+
+
 def read_split(table: Path, split: str, columns: list[str]) -> pa.Table:
     """One split of a table of dialogues, in its order."""
     return pq.read_table(table, columns=columns, filters=[("split", "==", split)])

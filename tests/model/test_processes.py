@@ -18,7 +18,7 @@ from storyflower.common.errors import InputError
 from storyflower.model import device
 from storyflower.model import processes as processes_module
 from storyflower.model.processes import Ranks
-from tests.support import ROOT, run
+from tests.support import ROOT, before_training, run
 
 # What torchrun starts: fit() on a random table, with a model that drops nothing.
 TRAIN = """
@@ -105,12 +105,15 @@ def test_a_dead_process_ends_the_run_with_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_train_stage_under_torchrun(make_repository: Callable[..., Path]) -> None:
+def test_the_train_stage_under_torchrun(
+    interim: Path, make_repository: Callable[..., Path]
+) -> None:
     """Through dvc: one MLflow run, one model, and evaluate reads it."""
     root = make_repository(
         num_epochs=2, launcher='"torchrun --standalone --nproc-per-node=2"', precision="fp32"
     )
-    done = run(root, "dvc", "repro")
+    before_training(interim, root)
+    done = run(root, "dvc", "repro", "--single-item", "train", "evaluate")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2") == 1
     mlflow.set_tracking_uri(f"sqlite:///{root}/mlflow.db")
