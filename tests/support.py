@@ -132,6 +132,16 @@ def read_split(table: Path, split: str, columns: list[str]) -> pa.Table:
     return pq.read_table(table, columns=columns, filters=[("split", "==", split)])
 
 
+def mlflow_runs(root: Path) -> list:
+    """All runs of the repository's own MLflow store, oldest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments, order_by=["attributes.start_time"])
+    return list(runs)
+
+
 def params_of(**values: object) -> Params:
     """The shipped params with some values changed."""
     shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))

@@ -9,8 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.faults.test_privacy import CANARY, mode, shows, with_canary
-from tests.pipeline.test_pipeline import mlflow_runs
-from tests.support import command, dialogue_rows, new_repository, run, write_workbook
+from tests.support import (
+    command,
+    dialogue_rows,
+    mlflow_runs,
+    new_repository,
+    run,
+    write_workbook,
+)
 
 KOREAN = {f"GIT_{who}_NAME": "김담화" for who in ("AUTHOR", "COMMITTER")}
 MAY_HOLD_TEXT = ("data/", ".dvc/cache/", "models/")  # models: its vocabulary has words

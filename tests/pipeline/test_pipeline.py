@@ -22,6 +22,7 @@ from tests.support import (
     WORDS,
     command,
     dialogue_rows,
+    mlflow_runs,
     run,
     set_params,
     write_workbook,
@@ -99,16 +100,6 @@ def test_stages_are_short_and_named_as_promised() -> None:
         launcher = "${launcher}" if name == "train" else "python"
         assert stage["cmd"] == f"{launcher} -m stages.{name}"
         assert len((ROOT / "stages" / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 40
-
-
-def mlflow_runs(root: Path) -> list:
-    """All runs of the repository's own MLflow store, oldest first."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    runs = client.search_runs(experiments, order_by=["attributes.start_time"])
-    return list(runs)
 
 
 @pytest.fixture(scope="module")
