@@ -1,15 +1,12 @@
 """Fixtures that many tests share: the files between the stages, a classifier, a repository."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from storyflower.encoder import prepare
-from storyflower.ingest import ingest
-from storyflower.interim import labels
-from storyflower.tokenize import tokenize
 from tests.support import (
     TINY_PARAMS,
     dialogue_rows,
@@ -19,6 +16,8 @@ from tests.support import (
     write_workbook,
 )
 
+# Nothing here imports torch at the top: the process that only hands tests out would wait for it.
+
 
 def pytest_configure() -> None:
     """One thread, for torch is not imported yet and its threads wait for each other by spinning.
@@ -27,11 +26,17 @@ def pytest_configure() -> None:
     them thirty times slower.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    gc.set_threshold(1_000_000)  # as stages/ does, and before the imports that it is for
 
 
 @pytest.fixture(scope="session")
 def interim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the stages before training write: dialogues.parquet, labels.json, encoder/, tokens/."""
+    from storyflower.encoder import prepare
+    from storyflower.ingest import ingest
+    from storyflower.interim import labels
+    from storyflower.tokenize import tokenize
+
     root = tmp_path_factory.mktemp("interim")
     write_workbook(root / "sample/표본_Training.xlsx", dialogue_rows(60, seed=1))
     write_workbook(root / "sample/표본_Validation.xlsx", dialogue_rows(24, seed=2))

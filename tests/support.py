@@ -119,9 +119,27 @@ def new_repository(root: Path, train: int = 60, test: int = 24, **params: object
     return root
 
 
+def before_training(interim: Path, root: Path) -> None:
+    """Put what the `interim` fixture holds where the train stage of a repository looks for it."""
+    for name in ("dialogues.parquet", "labels.json", "tokens", "encoder"):
+        target = root / ("models" if name == "encoder" else "data/interim") / name
+        target.parent.mkdir(exist_ok=True)
+        (shutil.copytree if (interim / name).is_dir() else shutil.copyfile)(interim / name, target)
+
+
 def read_split(table: Path, split: str, columns: list[str]) -> pa.Table:
     """One split of a table of dialogues, in its order."""
     return pq.read_table(table, columns=columns, filters=[("split", "==", split)])
+
+
+def mlflow_runs(root: Path) -> list:
+    """All runs of the repository's own MLflow store, oldest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments, order_by=["attributes.start_time"])
+    return list(runs)
 
 
 def params_of(**values: object) -> Params:

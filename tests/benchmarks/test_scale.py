@@ -1,9 +1,11 @@
 """The benchmark of many rows, at toy size, and what keeps its memory bounded."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,14 @@ def table_of(out: str) -> dict[str, tuple[float, int]]:
     """stage → (seconds, MB)"""
     rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| ")]
     return {stage: (float(seconds), int(mb)) for stage, seconds, mb in rows[2:]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sample_read_once() -> Iterator[None]:
+    """The sample corpus, whose sentences every repository of this file is made of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scale, "sample_sentences", functools.cache(scale.sample_sentences))
+        yield
 
 
 @pytest.mark.slow

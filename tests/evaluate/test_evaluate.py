@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from storyflower.common.errors import InputError
 from storyflower.evaluate import baseline, metrics, plots
 from storyflower.evaluate import evaluate as evaluate_module
 from storyflower.interim.labels import LabelIndex
-from storyflower.tracking import record
+from storyflower.tracking import mlflow, record
 from tests.support import WORDS
 
 SEED = 42
@@ -27,6 +28,14 @@ REPORTS = {
     *("metrics.json", "confusion.csv", "confusion.png", "learning_curves.png"),
     *("reliability.png", "coverage.csv", "coverage.png"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_mlflow() -> Iterator[None]:
+    """It has tests of its own, and a new database takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow, "push", lambda *_: None)
+        yield
 
 
 def evaluate(root: Path, interim: Path, classifier: Path, reports: str) -> dict:
@@ -312,43 +321,64 @@ def test_reliability_and_coverage(rows: int, tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def drawn(draw: Callable[..., None], *arguments: object, path: Path) -> bytes:
+    draw(*arguments, path)
+    picture = path.read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    return picture
+
+
+def korean_classes(count: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(counts, names); every name has syllables of its own, and the first class never occurs."""
+    counts = np.random.default_rng(0).integers(0, 50, (count, count))
+    counts[0] = 0
+    return counts, tuple(f"{chr(0xAC00 + 97 * n)}정/{chr(0xD7A3 - 97 * n)}한" for n in range(count))
+
+
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("classes", [2, 6, 20, 21, 60])
 def test_confusion_matrix_of_korean_classes(classes: int, tmp_path: Path) -> None:
-    """60 is what `target: fine` makes; every name has syllables of its own."""
-    names = tuple(f"{chr(0xAC00 + 97 * n)}정/{chr(0xD7A3 - 97 * n)}한" for n in range(classes))
-    counts = np.random.default_rng(0).integers(0, 50, (classes, classes))
-    counts[0] = 0  # a class that never occurs
-    plots.confusion_matrix(counts, names, tmp_path / "one.png")
-    plots.confusion_matrix(counts, names, tmp_path / "two.png")
-    picture = (tmp_path / "one.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert picture == (tmp_path / "two.png").read_bytes()
+    """60 is what `target: fine` makes."""
+    picture = drawn(plots.confusion_matrix, *korean_classes(classes), path=tmp_path / "one.png")
     width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
     assert 300 < height <= width < 4000
-    plots.confusion_matrix(counts.T, names, tmp_path / "other.png")
-    assert picture != (tmp_path / "other.png").read_bytes()
+
+
+@pytest.mark.parametrize("classes", [6, 21])  # with numbers in the cells, and without
+def test_equal_counts_make_equal_pictures(classes: int, tmp_path: Path) -> None:
+    counts, names = korean_classes(classes)
+    one, two, other = (
+        drawn(plots.confusion_matrix, each, names, path=tmp_path / "a.png")
+        for each in (counts, counts, counts.T)
+    )
+    assert one == two != other
+
+
+COLUMNS = ("loss", "test_loss", "train_accuracy", "test_accuracy")
+
+
+def curves(epochs: int, scale: float) -> list[dict[str, float]]:
+    return [
+        {"epoch": n, **{name: scale * (n + at) / 40 for at, name in enumerate(COLUMNS)}}
+        for n in range(1, epochs + 1)
+    ]
 
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize(("epochs", "scale"), [(1, 1), (30, 1), (30, 1e-7)])
 def test_learning_curves(epochs: int, scale: float, tmp_path: Path) -> None:
     """Losses of 1e-7 make an axis with a minus sign in its exponent."""
-    columns = ("loss", "test_loss", "train_accuracy", "test_accuracy")
-    history = [
-        {"epoch": n, **{name: scale * (n + at) / 40 for at, name in enumerate(columns)}}
-        for n in range(1, epochs + 1)
-    ]
-    plots.learning_curves(history, tmp_path / "one.png")
-    plots.learning_curves(history, tmp_path / "two.png")
-    picture = (tmp_path / "one.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert picture == (tmp_path / "two.png").read_bytes()
-    for name in columns:
-        history[0][name] += 0.5 * scale
-        plots.learning_curves(history, tmp_path / "other.png")
-        assert picture != (tmp_path / "other.png").read_bytes(), name  # each is drawn
-        history[0][name] -= 0.5 * scale
+    drawn(plots.learning_curves, curves(epochs, scale), path=tmp_path / "one.png")
+
+
+def test_each_column_is_drawn(tmp_path: Path) -> None:
+    history = curves(3, 1)
+    one, two = (drawn(plots.learning_curves, history, path=tmp_path / "a.png") for _ in range(2))
+    assert one == two
+    for name in COLUMNS:
+        history[0][name] += 0.5
+        assert one != drawn(plots.learning_curves, history, path=tmp_path / "a.png"), name
+        history[0][name] -= 0.5
 
 
 def test_the_numbers_that_are_printed_are_those_of_metrics() -> None:

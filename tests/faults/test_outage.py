@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from storyflower.__main__ import main as command_line
 from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.tracking import mlflow
@@ -24,7 +25,7 @@ from storyflower.tracking import run as run_module
 from storyflower.tracking.record import KEY_TAG, OUTBOX, Record, new_record
 from storyflower.tracking.run import Run, sync
 from tests.faults.concurrency import ARTIFACTS
-from tests.support import command, run
+from tests.support import before_training, run
 
 NOT_GOT = "MLflow has not got this run"
 
@@ -360,15 +361,11 @@ def test_a_training_with_a_server_that_hangs_is_mirrored_later(
     interim: Path,
     make_repository: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     """Both stages as they are, with the seconds that users wait."""
     repository = make_repository(num_epochs=3)
-    for name in ("dialogues.parquet", "labels.json", "tokens"):
-        link = repository / "data/interim" / name
-        link.parent.mkdir(exist_ok=True)
-        link.symlink_to(interim / name)
-    (repository / "models").mkdir()
-    (repository / "models/encoder").symlink_to(interim / "encoder")
+    before_training(interim, repository)
     waited: dict[str, list[float]] = {"log": [], "close": []}
     lines: list[str] = []
     for stage in ("train", "evaluate"):
@@ -388,10 +385,11 @@ def test_a_training_with_a_server_that_hangs_is_mirrored_later(
     (line,) = lines
     assert line.startswith(NOT_GOT) and "Read timed out" in line
 
-    sync_ = (sys.executable, "-m", "storyflower", "sync")
-    settings = {"MLFLOW_TRACKING_URI": server.uri}
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     for count in (1, 0):  # before it, MLflow says where the run can be seen
-        out = command(repository, *sync_, **settings)
+        command_line(["sync"])
+        out = capsys.readouterr().out
         assert out.splitlines()[-1] == f"{count} runs delivered to MLflow"
     seen = shown(server.uri, Record.load(repository / "reports/run.json"))
     assert seen["status"] == "FINISHED"

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
 import torch
@@ -18,7 +17,7 @@ from storyflower.common.errors import InputError
 from storyflower.model import device
 from storyflower.model import processes as processes_module
 from storyflower.model.processes import Ranks
-from tests.support import ROOT, run
+from tests.support import ROOT, before_training, mlflow_runs, run
 
 # What torchrun starts: fit() on a random table, with a model that drops nothing.
 TRAIN = """
@@ -107,16 +106,18 @@ def test_a_dead_process_ends_the_run_with_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_train_stage_under_torchrun(make_repository: Callable[..., Path]) -> None:
+def test_the_train_stage_under_torchrun(
+    interim: Path, make_repository: Callable[..., Path]
+) -> None:
     """Through dvc: one MLflow run, one model, and evaluate reads it."""
     root = make_repository(
         num_epochs=2, launcher='"torchrun --standalone --nproc-per-node=2"', precision="fp32"
     )
-    done = run(root, "dvc", "repro")
+    before_training(interim, root)
+    done = run(root, "dvc", "repro", "--single-item", "train", "evaluate")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2") == 1
-    mlflow.set_tracking_uri(f"sqlite:///{root}/mlflow.db")
-    (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    (found,) = mlflow_runs(root)
     assert found.data.tags["processes"] == "2"
     assert found.info.status == "FINISHED"
     assert found.data.metrics["train_accuracy"] > 0

@@ -9,9 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.faults.test_privacy import CANARY, mode, shows, with_canary
-from tests.pipeline.test_pipeline import mlflow_runs
-from tests.support import command, dialogue_rows, run, write_workbook
+from tests.support import (
+    command,
+    dialogue_rows,
+    mlflow_runs,
+    new_repository,
+    run,
+    write_workbook,
+)
 
+KOREAN = {f"GIT_{who}_NAME": "김담화" for who in ("AUTHOR", "COMMITTER")}
 MAY_HOLD_TEXT = ("data/", ".dvc/cache/", "models/")  # models: its vocabulary has words
 
 
@@ -22,14 +29,23 @@ def reachable(root: Path, path: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def used(make_repository) -> tuple[Path, dict[str, str]]:
+def used(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A repository after the README's commands in the README's order, nothing committed in between,
-    and what each said. Its texts are the canary's; by default others may read what is written."""
-    root = make_repository()
-    for split, count in (("Training", 60), ("Validation", 24)):
-        book = root / f"data/sample/표본_{split}.xlsx"
-        write_workbook(book, with_canary(dialogue_rows(count, seed=count)))
-    command(root, "git", "commit", "-qam", "the canary")
+    and what each said. Its texts are the canary's; by default others may read what is written.
+
+    Its path and its owner's name are Korean: DVC writes both into settings of an experiment's own.
+    """
+    root = tmp_path_factory.mktemp("repository") / "문서/담화"
+    root.mkdir(parents=True)
+    new_repository(root)
+    command(root, "git", "config", "user.name", "김담화")
+    for name, counts in (("sample/표본", (60, 24)), ("aihub/내", (48, 12))):
+        for split, count in zip(("Training", "Validation"), counts, strict=True):
+            book = root / f"data/{name}_{split}.xlsx"
+            write_workbook(book, with_canary(dialogue_rows(count, seed=count)))
+    command(root, "dvc", "add", "data/aihub")
+    command(root, "git", "add", "-A")
+    command(root, "git", "commit", "-qm", "the canary, and my corpus")
     root.chmod(0o755)
     said = {}
     experiment = ["dvc", "exp", "run", "-n"]
@@ -38,7 +54,7 @@ def used(make_repository) -> tuple[Path, dict[str, str]]:
         [*experiment, "two", "-S", "num_epochs=2"],
         ["dvc", "metrics", "show"],
         ["dvc", "plots", "show"],
-        [*experiment, "temp", "--temp", "-S", "num_epochs=3"],
+        [*experiment, "temp", "--temp", "-S", "corpus=aihub", "-S", "target=fine"],
         [*experiment, "queued", "--queue", "-S", "learning_rate=1e-3", "-S", "batch_size=16"],
         ["dvc", "queue", "start"],  # several at once: test_concurrency.py
         ["dvc", "queue", "logs", "queued", "-f"],
@@ -48,7 +64,7 @@ def used(make_repository) -> tuple[Path, dict[str, str]]:
         # As make sets it; dvc's own choice is a folder that all users share.
         site = str(root / ".dvc/tmp/site")
         shell = ("sh", "-c", 'umask 022; exec "$@"', "sh")
-        done = run(root, *shell, *line, DVC_SITE_CACHE_DIR=site)
+        done = run(root, *shell, *line, DVC_SITE_CACHE_DIR=site, **KOREAN)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         said[" ".join(line)] = done.stdout + done.stderr
     return root, said
@@ -92,7 +108,8 @@ def test_repro_then_experiments_here_in_a_temporary_folder_and_in_the_queue(
     assert all(run_.info.status == "FINISHED" for run_ in runs.values())
     assert runs["two"].data.params["num_epochs"] == "2"
     assert runs["two"].data.metrics["final_accuracy"] == metrics["accuracy"]
-    assert runs["temp"].data.params["num_epochs"] == "3"
+    assert runs["temp"].data.params["target"] == "fine"
+    assert runs["temp"].data.metrics["final_rows"] == 12
     assert runs["queued"].data.params["learning_rate"] == "0.001"
     assert runs["queued"].data.params["batch_size"] == "16"
     for run_ in runs.values():
@@ -135,3 +152,23 @@ def test_only_the_owner_reaches_what_holds_text(used: tuple[Path, dict[str, str]
     assert mode(root / ".dvc/cache") == 0o700
     # DVC's own index holds pickles: in the closed folder, not where any user may write.
     assert list((root / ".dvc/tmp/site/repo").iterdir())
+
+
+@pytest.mark.slow
+def test_your_own_workbooks_with_dvc_add_and_fine_emotions(
+    used: tuple[Path, dict[str, str]],
+) -> None:
+    """The last test: what the experiment wrote takes the place of what the others look at."""
+    root, _ = used
+    command(root, "dvc", "exp", "apply", "temp", **KOREAN)
+    metrics = json.loads((root / "reports/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["rows"] == 12
+    assert {row["name"] for row in metrics["classes"]} == {
+        "기쁨/감사하는",
+        "분노/짜증내는",
+        "불안/초조한",
+    }
+    command(root, "git", "add", "-A")
+    tracked = command(root, "git", "ls-files", "data").splitlines()
+    assert "data/aihub.dvc" in tracked
+    assert not any(name.strip('"').startswith("data/aihub/") for name in tracked)

@@ -1,4 +1,4 @@
-"""Where a repository lies, how it was cloned, and what lies about in it: DVC and make cope."""
+"""How a repository was cloned, and what make and the command line say of a machine."""
 
 import importlib
 import os
@@ -9,34 +9,9 @@ from pathlib import Path
 import pytest
 
 from storyflower.common import repository
-from tests.support import ROOT, command, environment_of, new_repository, run
+from tests.support import ROOT, command, environment_of, run
 
 OTHER_STAGES = ("ingest", "labels", "encoder", "tokenize", "evaluate")
-LEFTOVERS = ("__pycache__/a.pyc", ".DS_Store", ".fit.py.swp", "fit.py~", ".ipynb_checkpoints/a.py")
-
-
-@pytest.mark.slow
-def test_a_korean_path_and_name_and_files_that_programs_leave(tmp_path: Path) -> None:
-    """`--temp` and the queue, too: DVC writes the path and the name into a settings file."""
-    root = tmp_path / "문서" / "담화"
-    root.mkdir(parents=True)
-    new_repository(root)
-    command(root, "git", "config", "user.name", "김담화")
-    korean = {f"GIT_{who}_NAME": "김담화" for who in ("AUTHOR", "COMMITTER")}
-    command(root, "dvc", "repro", **korean)
-    for name in LEFTOVERS:
-        file = root / "storyflower/train" / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text("left", encoding="utf-8")
-    assert command(root, "dvc", "status").strip() == "Data and pipelines are up to date."
-    command(root, "git", "add", "-A")
-    command(root, "git", "commit", "-qm", "dvc.lock", **korean)
-    command(root, "dvc", "exp", "run", "--temp", "-n", "temp", "-S", "dr_rate=0.1", **korean)
-    command(root, "dvc", "exp", "run", "--queue", "-n", "queued", "-S", "dr_rate=0.2", **korean)
-    command(root, "dvc", "queue", "start", **korean)
-    command(root, "dvc", "queue", "logs", "queued", "--follow", **korean)
-    listed = command(root, "dvc", "exp", "list", "--name-only").split()
-    assert {"temp", "queued"} <= set(listed)
 
 
 def shallow(tmp_path: Path) -> Path:
