@@ -145,6 +145,10 @@ def family(name: str, pieces: bytes) -> tuple[dict[str, bytes], object, dict]:
         config = transformers.BertConfig(vocab_size=rows, **BODY)
         files, network = checkpoint(config, "BertForMaskedLM", safe=True)
         return {**files, **word_piece_files(BERT_ORDER)}, network, {}
+    if name == "modernbert":  # one of those that are computed with padding
+        config = transformers.ModernBertConfig(vocab_size=rows, pad_token_id=0, **BODY)
+        files, network = checkpoint(config, "ModernBertForMaskedLM", safe=True)
+        return {**files, **word_piece_files(BERT_ORDER)}, network, {"pooling": "mean"}
     if name == "roberta":
         config = transformers.RobertaConfig(
             vocab_size=rows, pad_token_id=1, type_vocab_size=1, **BODY
@@ -278,7 +282,7 @@ def test_each_family_goes_through_the_whole_pipeline(
     monkeypatch.chdir(root)
     for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
-    for name in ("kobert", "roberta", "electra", "distilbert"):
+    for name in ("kobert", "roberta", "electra", "distilbert", "modernbert"):
         files, _, keys = family(name, pieces)
         hub.publish(f"lab/{name}", files)
         write(root / "encoders", name, source=f"lab/{name}", **keys)
