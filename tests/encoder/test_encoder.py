@@ -145,10 +145,6 @@ def family(name: str, pieces: bytes) -> tuple[dict[str, bytes], object, dict]:
         config = transformers.BertConfig(vocab_size=rows, **BODY)
         files, network = checkpoint(config, "BertForMaskedLM", safe=True)
         return {**files, **word_piece_files(BERT_ORDER)}, network, {}
-    if name == "modernbert":  # one of those that are computed with padding
-        config = transformers.ModernBertConfig(vocab_size=rows, pad_token_id=0, **BODY)
-        files, network = checkpoint(config, "ModernBertForMaskedLM", safe=True)
-        return {**files, **word_piece_files(BERT_ORDER)}, network, {"pooling": "mean"}
     if name == "roberta":
         config = transformers.RobertaConfig(
             vocab_size=rows, pad_token_id=1, type_vocab_size=1, **BODY
@@ -159,6 +155,10 @@ def family(name: str, pieces: bytes) -> tuple[dict[str, bytes], object, dict]:
         config = transformers.ElectraConfig(vocab_size=rows, embedding_size=8, **BODY)
         files, network = checkpoint(config, "ElectraForPreTraining", safe=False)
         return {**files, **word_piece_files(BERT_ORDER)}, network, {"tokenizer": "wordpiece"}
+    if name == "modernbert":  # one of those that are computed with padding
+        config = transformers.ModernBertConfig(vocab_size=rows, pad_token_id=0, **BODY)
+        files, network = checkpoint(config, "ModernBertForMaskedLM", safe=True)
+        return {**files, **word_piece_files(BERT_ORDER)}, network, {"pooling": "mean"}
     rows = sentencepiece.SentencePieceProcessor(model_proto=pieces).vocab_size()
     config = transformers.DistilBertConfig(vocab_size=rows, **DISTILLED)
     files, network = checkpoint(config, "DistilBertForMaskedLM", safe=False)
