@@ -55,7 +55,9 @@ def fit(
     `test`; keep: best and patience need them. `mask_id` is the id of [MASK], for mask_rate.
     `on_epoch` gets the history so far after each epoch. With `checkpoints`, training resumes from
     the newest one and saves more. With several `ranks`, each trains on its share of every batch,
-    and all return the same history. Raises InputError if the loss is no longer finite.
+    and all return the same history. With average_last, the model ends with the mean of the last
+    epochs' weights; the history stays that of each epoch's own. Raises InputError if the loss is no
+    longer finite, if one dialogue is too much for the memory, and as make_optimizer does.
     """
     if held is None and (params.keep == "best" or params.patience):
         raise ValueError("keep: best and patience need rows that are held back")

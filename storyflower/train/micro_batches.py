@@ -8,6 +8,7 @@ smaller parts stay: the state remembers them, so a resumed training goes on with
 Not supported: halving with several processes, of which the others would wait for this one's sums.
 """
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -106,15 +107,15 @@ class Gradients:
 
     def halve(self, size: int, reason: str) -> None:
         """Take parts of half of `size` dialogues from now on."""
-        if self.ranks.count > 1:
-            raise InputError(
-                f"process {self.ranks.rank + 1} is out of memory with {size} dialogues at once "
-                f"({reason}); set micro_batch: {max(1, size // 2)}"
-            )
         if size == 1:
             raise InputError(
                 f"out of memory with a single dialogue ({reason}); lower max_len or take a smaller "
                 "encoder"
+            )
+        if self.ranks.count > 1:
+            raise InputError(
+                f"process {self.ranks.rank + 1} is out of memory with {size} dialogues at once "
+                f"({reason}); set micro_batch: {size // 2}"
             )
         self.state.micro_batch = size // 2
         self.compute = self.plain  # a graph keeps its memory for good
@@ -124,6 +125,7 @@ class Gradients:
         print(
             f"note: out of memory with {size} dialogues at once; from here on {size // 2} at once, "
             f"and as many to a step as before (micro_batch: {size // 2})",
+            file=sys.stderr,
             flush=True,
         )
 

@@ -66,10 +66,10 @@ class Bag(nn.Module):
         return self.linear(self.norm(means))[: len(batch.first)]
 
 
-def random_table(rows: int, seed: int = 0) -> TokenArrays:
-    """Dialogues of 3 to 12 random ids; a dialogue's class is drawn too, so only memory helps."""
+def random_table(rows: int, seed: int = 0, longest: int = 12) -> TokenArrays:
+    """Dialogues of 3 random ids or more; a dialogue's class is drawn too, so only memory helps."""
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(3, 13, rows)
+    lengths = rng.integers(3, longest + 1, rows)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = rng.integers(5, 50, offsets[-1]).astype(np.uint16)
     return TokenArrays(ids, offsets, rng.integers(0, CLASSES, rows))

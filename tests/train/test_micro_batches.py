@@ -133,7 +133,7 @@ def test_out_of_memory_halves_the_parts_for_good(capsys: pytest.CaptureFixture[s
         ends.append(weights_of(network))
         assert [len(rows) for rows, _ in seen] == [4] * 32
     assert torch.equal(*ends)
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
     assert said == [
         "note: out of memory with 16 dialogues at once; from here on 8 at once, and as many to a "
         "step as before (micro_batch: 8)",
