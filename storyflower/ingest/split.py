@@ -23,7 +23,8 @@ def draw(hashes: np.ndarray, classes: np.ndarray, share: float, seed: int) -> np
     chosen = np.zeros(len(texts), dtype=bool)
     for members in np.split(order, np.flatnonzero(np.diff(own[order])) + 1):
         chosen[members] = taken(sizes[members], share)
-    repair(chosen, text_of, classes, sizes)
+    if (own[text_of] != classes).any():
+        repair(chosen, text_of, classes, sizes)
     return chosen[text_of]
 
 

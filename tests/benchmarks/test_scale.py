@@ -126,6 +126,7 @@ def test_reading_the_table_keeps_none_of_it(tmp_path: Path) -> None:
                 "text": [noise[128 * row : 128 * (row + 1)] for row in range(rows)],
                 "label": ["기쁨"] * rows,
                 "fine": [None] * rows,
+                "file": ["표본.csv"] * rows,
             }
             writer.write_table(pa.table(columns, schema=dialogues.SCHEMA))
     before = pa.total_allocated_bytes()
@@ -146,6 +147,7 @@ def test_every_nth_text(tmp_path_factory, training: int, held_out: int, every: i
         "text": [str(number) for number in range(count)],
         "label": ["기쁨"] * count,
         "fine": [None] * count,
+        "file": ["표본.csv"] * count,
     }
     pq.write_table(pa.table(columns, schema=dialogues.SCHEMA), path)
     found = list(dialogues.texts(path, "Training", every))
