@@ -18,6 +18,9 @@ from storyflower.ingest.columns import Names
 from storyflower.interim.labels import MAX_CLASSES
 from storyflower.sheets.sheet import AI_HUB, MAX_NAMED, NoTextCells, Sheet, note
 
+# Share of a file's texts, standing in the files before it, at which they must be the same rows
+SAME_ROWS = 0.9
+
 
 @dataclass
 class FileTally:
@@ -151,7 +154,10 @@ class Tally:
         )
 
     def note_what_is_odd(self) -> None:
-        """Print notes on what may be a mistake; counts the texts that files have in common."""
+        """Print notes on what may be a mistake; counts the texts that files have in common.
+
+        Raises InputError for a file that has hardly any row of its own.
+        """
         self._note_equal_texts()
         self._note_other_classes()
         if self.name == "Training":
@@ -166,11 +172,13 @@ class Tally:
             if any(shared):
                 file.equal_texts = number_in(mine, np.sort(np.concatenate(earlier[:-1])))
                 most = self.files[int(np.argmax(shared))]
-                note(
+                said = (
                     f"{file.sheet.where}: {file.equal_texts} of its {file.kept} texts also stand "
-                    f"in the files before it ({max(shared)} in {most.sheet.where}); if they are "
-                    "the same rows, keep one file"
+                    f"in the files before it ({max(shared)} in {most.sheet.where}); "
                 )
+                if file.equal_texts >= SAME_ROWS * file.kept:
+                    raise InputError(f"{said}keep one file")
+                note(f"{said}if they are the same rows, remove them from one")
 
     def _note_other_classes(self) -> None:
         """Of a file that has none of the classes before it: are its labels another column's?"""

@@ -100,7 +100,7 @@ def test_equal_texts_of_two_files_are_counted(folder: Path, capsys: pytest.Captu
     report = ingest(folder, **OWN)
     assert capsys.readouterr().err == (
         f"note: {second}: 4 of its 7 texts also stand in the files before it (4 in {first}); if "
-        "they are the same rows, keep one file\n"
+        "they are the same rows, remove them from one\n"
     )
     files = report["splits"]["Training"]["files"]
     assert [file["texts_also_in_earlier_files"] for file in files] == [0, 4]
