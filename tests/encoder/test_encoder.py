@@ -893,6 +893,33 @@ def test_pretokenize_is_no_word_to_a_word_piece_vocabulary(pieces, hub, cards):
     assert said == "lab/tiny: has vocab.txt: leave pretokenize out of the card"
 
 
+@pytest.mark.parametrize(
+    ("pieces_there", "rows", "fits"),
+    [
+        (400, 400, True),
+        (400, 399, False),
+        (400, 527, True),  # padded to a multiple of 128
+        (400, 528, False),
+        (250_102, 251_000, True),  # mDeBERTa
+        (250_102, 251_400, False),
+    ],
+)
+def test_rows_of_the_embedding_that_no_piece_has(pieces_there, rows, fits, tmp_path):
+    """The highest id counts: an added token may lie far above the others."""
+    document = json.loads(tokenizer_json())
+    document["model"]["vocab"]["쀍"] = pieces_there - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": rows}), encoding="utf-8")
+    card = Card(kind="path", source="x", license="unknown", tokenizer="tokenizer.json")
+    if fits:
+        assert verify.verify(tmp_path, card).cls_id == 2
+    else:
+        with pytest.raises(
+            InputError, match=f"x: {pieces_there} pieces in the vocab.* {rows} rows"
+        ):
+            verify.verify(tmp_path, card)
+
+
 def test_card_mends_the_pad_id_of_an_old_config(pieces, hub, cards):
     hub.publish("lab/tiny", kobert(pieces, pad_token_id=0)[0])
     config = json.loads((prepare(write(cards, pad_id=1)) / "config.json").read_text())
