@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import logging
 
 from storyflower.common.errors import InputError, one_line
@@ -113,6 +114,8 @@ def encoder_class(card: Card, config: PreTrainedConfig) -> type[PreTrainedModel]
     """transformers' class for the encoder; raises InputError if the model encodes no texts."""
     if getattr(config, "is_encoder_decoder", False):
         reason = "an encoder with a decoder, which a classifier has no use for"
+    elif type(config) not in MODEL_MAPPING:
+        reason = "a part of a larger model, which transformers does not load alone"
     elif (kind := model_class(config)).main_input_name != "input_ids":
         reason = f"it reads {kind.main_input_name}, not the token ids of texts"
     else:

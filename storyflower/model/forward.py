@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 UNPADDED = ("bert", "roberta", "electra", "distilbert")  # model_type in config.json
-
 Product = Callable[[torch.Tensor], torch.Tensor]  # (tokens, columns) → (tokens, rows)
 
 

@@ -179,6 +179,10 @@ def family(name: str, pieces: bytes) -> tuple[dict[str, bytes], object, dict]:
         config = transformers.ElectraConfig(vocab_size=rows, embedding_size=8, **BODY)
         files, network = checkpoint(config, "ElectraForPreTraining", safe=False)
         return {**files, **word_piece_files(BERT_ORDER)}, network, {"tokenizer": "wordpiece"}
+    if name == "modernbert":  # one of those that are computed with padding
+        config = transformers.ModernBertConfig(vocab_size=rows, pad_token_id=0, **BODY)
+        files, network = checkpoint(config, "ModernBertForMaskedLM", safe=True)
+        return {**files, **word_piece_files(BERT_ORDER)}, network, {"pooling": "mean"}
     rows = sentencepiece.SentencePieceProcessor(model_proto=pieces).vocab_size()
     config = transformers.DistilBertConfig(vocab_size=rows, **DISTILLED)
     files, network = checkpoint(config, "DistilBertForMaskedLM", safe=False)
@@ -304,7 +308,7 @@ def test_each_family_goes_through_the_whole_pipeline(
     monkeypatch.chdir(root)
     for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
-    for name in ("kobert", "roberta", "electra", "distilbert"):
+    for name in ("kobert", "roberta", "electra", "distilbert", "modernbert"):
         files, _, keys = family(name, pieces)
         hub.publish(f"lab/{name}", files)
         write(root / "encoders", name, source=f"lab/{name}", **keys)
