@@ -64,35 +64,30 @@ class TokenizerJson(BackendTokenizer):
         named = token_names(document.get("padding") or {})
         for path in (folder / name for name in NAMES):  # the later one wins
             named |= token_names(read_json(path, missing={}))
-        pad_id = self._special(named.get("pad_token"), "pad")
+        pad_id = self._special("pad", named)
         if pad_id is None:
-            raise InputError(f"{file}: neither it nor {NAMES[1]} names a pad token")
+            missing = named.get("pad_token", "[PAD] or <pad>, and no file names another pad token")
+            raise InputError(f"{file}: the vocabulary has no {missing}")
         self.pad_id = pad_id
-        self.mask_id = self._special(named.get("mask_token"), "mask")
+        self.mask_id = self._special("mask", named)
 
     def _unknown(self, model: Mapping[str, Any]) -> int:
         """The id of the model's unknown token; -1 if it has none."""
         if model.get("unk_id") is not None:  # Unigram
             return int(model["unk_id"])
         token = model.get("unk_token")
-        return -1 if token is None else self._id_of(token)
-
-    def _special(self, token: str | None, name: str) -> int | None:
-        """The id of a special token: of the one that is named, else of one that is written so."""
-        if token is not None:
-            return self._id_of(token)
-        added = {
-            token.content: row
-            for row, token in self._backend.get_added_tokens_decoder().items()
-            if token.special
-        }
-        return added.get(f"[{name.upper()}]", added.get(f"<{name}>"))
-
-    def _id_of(self, token: str) -> int:
-        row = self._backend.token_to_id(token)
+        row = -1 if token is None else self._backend.token_to_id(token)
         if row is None:
             raise InputError(f"{self._file}: the vocabulary has no {token}")
         return row
+
+    def _special(self, kind: str, named: Mapping[str, str]) -> int | None:
+        """The id of the pad or mask token: the one that is named, else one written as usual."""
+        if token := named.get(f"{kind}_token"):
+            return self._backend.token_to_id(token)
+        added = self._backend.get_added_tokens_decoder().items()
+        special = {token.content: row for row, token in added if token.special}
+        return special.get(f"[{kind.upper()}]", special.get(f"<{kind}>"))
 
 
 def token_names(document: object) -> dict[str, str]:

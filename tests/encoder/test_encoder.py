@@ -140,6 +140,11 @@ def tokenizer_json() -> bytes:
 
 
 BERT_ORDER = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# Families whose positions count from the pad id; written out, so that none is lost
+FROM_PAD = (
+    *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod"),
+    *("data2vec-text", "ibert", "longformer", "luke", "mpnet"),
+)
 ROBERTA_ORDER = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]  # as klue/roberta-base
 
 
@@ -897,13 +902,40 @@ def test_pretokenize_is_no_word_to_a_word_piece_vocabulary(pieces, hub, cards):
     assert said == "lab/tiny: has vocab.txt: leave pretokenize out of the card"
 
 
+@pytest.mark.parametrize(
+    ("pieces_there", "rows", "fits"),
+    [
+        (400, 400, True),
+        (400, 399, False),
+        (400, 527, True),  # padded to a multiple of 128
+        (400, 528, False),
+        (250_102, 251_000, True),  # mDeBERTa
+        (250_102, 251_400, False),
+    ],
+)
+def test_rows_of_the_embedding_that_no_piece_has(pieces_there, rows, fits, tmp_path):
+    """The highest id counts: an added token may lie far above the others."""
+    document = json.loads(tokenizer_json())
+    document["model"]["vocab"]["쀍"] = pieces_there - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": rows}), encoding="utf-8")
+    card = Card(kind="path", source="x", license="unknown", tokenizer="tokenizer.json")
+    if fits:
+        assert verify.verify(tmp_path, card).cls_id == 2
+    else:
+        with pytest.raises(
+            InputError, match=f"x: {pieces_there} pieces in the vocab.* {rows} rows"
+        ):
+            verify.verify(tmp_path, card)
+
+
 def test_card_mends_the_pad_id_of_an_old_config(pieces, hub, cards):
     hub.publish("lab/tiny", kobert(pieces, pad_token_id=0)[0])
     config = json.loads((prepare(write(cards, pad_id=1)) / "config.json").read_text())
     assert config["pad_token_id"] == 1
 
 
-@pytest.mark.parametrize("name", pretrained.FROM_PAD)
+@pytest.mark.parametrize("name", FROM_PAD)
 def test_positions_that_count_from_the_pad_id_forbid_another_one(name, pieces, hub, cards):
     files, _, _ = family("roberta", pieces)
     stated = {"pad_token_id": 0, "model_type": name}
@@ -926,7 +958,7 @@ def test_positions_that_count_from_the_pad_id_forbid_another_one(name, pieces, h
     assert "0 in the vocabulary, 1 in config.json" in refused(write(cards, pad_id=0))
 
 
-@pytest.mark.parametrize("name", pretrained.FROM_PAD)
+@pytest.mark.parametrize("name", FROM_PAD)
 def test_those_families_do_count_from_the_pad_id(name):
     """And transformers takes 1 where config.json names none."""
     sizes = {**BODY, "vocab_size": 20, "entity_vocab_size": 4, "entity_emb_size": 4}

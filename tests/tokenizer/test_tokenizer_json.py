@@ -156,6 +156,11 @@ def test_a_tokenizer_without_a_mask_token(tmp_path: Path) -> None:
     assert TokenizerJson(write(tmp_path / "encoder", backend)).mask_id is None
 
 
+def test_a_mask_token_that_only_a_name_has(tmp_path: Path) -> None:
+    folder = write(tmp_path / "encoder", word_piece(), mask_token="<mask>")
+    assert TokenizerJson(folder).mask_id is None
+
+
 def test_ids_over_65_536_need_more_than_two_bytes(tmp_path: Path) -> None:
     """Added tokens may have the highest ids, with gaps before them."""
     document = json.loads(word_piece().to_str())
@@ -200,7 +205,7 @@ FRAME = "does not put one special token before a text and one behind it"
             "no entry found",
         ),
         (lambda: template("[CLS] $A [SEP]").replace('"ids":[3]', '"ids":[999]'), FRAME),
-        (lambda: changed(added_tokens=[]), "names a pad token"),
+        (lambda: changed(added_tokens=[]), "no file names another pad token"),
         (
             lambda: word_piece().to_str().replace('"unk_token":"[UNK]"', '"unk_token":"<?>"'),
             "the vocabulary has no <?>",
