@@ -29,5 +29,6 @@ def scale_mask(shape: torch.Size, p: float, dtype: torch.dtype) -> torch.Tensor:
     cut = min(round(p * 256), 255)
     count = math.prod(shape)
     words = torch.empty(-(-count // 8), dtype=torch.int64).random_(ALL_INT64, None)
-    kept = words.view(torch.uint8)[:count].view(shape) >= cut
-    return kept.to(dtype).mul_(256 / (256 - cut))
+    # Compared as floating point, in place: torch's comparison of bytes took half of the time.
+    values = words.view(torch.uint8)[:count].view(shape).to(dtype)  # 0 to 255 are exact in bfloat16
+    return values.ge_(cut).mul_(256 / (256 - cut))

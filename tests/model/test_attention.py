@@ -95,6 +95,21 @@ def test_dropout_keeps_the_mean_and_the_share(p: float) -> None:
     assert together == pytest.approx(used**2, abs=0.003)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.999])
+def test_a_byte_below_the_cut_drops(p: float, dtype: torch.dtype) -> None:
+    """In every type: the bytes are the same, and 0 to 255 are exact in each."""
+    torch.manual_seed(3)
+    words = torch.empty(500, dtype=torch.int64).random_(-(2**63), None)
+    cut = min(round(p * 256), 255)
+    kept = torch.from_numpy(words.numpy().view(np.uint8) >= cut)
+    torch.manual_seed(3)
+    mask = scale_mask(torch.Size([4000]), p, dtype)
+    assert mask.dtype == dtype
+    assert torch.equal(mask != 0, kept)
+    assert torch.equal(mask[kept], torch.full_like(mask[kept], 256 / (256 - cut)))
+
+
 def test_dropout_repeats_with_the_seed() -> None:
     values = torch.randn(40, 40)
     torch.manual_seed(7)
