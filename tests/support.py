@@ -104,7 +104,7 @@ def tiny_encoder(sample: bool) -> dict[str, bytes]:
 def new_repository(root: Path, train: int = 60, test: int = 24, **params: object) -> Path:
     """Fill an empty folder as make_repository does, with `train` and `test` dialogues."""
     for name in ("stages", "storyflower"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, root / name)  # with what Python has compiled of it
     for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)

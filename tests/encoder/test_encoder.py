@@ -505,6 +505,7 @@ def run_stage(folder: Path, hub: Hub, **more: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 def test_stage_ends_in_one_line_when_offline(hub, tmp_path):
     done = run_stage(tmp_path, hub, HF_HUB_OFFLINE="1")
     assert done.returncode == 1

@@ -130,6 +130,7 @@ def test_whatever_is_unusual_is_left_to_transformers(change: Callable, tmp_path:
     assert bare_encoder(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_loading_a_classifier_imports_no_slow_package(classifier: Path) -> None:
     code = f"""
 import sys

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from tests.support import ROOT, before_training, mlflow_runs, run
 
 # What torchrun starts: fit() on a random table, with a model that drops nothing.
 TRAIN = """
-import json, os, sys
+import copy, json, os, sys
 import torch
 from tests.train.test_fit import FAMILIES, random_table
 from tests.support import params_of
@@ -36,7 +37,7 @@ def main():
     place = choose("cpu", "fp32")
     with joined(place.device) as ranks:
         torch.manual_seed(0)
-        config = FAMILIES["bert"]
+        config = copy.deepcopy(FAMILIES["bert"])
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0
         network = classifier.EmotionClassifier(AutoModel.from_config(config), 3, dr_rate=0.0)
         # Batches of 8, 8, 8 and 1: one process has nothing to do; of the others it may have 3 or 5.
@@ -79,18 +80,26 @@ def torchrun(path: Path, processes: int, **environment: str) -> subprocess.Compl
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
-    """The two also compute their shares in parts, sometimes one of them in more than the other."""
-    found = {}
-    for processes, micro in ((1, "8"), (2, "3")):
-        done = torchrun(tmp_path / f"of{processes}", processes, MICRO=micro)
-        assert done.returncode == 0, done.stderr
-        found[processes] = [
-            json.loads((tmp_path / f"of{processes}.{rank}").read_text(encoding="utf-8"))
-            for rank in range(processes)
-        ]
-        assert done.stdout.count("epoch 3/3") == 1  # one process talks
-    (one,), (first, second) = found[1], found[2]
+def test_two_processes_follow_the_curve_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The one is the process of the test itself.
+
+    All compute their shares in parts, and of the two sometimes one in more than the other.
+    """
+    done = torchrun(tmp_path / "of", 2, MICRO="3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 3/3") == 1  # one process talks
+    first, second = (
+        json.loads((tmp_path / f"of.{rank}").read_text(encoding="utf-8")) for rank in range(2)
+    )
+    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path / "alone")])
+    monkeypatch.setenv("MICRO", "8")
+    for name in ("WORLD_SIZE", "DIE"):
+        monkeypatch.delenv(name, raising=False)
+    runpy.run_path(str(tmp_path / "of.py"))
+    one = json.loads((tmp_path / "alone.0").read_text(encoding="utf-8"))
+    assert capsys.readouterr().out.count("epoch 3/3") == 1
     assert first == second  # all processes have the same model and the same figures
     np.testing.assert_allclose(first["rows"], one["rows"], rtol=1e-4)
     np.testing.assert_allclose(first["weights"], one["weights"], atol=1e-4)

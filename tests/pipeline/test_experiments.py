@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow.parquet as pq
 import pytest
@@ -115,7 +116,8 @@ def test_repro_then_experiments_here_in_a_temporary_folder_and_in_the_queue(
     for run_ in runs.values():
         assert "final_accuracy" in run_.data.metrics
         assert run_.data.tags["dvc_experiment"] == run_.info.run_name
-        assert Path(run_.info.artifact_uri.removeprefix("file://")).is_relative_to(root)
+        artifacts = Path(unquote(run_.info.artifact_uri.removeprefix("file://")))
+        assert artifacts.is_relative_to(root) and (artifacts / "metrics.json").exists()
 
 
 @pytest.mark.slow

@@ -40,15 +40,32 @@ for stage in sys.argv[1:]:
 LEFTOVERS = ("__pycache__/a.pyc", ".DS_Store", ".fit.py.swp", "fit.py~", ".ipynb_checkpoints/a.py")
 
 
-def imported_modules(stage: str) -> set[str]:
-    """Files of the project that a stage imports: at start, and inside its modules' functions."""
-    code = f"import sys, stages.{stage}; print(*(m for m in sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    waiting = [
-        name for name in done.stdout.split() if name.split(".")[0] in ("stages", "storyflower")
-    ]
+# A line for each stage: the project's modules that are imported when it has been. Other people's
+# packages, which take seconds, are shared by all.
+AT_START = """
+import importlib, os, sys
+import matplotlib.figure, pyarrow.parquet, sklearn.linear_model, torch, transformers
+
+for stage in sys.argv[1:]:
+    if not os.fork():
+        importlib.import_module(f"stages.{stage}")
+        print(*(name for name in sys.modules if name.startswith(("stages", "story"))), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def at_start() -> dict[str, list[str]]:
+    """stage → the project's modules that it imports at its start"""
+    out = command(ROOT, sys.executable, "-c", AT_START, *STAGES)
+    lines = [line.split() for line in out.splitlines()]
+    assert all(f"stages.{stage}" in line for stage, line in zip(STAGES, lines, strict=True))
+    return dict(zip(STAGES, lines, strict=True))
+
+
+def imported_modules(waiting: list[str]) -> set[str]:
+    """Files of the project: these modules', and those imported inside the modules' functions."""
     files: set[str] = set()
     while waiting:
         name = waiting.pop()
@@ -72,10 +89,10 @@ def imported_modules(stage: str) -> set[str]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_imported_module_is_a_dependency(stage: str) -> None:
+def test_every_imported_module_is_a_dependency(stage: str, at_start: dict[str, list[str]]) -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     declared = [Path(dep) for dep in stages[stage]["deps"] if dep.startswith(("stages", "story"))]
-    imported = {Path(file) for file in imported_modules(stage)}
+    imported = {Path(file) for file in imported_modules(list(at_start[stage]))}
     # No result depends on them: one sets the garbage collector, one hands names on.
     imported -= {Path("stages/__init__.py"), Path("storyflower/__init__.py")}
     outside = {file for file in imported if not any(file.is_relative_to(dep) for dep in declared)}

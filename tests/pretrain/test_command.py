@@ -1,7 +1,7 @@
 """python -m pretrain: what its options make of a recipe, and what ends in one line."""
 
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from pretrain.recipe import Recipe
 from pretrain.train import pretrain
 from storyflower.common.errors import InputError
 from tests.pretrain.support import RECIPE, some_texts
-from tests.support import ROOT, environment_of
 
 
 @pytest.fixture
@@ -115,16 +114,14 @@ def test_each_option_says_what_it_means(call, capsys) -> None:
         assert line in out
 
 
-def test_it_ends_in_one_line(tmp_path: Path) -> None:
+def test_it_ends_in_one_line(tmp_path: Path, monkeypatch, capfd) -> None:
+    """As `python -m pretrain` does, whose imports would take seconds of a process's own."""
     (tmp_path / "a.txt").write_bytes("하나".encode("cp949") + b"\n\xff")
-    words = [sys.executable, "-m", "pretrain", tmp_path / "a.txt", "--steps", "1"]
-    done = subprocess.run(
-        [*words, "--output", tmp_path / "mine"],
-        cwd=ROOT,
-        env=environment_of(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    words = [str(tmp_path / "a.txt"), "--steps", "1", "--output", str(tmp_path / "mine")]
+    monkeypatch.setattr(sys, "argv", ["pretrain", *words])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(command.__file__, run_name="__main__")
+    said = capfd.readouterr().err
+    assert stop.value.code == 1
+    assert said.startswith("error: ") and said.count("\n") == 1
     assert not (tmp_path / "mine").exists()

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel
 
+from pretrain import __main__ as pretrain_command
 from pretrain import embeddings, loop, objective, train
 from pretrain.embeddings import count_pairs, embeddings_from_counts
 from pretrain.texts import NO_LABEL, Texts
@@ -136,16 +137,23 @@ def test_a_run_that_died_while_scoring_loses_no_row(tmp_path: Path, monkeypatch,
 
 
 @pytest.mark.slow
-def test_a_killed_pretraining_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_a_killed_pretraining_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that nobody kills runs in this process: the command's imports take seconds."""
     (tmp_path / "plain.txt").write_text("\n".join(sentences(600)), encoding="utf-8")
-    words = [sys.executable, "-m", "pretrain", tmp_path / "plain.txt", "--checkpoint-minutes"]
     shape = ["--pieces", "200", "--layers", "1", "--hidden", "32", "--heads", "2", "--steps", "200"]
     shape += ["--batch-tokens", "512", "--warmup", "10", "--precision", "fp32"]
 
-    def start(name: str, minutes: str) -> subprocess.Popen:
-        places = ["--checkpoint-dir", tmp_path / f"checkpoints-{name}", "--output", tmp_path / name]
+    def words(name: str, minutes: str) -> list[str]:
+        places = {"--checkpoint-dir": f"checkpoints-{name}", "--output": name}
+        given = [word for key, place in places.items() for word in (key, str(tmp_path / place))]
+        text = str(tmp_path / "plain.txt")
+        return ["pretrain", text, "--checkpoint-minutes", minutes, *shape, *given]
+
+    def start(minutes: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [*words, minutes, *shape, *places],
+            [sys.executable, "-m", *words("killed", minutes)],
             cwd=ROOT,
             env=environment_of(OMP_NUM_THREADS="1"),
             stdout=subprocess.PIPE,
@@ -153,14 +161,15 @@ def test_a_killed_pretraining_ends_with_the_same_bytes(tmp_path: Path) -> None:
             text=True,
         )
 
-    assert start("whole", "5").wait() == 0
-    killed = start("killed", "0.0003")
+    monkeypatch.setattr(sys, "argv", words("whole", "5"))
+    pretrain_command.main()
+    killed = start("0.0003")
     while not any(tmp_path.glob("checkpoints-killed/*/*.safetensors")) and killed.poll() is None:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed").exists()
-    again = start("killed", "5")
+    again = start("5")
     said, _ = again.communicate()
     assert again.returncode == 0 and "going on from the checkpoint after step" in said
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

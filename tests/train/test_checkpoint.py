@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, and nothing that is damaged or foreign does."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -401,8 +402,9 @@ def test_a_fingerprint_sees_every_change(tmp_path: Path) -> None:
     assert len(seen) == 6
 
 
+# One process imports what a training needs and forks: each case ends a process of its own.
 SIGNALLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from tests.train import test_checkpoint as own
 from storyflower.common.errors import exit_with_line
@@ -410,37 +412,44 @@ from storyflower.common.errors import exit_with_line
 class Signalled(own.Checkpoints):
     def after_step(self, state):
         if (state.epoch, state.step) == (1, 2):
-            os.kill(os.getpid(), {number})
-            os.kill(os.getpid(), {number})  # as `timeout` does
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # as `timeout` does
         super().after_step(state)
 
 def main():
-    with Signalled(Path({folder!r}), own.MINE, 5) as checkpoints:
+    with Signalled(folder, own.MINE, 5) as checkpoints:
         with checkpoints.stop:
             own.fit(own.new_network(), checkpoints)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run in the background
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or under nohup
-exit_with_line(main)
+for number, environment in json.loads(sys.argv[2]):
+    folder = Path(sys.argv[1], str(number))
+    if os.fork():
+        print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+        continue
+    os.dup2(os.open(f"{folder}.err", os.O_WRONLY | os.O_CREAT), 2)
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run in the background
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or under nohup
+    exit_with_line(main)
+    sys.exit(0)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "environment", "how"),
-    [
-        (signal.SIGTERM, {}, "dvc repro"),
-        (signal.SIGHUP, {}, "dvc repro"),  # the terminal was closed
-        (signal.SIGINT, {"DVC_EXP_NAME": "gusty-tray"}, "the same 'dvc exp run' command"),
-    ],
-)
-def test_a_signal_saves_after_the_step_and_says_how_to_go_on(
-    tmp_path: Path, number: int, environment: dict[str, str], how: str
-) -> None:
-    code = SIGNALLED.format(folder=str(tmp_path), number=int(number))
-    done = run(ROOT, sys.executable, "-c", code, **environment)
-    assert done.returncode == 128 + number
-    assert done.stderr == (
-        f"stopping, after this step\nstopped after step 2 of epoch 2; saved; go on with: {how}\n"
-    )
-    assert files(tmp_path)[-1].name.startswith("000010000002")
+def test_a_signal_saves_after_the_step_and_says_how_to_go_on(tmp_path: Path) -> None:
+    cases = {
+        signal.SIGTERM: ({}, "dvc repro"),
+        signal.SIGHUP: ({}, "dvc repro"),  # the terminal was closed
+        signal.SIGINT: ({"DVC_EXP_NAME": "gusty-tray"}, "the same 'dvc exp run' command"),
+    }
+    words = json.dumps([(number, environment) for number, (environment, _) in cases.items()])
+    done = run(ROOT, sys.executable, "-c", SIGNALLED, str(tmp_path), words)
+    assert done.returncode == 0 and done.stderr == ""
+    codes = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
+    assert codes == [128 + number for number in cases]
+    for number, (_, how) in cases.items():
+        assert (tmp_path / f"{int(number)}.err").read_text(encoding="utf-8") == (
+            f"stopping, after this step\n"
+            f"stopped after step 2 of epoch 2; saved; go on with: {how}\n"
+        )
+        assert files(tmp_path / str(int(number)))[-1].name.startswith("000010000002")

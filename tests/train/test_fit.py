@@ -371,38 +371,27 @@ def test_bf16_on_the_cpu(tmp_path: Path) -> None:
     assert losses["bf16"][-1].loss == pytest.approx(losses["fp32"][-1].loss, rel=0.1)
 
 
-SEEDED = """
-import sys
-import torch
-from tests.train import test_fit as own
-from pathlib import Path
-from storyflower.model.folder import build_classifier
-torch.manual_seed({seed})
-network = build_classifier(Path({encoder!r}), own.CLASSES, dr_rate=0.5)
-own.fit(network, own.random_table(48), num_epochs=2, seed={seed})
-network.encoder.save_pretrained({out!r})
-torch.save(network.linear.state_dict(), {out!r} + "/head.pt")
-"""
+def train_seeded(encoder: str, out: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    network = build_classifier(Path(encoder), CLASSES, dr_rate=0.5)
+    fit(network, random_table(48), num_epochs=2, seed=seed)
+    network.encoder.save_pretrained(out)
+    torch.save(network.linear.state_dict(), f"{out}/head.pt")
 
 
 @pytest.mark.slow
 def test_equal_seeds_make_equal_bytes_in_two_processes(tmp_path: Path) -> None:
     encoder = str(encoder_folder("bert", tmp_path / "encoder"))
-    running = {}
-    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
-        code = SEEDED.format(
-            seed=seed,
-            encoder=encoder,
-            out=str(tmp_path / name),
-        )
-        running[name] = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE
-        )
-    for process in running.values():
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()
+    names = ("one", "again", "two")
+    one, again, two = (str(tmp_path / name) for name in names)
+    code = f"from tests.train import test_fit as own; own.train_seeded({encoder!r}, {again!r}, 1)"
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE)
+    train_seeded(encoder, one, 1)
+    train_seeded(encoder, two, 2)
+    _, errors = other.communicate(timeout=300)
+    assert other.returncode == 0, errors.decode()
     for file in ("model.safetensors", "head.pt"):
-        one, again, two = ((tmp_path / name / file).read_bytes() for name in running)
+        one, again, two = ((tmp_path / name / file).read_bytes() for name in names)
         assert one == again
         assert one != two
 
