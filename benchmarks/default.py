@@ -73,10 +73,21 @@ class Texts:
         return Texts([self.texts[index] for index in chosen], self.labels[chosen])
 
 
-def read_corpus(folder: Path, work: Path, turns: int) -> tuple[Texts, Texts, list[str]]:
+def read_corpus(folder: Path, work: Path, params: Params) -> tuple[Texts, Texts, list[str]]:
     """Training, Validation and the classes of a corpus folder."""
     table = work / "dialogues.parquet"
-    ingest(folder, table, work / "report.json", turns=turns, target="major", max_dropped=0.05)
+    ingest(
+        folder,
+        table,
+        work / "report.json",
+        turns=params.turns,
+        target="major",
+        max_dropped=params.max_dropped,
+        text_columns=params.text_columns,
+        label_column=params.label_column,
+        validation_share=params.validation_share,
+        seed=params.seed,
+    )
     splits = [
         pq.read_table(table, filters=[("split", "==", split)])
         for split in ("Training", "Validation")
@@ -283,7 +294,7 @@ def main() -> None:
             train, test, _ = read_nsmc(options.folder)
         else:
             corpus = Path("data/sample") if options.what == "chat" else options.folder
-            train, test, classes = read_corpus(corpus, work, params.turns)
+            train, test, classes = read_corpus(corpus, work, params)
         if options.what == "chat":
             test = read_chat(options.folder, classes)
         if options.what == "writers":

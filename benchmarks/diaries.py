@@ -215,7 +215,7 @@ def main() -> None:
         work = Path(name)
         encoder = work / "encoder"
         prepare(options.card, encoder)
-        train, _, classes = read_corpus(options.folder, work, params.turns)
+        train, _, classes = read_corpus(options.folder, work, params)
         rng = np.random.default_rng(params.seed)
         if options.rows:
             train = train.take(np.sort(rng.permutation(len(train))[: options.rows]))

@@ -132,13 +132,13 @@ class Params(Strict):
     label_column: Text = knob(
         "감정_대분류", "header of the labels; for your own table: label", "a header"
     )
-    turns: int = knob(2, "so many of text_columns, from the first, make the text", ge=1, le=4)
+    turns: int = knob(2, "how many of text_columns, from the first, make the text", ge=1, le=4)
     max_dropped: Number = knob(
         0.05, "share of rows without text or label above which ingest stops", ge=0, le=1
     )
     validation_share: Share = knob(
         0.1,
-        "share of the rows that becomes Validation where no file is; 0: such a file must be there",
+        "without a Validation file, this share of the rows becomes Validation; 0: it must exist",
     )
     # The encoder and its input
     encoder: Name = knob(
@@ -167,7 +167,10 @@ class Params(Strict):
     max_grad_norm: Number = knob(1.0, "gradients are scaled down to this L2 norm", gt=0)
     weight_decay: Number = knob(0.01, "AdamW's, not on biases and norms", ge=0, le=1)
     layer_decay: Number = knob(
-        1.0, "each layer's rate is this times that of the layer above it; such as 0.9", gt=0, le=1
+        1.0,
+        "each layer learns at this times the rate of the layer above it, such as 0.9; 1.0: all alike",
+        gt=0,
+        le=1,
     )
     dr_rate: Number = knob(0.5, "dropout before the linear layer", ge=0, lt=1)
     mask_rate: Literal["auto"] | Share = knob(
@@ -179,7 +182,7 @@ class Params(Strict):
         "none", "balanced: in the loss, every class weighs the same, however few rows it has"
     )
     label_smoothing: Number = knob(
-        0.0, "share of a label's probability that the loss spreads over all classes", ge=0, lt=1
+        0.0, "share of the label's probability that is spread evenly over all classes", ge=0, lt=1
     )
     shuffle: bool = knob(
         True, "a new order each epoch; false: the order of the file, as in the original notebook"
@@ -199,11 +202,12 @@ class Params(Strict):
         ge=0, le=1000,
     )  # fmt: skip
     average_last: Epochs = knob(
-        1, "the weights are the mean of those after so many epochs, the last ones; 1: the last's"
+        1, "the final weights are the mean over this many last epochs; 1: the last epoch's"
     )
     micro_batch: Literal["none"] | BatchSize = knob(
         "none",
-        "so many dialogues of a batch are computed at once, where memory is short; none: all",
+        "dialogues computed at once when memory is short; an update still uses batch_size; "
+        "none: the whole batch",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = knob(
         "auto", "auto: bf16 where the hardware has it, fp16 on older GPUs, fp32 elsewhere"

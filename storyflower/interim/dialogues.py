@@ -18,7 +18,7 @@ SCHEMA = pa.schema(
         ("split", pa.string()),  # Training or Validation; all of Training comes first
         ("row", pa.int64()),  # the number in its file: sheet row, csv record or JSON item
         ("text", pa.string()),
-        ("label", pa.string()),  # 감정_대분류, stripped
+        ("label", pa.string()),  # label_column, stripped
         ("fine", pa.string()),  # 감정_소분류, stripped; null where the file has none
         ("file", pa.string()),  # the source: a file, and the sheet if it is a workbook
     ]
@@ -55,7 +55,7 @@ def source(path: Path, split: str) -> str:
 
 
 def class_names(rows: pa.Table | pa.RecordBatch, target: str) -> list[str]:
-    """The class of every row: 감정_대분류, or 감정_대분류/감정_소분류 for target "fine".
+    """The class of every row: its label, or label/감정_소분류 for target "fine".
 
     고립된 and 혼란스러운 each belong to two majors, so a fine emotion alone is not a class.
     """

@@ -1,4 +1,4 @@
-"""A .xlsx or .csv file → a sheet."""
+"""A .xlsx, .csv or .tsv file → a sheet."""
 
 from collections.abc import Set
 from pathlib import Path
