@@ -168,7 +168,7 @@ class Params(Strict):
     weight_decay: Number = knob(0.01, "AdamW's, not on biases and norms", ge=0, le=1)
     layer_decay: Number = knob(
         1.0,
-        "each layer learns at this times the rate of the layer above it, such as 0.9; 1.0: all alike",
+        "each layer's rate is this times that of the layer above it, such as 0.9; 1.0: all equal",
         gt=0,
         le=1,
     )

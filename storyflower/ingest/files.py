@@ -28,7 +28,8 @@ def find_files(folder: Path, may_draw: bool = False) -> dict[str, list[Path]]:
 
     A file belongs to the split named in its own name, or else in the nearest parent folder up to
     `folder`. Names are compared in NFC and ignoring case, since unzip on macOS writes NFD. With
-    `may_draw`, Validation may have no file, and if no file names a split, all are Training's. Raises InputError if a split has no file, or one file twice.
+    `may_draw`, Validation may have no file, and if no file names a split, all are Training's.
+    Raises InputError if a split has no file, or one file twice.
     """
     if not folder.is_dir():
         raise InputError(

@@ -1,1 +1,1 @@
-"""The classifier: its forward pass, without padding where the family allows it, its folder, and scoring."""
+"""The classifier: its forward pass (without padding where it can), its folder, and scoring."""

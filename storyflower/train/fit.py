@@ -3,7 +3,7 @@
 In: a classifier, the token arrays of Training and Validation, the params.
 Out: the trained classifier and one row of history per epoch. As in the original notebook: AdamW,
 cosine schedule with warm-up from 0, gradient clipping.
-Not supported: batches padded by the caller; where an encoder needs padding, model/padded.py adds it.
+Not supported: batches padded by the caller (where an encoder needs padding, model/padded.py does).
 
 "Train accuracy" is a running value: dropout on, weights changing, each dialogue counted when it is
 trained on. So is the loss, which is always the plain cross-entropy, as that of the test, also where
