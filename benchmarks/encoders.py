@@ -147,7 +147,8 @@ def toy(big: Shape) -> Shape:
 
 def with_vocabulary(table: TokenArrays, size: int) -> TokenArrays:
     """The same lengths with ids that a vocabulary of this size has."""
-    return TokenArrays(table.ids % (size - SPECIAL) + SPECIAL, table.offsets, table.labels)
+    ids = table.ids.astype(np.int32) % (size - SPECIAL) + SPECIAL  # they may be uint16
+    return TokenArrays(ids, table.offsets, table.labels)
 
 
 def loop(name: str, made: Shape, batch: int, placement: Placement) -> Ours:

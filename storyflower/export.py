@@ -144,9 +144,8 @@ def export(
     The examples are HARD texts and lines of the text file `examples` (UTF-8), or without one the
     sample corpus's Validation. Compared are the texts of the Validation file of `corpus`, by
     default the sample's if it is here (without its labels if the classifier has others), else the
-    examples. Raises InputError for bad input, for
-    missing packages, and if onnxruntime's logits or int8's labels are too far off; the old folder
-    is then unchanged.
+    examples. Raises InputError for bad input, for missing packages, and if onnxruntime's logits or
+    int8's labels are too far off; the old folder is then unchanged.
     """
     need_packages()
     network, document = load_classifier(folder)

@@ -88,10 +88,24 @@ def load_body(
         raise
     except Exception as error:  # transformers raises many types of error for an invalid config
         raise InputError(f"{card.source}: config.json: {one_line(error)}") from None
-    # Unexpected keys are ignored: they are the checkpoint's pretraining head.
-    if wrong := misfit({**without_pooler(body, report), "unexpected_keys": ()}):
+    # Other unexpected keys are ignored: they are the checkpoint's pretraining head.
+    unused = [name for name in report["unexpected_keys"] if is_part(body, name, weights)]
+    if wrong := misfit({**without_pooler(body, report), "unexpected_keys": unused}):
         raise InputError(f"{card.source}: the weights do not fit config.json: {wrong}")
     return body
+
+
+def is_part(body: PreTrainedModel, name: str, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a weight for which the encoder has no place belongs to it all the same.
+
+    So it is with BERTs of relative positions, which transformers 5 computes with absolute ones.
+    Buffers that older versions saved, such as position_ids, are vectors or whole numbers.
+    """
+    prefix = f"{body.base_model_prefix}."
+    weight = weights.get(name, weights.get(prefix + name))
+    part = name.removeprefix(prefix).partition(".")[0]
+    within = part != "pooler" and part in dict(body.named_children())
+    return within and weight is not None and weight.is_floating_point() and weight.ndim > 1
 
 
 def model_type(card: Card, settings: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ full disk or a bad cable is never used. The newest two are kept.
 Not supported: saving in the background. Training pauses while it saves, for 1 to 2 seconds per
 gigabyte.
 
-No random state is saved: randomness is a function of seed, epoch and step (train/fit.py).
+No random state is saved: randomness is a function of seed, epoch and step (train/step.py).
 """
 
 import hashlib

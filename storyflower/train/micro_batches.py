@@ -85,7 +85,10 @@ class Gradients:
             except torch.OutOfMemoryError as error:
                 reason = one_line(error, limit=80)
             # Out of the handler, whose error holds on to the tensors of the failed attempt
-            self.halve(max(map(len, parts)), reason)
+            if self.compute is not self.plain:
+                self.drop_graphs(reason)  # their memory may be what the step lacks
+            else:
+                self.halve(max(map(len, parts)), reason)
 
     def add_up(self, parts: list[np.ndarray], weight: torch.Tensor) -> torch.Tensor:
         self.clear()
@@ -105,6 +108,21 @@ class Gradients:
         else:
             self.compute.clear()
 
+    def drop_graphs(self, reason: str) -> None:
+        """Compute without recorded graphs, which keep their memory, from now on."""
+        self.compute = self.plain
+        self.free()
+        print(
+            f"note: out of memory ({reason}); training goes on without CUDA graphs",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def free(self) -> None:
+        self.clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
     def halve(self, size: int, reason: str) -> None:
         """Take parts of half of `size` dialogues from now on."""
         if size == 1:
@@ -118,10 +136,7 @@ class Gradients:
                 f"({reason}); set micro_batch: {size // 2}"
             )
         self.state.micro_batch = size // 2
-        self.compute = self.plain  # a graph keeps its memory for good
-        self.clear()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        self.free()
         print(
             f"note: out of memory with {size} dialogues at once; from here on {size // 2} at once, "
             f"and as many to a step as before (micro_batch: {size // 2})",

@@ -95,6 +95,9 @@ def layer_scales(encoder: nn.Module, decay: float) -> dict[int, float]:
             scales[id(parameter)] = decay ** (len(layers) - number)
             met, rest = True, 0
             continue
+        if key.startswith("pooler."):  # which some models register before their layers
+            scales[id(parameter)] = 1.0
+            continue
         if isinstance(encoder.get_submodule(owner), nn.Embedding):
             # DeBERTa and MPNet have a table of distances behind the layers, and a norm for it.
             rest = len(layers) + 1
@@ -115,7 +118,9 @@ def numbered_layers(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
     if lists:
         name, layers = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
         weights = [id(parameter) for layer in layers for parameter in layer.parameters()]
-        if len(set(weights)) == len(weights) > 0:
+        # XLM's layers lie in parallel lists: attentions, norms, products.
+        one = all(other == name or other.startswith(f"{name}.") for other, _ in lists)
+        if one and len(set(weights)) == len(weights) > 0:
             return name, layers
     raise InputError(
         f"layer_decay: an encoder of type {encoder.config.model_type!r} has no numbered layers "

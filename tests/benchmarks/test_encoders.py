@@ -2,10 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from benchmarks import encoders
 from storyflower.encoder.card import Card
+from storyflower.interim.tokens import TokenArrays
 from tests.support import ROOT
 
 CARDS = {file.stem: Card.load(file) for file in (ROOT / "encoders").glob("*.yaml")}
@@ -28,6 +30,13 @@ def test_rows_say_what_the_shape_and_the_card_say() -> None:
         shape = encoders.SHAPES[name]
         assert (family, forward_pass) == (shape.family, shape.forward_pass), name
         assert licence == CARDS[name].license, name
+
+
+@pytest.mark.parametrize("size", [200, 65_536, 256_000])
+def test_ids_of_vocabularies_of_any_size(size: int) -> None:
+    ids = np.arange(8_000, dtype=np.uint16)
+    made = encoders.with_vocabulary(TokenArrays(ids, np.array([0, 8_000]), np.zeros(1)), size)
+    assert encoders.SPECIAL <= made.ids.min() and made.ids.max() < size
 
 
 @pytest.mark.slow  # 21 encoders without weights, but module by module

@@ -241,6 +241,22 @@ def test_a_family_that_transformers_does_not_know(hub: Hub, cards: Path) -> None
         )
 
 
+def test_weights_of_the_encoder_that_transformers_does_not_use(hub: Hub, cards: Path) -> None:
+    """As a BERT with relative positions has them, which transformers 5 would compute without."""
+    config = transformers.BertConfig(**PLAIN)
+    name = "bert.encoder.layer.0.attention.self.distance_embedding.weight"
+
+    def with_distances(weights: dict[str, torch.Tensor]) -> None:
+        weights[name] = torch.zeros(159, 8)
+
+    files, _ = checkpoint(config, "BertForMaskedLM", safe=True, change=with_distances)
+    hub.publish("lab/tiny", {**files, **word_piece_files(BERT_ORDER)})
+    assert refused(write(cards)).endswith(
+        "the weights do not fit config.json: bert.encoder.layer.0.attention.self.distance_"
+        "embedding.weight has no place"
+    )
+
+
 def test_the_class_in_an_old_config_tells_the_family(hub: Hub, cards: Path) -> None:
     published(hub, "xlm-roberta")
     files = hub.repos["lab/tiny"][0]

@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from storyflower.common.errors import InputError
+from storyflower.interim.tokens import TokenArrays
 from storyflower.model.batch import Batch, make_batch
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement
@@ -103,6 +104,17 @@ def test_parts_draw_other_masks_each() -> None:
     assert not torch.equal(weights_of(network), ends[0])
 
 
+def test_equal_texts_in_two_parts_are_not_dropped_alike() -> None:
+    one = random_table(1)
+    table = TokenArrays(np.tile(one.ids, 4), one.offsets[1] * np.arange(5), np.tile(one.labels, 4))
+    network, found = saved.new_network(), []
+    network.register_forward_hook(
+        lambda _, __, logits: found.append(logits.detach()) if network.training else None
+    )
+    fit(network, table, batch_size=4, micro_batch=1)
+    assert len(found[:4]) == len({tuple(logits[0].tolist()) for logits in found[:4]}) == 4
+
+
 class Small(saved.Dropping):
     """A model on a device that holds only so many tokens."""
 
@@ -163,6 +175,33 @@ def test_out_of_memory_after_some_steps_repeats_only_that_step() -> None:
         ends.append(weights_of(network))
     assert calls == [4] * 6 + [2] * 8
     torch.testing.assert_close(*ends, atol=1e-6, rtol=0)
+
+
+def test_recorded_graphs_are_given_up_before_a_batch_is_halved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full:
+        """Graphs whose memory leaves none for the step."""
+
+        def __init__(self, *_: object):
+            pass
+
+        def clear(self) -> None:
+            pass
+
+        def __call__(self, *_: object) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    table, ends = random_table(32), []
+    for recorded in (True, False):
+        monkeypatch.setattr(micro_batches, "can_record", lambda *_, given=recorded: given)
+        monkeypatch.setattr(micro_batches, "Replayed", Full)
+        network = saved.new_network()
+        fit(network, table, batch_size=16)
+        ends.append(weights_of(network))
+    assert torch.equal(*ends)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
+    assert line == "note: out of memory (CUDA out of memory); training goes on without CUDA graphs"
 
 
 def test_a_single_dialogue_that_is_too_much() -> None:

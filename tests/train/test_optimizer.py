@@ -8,6 +8,7 @@ from transformers import (
     AutoModel,
     DebertaV2Config,
     EuroBertConfig,
+    FlaubertConfig,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedConfig,
@@ -94,7 +95,15 @@ def test_without_layer_decay_there_are_two_groups() -> None:
     ]
 
 
-@pytest.mark.parametrize("config", [AlbertConfig(**TINY, embedding_size=8), None])
+@pytest.mark.parametrize(
+    "config",
+    [
+        AlbertConfig(**TINY, embedding_size=8),
+        # Its attentions, norms and products lie in lists of their own.
+        FlaubertConfig(emb_dim=8, n_layers=3, n_heads=2, n_words=40),
+        None,
+    ],
+)
 def test_layers_that_cannot_be_told_apart(config: PreTrainedConfig | None) -> None:
     if config:
         network = classifier(config)  # ALBERT's layers are one
