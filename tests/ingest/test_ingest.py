@@ -118,7 +118,10 @@ def write_jsonl(path: Path, items: list) -> Path:
 
 
 def good_sheet(path: Path) -> Path:
-    return write_workbook(path, rows_for(HEADER))
+    """The rows above, and the path in a cell that is not read: no two of these files are equal."""
+    rows = rows_for(HEADER)
+    rows[0][HEADER.index("연령")] = str(path)
+    return write_workbook(path, rows)
 
 
 def ingest(folder: Path, **options: object) -> dict:

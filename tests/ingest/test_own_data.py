@@ -93,6 +93,15 @@ def test_one_file_twice(folder: Path, split: str) -> None:
     assert [file["source"] for file in files] == [str(copy), str(folder / f"{split}.csv")]
 
 
+def test_one_file_for_both_splits(folder: Path) -> None:
+    path = two_columns(folder / "Training.csv", numbered(0, 6))
+    (folder / "Validation.csv").write_bytes(path.read_bytes())
+    assert refusal(folder, **OWN) == (
+        f"{folder}: Training.csv and Validation.csv are one file twice, and Validation would be "
+        "learned by heart; keep one"
+    )
+
+
 def test_equal_texts_of_two_files_are_counted(folder: Path, capsys: pytest.CaptureFixture) -> None:
     first = two_columns(folder / "Training-1.csv", numbered(0, 9))
     second = two_columns(folder / "Training-2.csv", [*numbered(6, 12), ("8번째  글", "중립")])
@@ -431,14 +440,54 @@ def test_folders_that_are_refused(
     assert refusal(folder, **{**DRAWN, **options}).startswith(message.format(folder))
 
 
-def test_a_file_of_neither_name_beside_training(
+@pytest.mark.parametrize(
+    "name",
+    ["testset", "tests", "validset", "valset", "dev", "holdout", "hold-out", "평가", "evaluation"],
+)
+def test_a_file_that_is_set_aside(folder: Path, name: str) -> None:
+    two_columns(folder / "data.csv", numbered(0, 9))
+    path = two_columns(folder / f"{name}.csv", numbered(9, 18))
+    assert refusal(folder, **DRAWN) == (
+        f"{path}: its name says that it is set aside; write 'Validation' into it and 'Training' "
+        "into the names of the others, or remove it"
+    )
+
+
+def test_files_that_name_no_split_are_listed(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    two_columns(folder / "Training.csv", numbered(0, 30))
-    two_columns(folder / "latest.csv", numbered(30, 60))
-    assert ingest(folder, **DRAWN)["drawn"]["of"] == 30
+    names = ["contest.csv", "device.csv", "latest.csv", "values.csv"]
+    for number, name in enumerate(names):
+        two_columns(folder / name, numbered(9 * number, 9 * number + 9))
+    assert ingest(folder, **DRAWN)["drawn"]["of"] == 36
     assert capsys.readouterr().err == (
-        f"note: {folder}: not read, for their names say neither split: latest.csv\n"
+        f"note: {folder}: read as Training, for no name says a split: {', '.join(names)}\n"
+    )
+
+
+@pytest.mark.parametrize("options", [OWN, DRAWN])
+def test_files_of_neither_name_beside_both_splits(
+    folder: Path, options: dict, capsys: pytest.CaptureFixture
+) -> None:
+    for number, name in enumerate(["Training_1", "Validation", *(f"x{n}" for n in range(10, 22))]):
+        two_columns(folder / f"{name}.csv", numbered(9 * number, 9 * number + 9))
+    assert ingest(folder, **options)["splits"]["Training"]["read"] == 9
+    names = ", ".join(f"x{n}.csv" for n in range(10, 20))
+    assert capsys.readouterr().err == (
+        f"note: {folder}: not read, for their names say neither split: {names} and 2 more\n"
+    )
+
+
+def test_a_name_that_may_be_validation_misspelled(folder: Path) -> None:
+    two_columns(folder / "Training.csv", numbered(0, 30))
+    two_columns(folder / "Validaton.csv", numbered(30, 60))
+    message = refusal(folder, **DRAWN)
+    # "valid" is found in it; a name without is refused as well.
+    assert message.startswith(f"{folder / 'Validaton.csv'}: its name says that it is set aside")
+    (folder / "Validaton.csv").rename(folder / "Vaildation.csv")
+    assert refusal(folder, **DRAWN) == (
+        f"{folder}: no Validation file, and no split is named by Vaildation.csv; write 'Training' "
+        "or 'Validation' into that name, or move the file away"
     )
 
 
