@@ -607,7 +607,6 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("a.csv", (CSV + "은밀한,b,c,d\n").encode(), "row 3: it has 4 fields and the header (row 1) 2"),
     ("a.csv", CSV.replace("일기", "글").encode(), "no column 일기; found "),
     ("a.csv", CSV.replace("메모", "일기").encode(), "2 columns named 일기; keep one"),
-    ("a.csv", (CSV + HEAD).encode(), "row 3: a second header"),
     ("a.jsonl", b"", "the file is empty; expected one JSON object a line"),
     ("a.jsonl", LINE.encode() + b'{"a": "\xff"}\n', "row 2: not utf-8"),
     ("a.jsonl", (LINE + "[1]\n").encode(), "row 2: no JSON object (no object)"),

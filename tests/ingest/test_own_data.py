@@ -144,7 +144,7 @@ def test_a_class_of_one_row_names_its_file(folder: Path, capsys: pytest.CaptureF
         ("document,label", ", row 3: a second header"),
         ("label,document", ", row 3: a second header"),
         (",", ": 1 of 2 rows unusable"),
-        ("가,None", ": 1 of 2 rows unusable (1 with label 'None'"),
+        ("가,\u3164", ": 1 of 2 rows unusable (1 with no label; first row 3: no label)"),
         ("가,", ": 1 of 2 rows unusable (1 with no label; first row 3: no label)"),
     ],
 )
@@ -191,6 +191,29 @@ def test_columns_of_any_name(folder: Path) -> None:
     assert texts(folder)[0] == "Training에 첫 글 x"
     ingest(folder, **names, turns=1, max_dropped=0.5)
     assert texts(folder) == ["Training에", "셋째"]
+
+
+def test_labels_that_are_words_for_nothing(folder: Path) -> None:
+    names = ["none", "NA", "null", "-", "nan"]
+    for split in ("Training", "Validation"):
+        two_columns(folder / f"{split}.csv", [(f"{split}의 {name}", name) for name in names])
+    report = ingest(folder, **OWN)
+    assert report["splits"]["Training"]["dropped"] == {}
+    assert [row["label"] for row in table(folder)] == names
+
+
+def test_a_cell_that_is_its_column_s_name(folder: Path) -> None:
+    """A word such as 제목 may be a text; only a row of nothing but headers is a second one."""
+    for split in ("Training", "Validation"):
+        write(folder / f"{split}.csv", "제목,내용,label", "제목,정말 좋아요,1", f"글,{split},label")
+    names = {"text_columns": ["제목", "내용"], "label_column": "label"}
+    ingest(folder, **names)
+    assert texts(folder) == ["제목 정말 좋아요", "글 Training"]
+    path = write(folder / "Training.csv", "제목,내용,label", "가,나,1", "제목,내용,label")
+    for output in folder.parent.iterdir():
+        if output.is_file():
+            output.unlink()
+    assert refusal(folder, **names).startswith(f"{path}, row 3: a second header")
 
 
 def test_a_text_column_that_turns_leaves_out(folder: Path, capsys: pytest.CaptureFixture) -> None:
