@@ -322,6 +322,38 @@ def test_quotes_are_text_where_they_enclose_nothing(
     )
 
 
+def test_a_few_texts_in_quotes_among_many_without(folder: Path) -> None:
+    some = ['"최고" 라는 말이 "아깝지 않다"', '"명작"', '"정말 좋은 영화"', '""', '"이건" 영화라고']
+    for split in ("Training", "Validation"):
+        lines = [*some, *(f"{split}의 {n}번째 글" for n in range(95))]
+        write(folder / f"{split}.tsv", "document\tlabel", *(f"{line}\t1" for line in lines))
+    ingest(folder, **OWN)
+    assert texts(folder, "Validation") == lines
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f'"말 {n}, 예"\t"긍정"' for n in range(40)],  # everything is quoted
+        [f'"말 {n}"\t긍정' for n in range(40)],  # the texts are
+        [f"말 {n}\t긍정" for n in range(200)] + ['"그는 ""말"" 했다"\t긍정'] * 2,  # in need only
+        [f"말 {n}\t긍정" for n in range(200)] + ['"말, 예"\t긍정'] * 2,
+    ],
+)
+def test_a_broken_row_of_a_quoted_file(folder: Path, lines: list[str]) -> None:
+    for split in ("Training", "Validation"):
+        write(folder / f"{split}.tsv", "document\tlabel", f"{split}\t긍정", *lines)
+    ingest(folder, **OWN)
+    assert '"' not in "".join(texts(folder)).replace('그는 "말" 했다', "")
+    assert {row["label"] for row in table(folder)} == {"긍정"}
+    for output in folder.parent.iterdir():
+        if output.is_file():
+            output.unlink()
+    path = folder / "Validation.tsv"
+    write(path, "document\tlabel", *lines, '"잘못" 쓴 줄\t긍정', *lines)
+    assert refusal(folder, **OWN).startswith(f"{path}, row {len(lines) + 2}: broken csv")
+
+
 def test_quotes_around_a_field_with_a_tab_or_a_line_break(folder: Path) -> None:
     for split in ("Training", "Validation"):
         write(folder / f"{split}.tsv", "document\tlabel", f'"{split}\n""둘\t"""\t0', '"셋"\t1')
