@@ -87,7 +87,7 @@ def ingest(
                 tallies[split].note_what_is_odd()
         if not files["Validation"]:
             whole = tallies["Training"]
-            drawn = draw(whole.hashes(), whole.classes(), validation_share, seed)
+            drawn = draw(whole.hashes(), whole.classes_by_name(), validation_share, seed)
             if not drawn.any():
                 raise InputError(
                     f"{folder}: no Validation file, and no row can become Validation, because no "

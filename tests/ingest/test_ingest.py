@@ -500,12 +500,14 @@ def test_folder_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_workbook_and_label_json_of_one_split(folder: Path) -> None:
     """AI Hub's two folders have the same dialogues."""
-    workbook = good_sheet(folder / "Training/원천데이터/감성대화.xlsx")
+    cells = [(label, fine, f"{n}번째 글", None, None) for n in range(15) for label, fine, *_ in CELLS]
+    book = write_workbook(folder / "Training/원천데이터/감성대화.xlsx", rows_for(HEADER, cells))
     (folder / "Training/라벨링데이터").mkdir()
-    labels = write_json(folder / "Training/라벨링데이터/감성대화.json", json_items())
+    labels = folder / "Training/라벨링데이터/감성대화.json"
+    write_json(labels, json_items(CODES * 15, cells))
     assert refusal(folder) == (
-        f"{workbook}, sheet 'Sheet1': 4 of its 4 texts also stand in the files before it "
-        f"(4 in {labels}); keep one file"
+        f"{book}, sheet 'Sheet1': 60 of its 60 texts also stand in the files before it "
+        f"(60 in {labels}); their labels are the same; keep one file"
     )
 
 

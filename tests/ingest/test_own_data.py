@@ -115,6 +115,36 @@ def test_equal_texts_of_two_files_are_counted(folder: Path, capsys: pytest.Captu
     assert [file["texts_also_in_earlier_files"] for file in files] == [0, 4]
 
 
+@pytest.mark.parametrize(
+    ("rows", "labels", "refused"),
+    [
+        (numbered(0, 49), "0", False),  # too few to be certain
+        (numbered(0, 60), "0", True),
+        ([*numbered(0, 54), *numbered(60, 66)], "0", True),
+        ([*numbered(0, 53), *numbered(60, 67)], "0", False),
+        (numbered(0, 60), "2", False),  # another annotator, who differs in a third of them
+    ],
+)
+def test_a_file_that_repeats_another(
+    folder: Path,
+    rows: list[tuple[str, str]],
+    labels: str,
+    refused: bool,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    two_columns(folder / "Training-1.csv", numbered(0, 60))
+    rows = [(text, labels if label == "0" else label) for text, label in rows]
+    second = two_columns(folder / "Training-2.csv", rows[::-1])
+    two_columns(folder / "Validation.csv", numbered(90, 99))
+    if refused:
+        said = refusal(folder, **OWN)
+        assert said.endswith("; their labels are the same; keep one file")
+    else:
+        ingest(folder, **OWN)
+        said = capsys.readouterr().err.removeprefix("note: ")
+    assert said.startswith(f"{second}: ")
+
+
 def test_labels_of_another_column_are_noted(folder: Path, capsys: pytest.CaptureFixture) -> None:
     two_columns(folder / "Training-1.csv", numbered(0, 6))
     second = two_columns(folder / "Training-2.csv", [("가", "긍정"), ("나", "긍정")])
@@ -409,6 +439,16 @@ def test_what_is_drawn_depends_on_the_seed_alone(folder: Path) -> None:
     assert set(texts(folder, "Validation")) == set(first)
 
 
+def test_what_is_drawn_of_texts_with_several_classes(folder: Path) -> None:
+    rows = [*numbered(0, 60), *((text, "0") for text, _ in numbered(0, 40))]
+    two_columns(folder / "mine.csv", rows)
+    ingest(folder, **DRAWN)
+    first = sorted(texts(folder, "Validation"))
+    two_columns(folder / "mine.csv", rows[::-1])
+    ingest(folder, **DRAWN)
+    assert sorted(texts(folder, "Validation")) == first
+
+
 def test_equal_texts_are_never_on_both_sides(folder: Path) -> None:
     spellings = ["하나 둘", "하나  둘", "하나\u200b 둘"]
     rows = [(spelling, str(n % 2)) for n, spelling in enumerate(spellings * 4)]
@@ -444,6 +484,7 @@ def test_draw(rows: list[tuple[int, int]], share: float, seed: int) -> None:
     assert drawn.shape == classes.shape
     assert not set(hashes[drawn]) & set(hashes[~drawn])
     assert set(classes[~drawn]) == set(classes)
+    assert draw(hashes[::-1], classes[::-1], share, seed)[::-1].tolist() == drawn.tolist()
 
 
 @settings(deadline=None, max_examples=50)
