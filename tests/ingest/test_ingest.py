@@ -500,7 +500,7 @@ def test_folder_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_workbook_and_label_json_of_one_split(folder: Path) -> None:
     """AI Hub's two folders have the same dialogues."""
-    cells = [(label, fine, f"{n}번째 글", None, None) for n in range(15) for label, fine, *_ in CELLS]
+    cells = [(*CELLS[n % 4][:2], f"{n}번째 글", None, None) for n in range(60)]
     book = write_workbook(folder / "Training/원천데이터/감성대화.xlsx", rows_for(HEADER, cells))
     (folder / "Training/라벨링데이터").mkdir()
     labels = folder / "Training/라벨링데이터/감성대화.json"

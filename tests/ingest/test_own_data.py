@@ -549,9 +549,7 @@ def test_a_file_that_is_set_aside(folder: Path, name: str) -> None:
     )
 
 
-def test_files_that_name_no_split_are_listed(
-    folder: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_files_that_name_no_split_are_listed(folder: Path, capsys: pytest.CaptureFixture) -> None:
     names = ["contest.csv", "device.csv", "latest.csv", "values.csv"]
     for number, name in enumerate(names):
         two_columns(folder / name, numbered(9 * number, 9 * number + 9))
