@@ -163,7 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--model", default="models:/storyflower@champion", help="of MLflow's registry, or a folder"
     )
     command.add_argument("--input", required=True, metavar="IN", help="Parquet: a file or a folder")
-    command.add_argument("--column", default="사람문장1", metavar="NAME", help="of the texts")
+    command.add_argument("--column", metavar="NAME", help="of the texts; as with predict")
     command.add_argument("--output", required=True, metavar="OUT", help="the folder to write")
     command.add_argument(
         "--master", default="local[2]", help="Spark's: local[CORES], spark://HOST:PORT, yarn, k8s"

@@ -29,8 +29,8 @@ from storyflower import __version__
 from storyflower.common import locks
 from storyflower.common.errors import InputError, disk_fault
 from storyflower.common.files import read_json, remove, replacing, sha256, write_json
-from storyflower.model.folder import damaged, digest
-from storyflower.predict import MOSTLY, Classifier, check_share
+from storyflower.model.folder import digest
+from storyflower.predict import MOSTLY, Classifier, check_share, text_column
 from storyflower.sheets import sheet, write
 from storyflower.sheets.records import Parquet, Records, Spreadsheet, open_records
 
@@ -108,19 +108,6 @@ def score_file(
         )
         parts.finish()
     return scored
-
-
-def text_column(folder: Path) -> str:
-    """The first text column of a classifier's corpus; AI Hub's, where the folder names none."""
-    file = folder / "classifier.json"
-    document = read_json(file, missing={})
-    try:
-        columns = document.get("params", {}).get("text_columns", "사람문장1")
-        first = columns if isinstance(columns, str) else columns[0]
-        first.encode()
-    except (AttributeError, LookupError, TypeError, ValueError):
-        raise damaged(file, "params.text_columns is no list of headers") from None
-    return first
 
 
 def check_paths(source: Path, output: Path) -> None:
