@@ -140,7 +140,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--input", type=path, metavar="FILE", help="a .xlsx, .csv, .jsonl or .parquet"
     )
     command.add_argument(
-        "--column", type=text, default="사람문장1", metavar="NAME", help="of the input's texts"
+        "--column",
+        type=text,
+        metavar="NAME",
+        help="of the input's texts; without, the first that the model was trained on",
     )
     command.add_argument("--output", type=path, metavar="FILE", help="the same, to write")
 
@@ -160,7 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--model", default="models:/storyflower@champion", help="of MLflow's registry, or a folder"
     )
     command.add_argument("--input", required=True, metavar="IN", help="Parquet: a file or a folder")
-    command.add_argument("--column", default="사람문장1", metavar="NAME", help="of the texts")
+    command.add_argument("--column", metavar="NAME", help="of the texts; as with predict")
     command.add_argument("--output", required=True, metavar="OUT", help="the folder to write")
     command.add_argument(
         "--master", default="local[2]", help="Spark's: local[CORES], spark://HOST:PORT, yarn, k8s"
@@ -369,7 +372,7 @@ def folder_of(model: str) -> Path:
     return resolve(model)
 
 
-def check_words(sentences: Sequence[str], column: str) -> None:
+def check_words(sentences: Sequence[str], column: str | None) -> None:
     """Raise InputError for arguments that are not sentences; the message does not repeat them."""
     for number, sentence in enumerate(sentences, start=1):
         if not is_utf8(sentence):
@@ -382,7 +385,7 @@ def check_words(sentences: Sequence[str], column: str) -> None:
                 f"sentence {number} is the name of a file; predict --input FILE --output FILE "
                 "reads a table, and predict < FILE a text, one sentence a line"
             )
-    if not is_utf8(column):
+    if not is_utf8(column or ""):
         raise InputError("--column is not UTF-8; set the terminal to UTF-8")
 
 

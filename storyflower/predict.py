@@ -20,11 +20,12 @@ import torch
 
 from storyflower import diary as cutting
 from storyflower.common.errors import InputError
+from storyflower.common.files import read_json
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement, choose
-from storyflower.model.folder import load_classifier
+from storyflower.model.folder import damaged, load_classifier
 from storyflower.model.forward import UNPADDED
 from storyflower.model.packed import pack
 from storyflower.sheets import sheet
@@ -338,6 +339,19 @@ def finish(steps: Steps[Answer], scores: Scores) -> Answer:
     except StopIteration as end:
         return end.value
     raise RuntimeError("an answer asked for texts twice")
+
+
+def text_column(folder: Path) -> str:
+    """The first text column of a classifier's corpus; AI Hub's, where the folder names none."""
+    file = folder / "classifier.json"
+    document = read_json(file, missing={})
+    try:
+        columns = document.get("params", {}).get("text_columns", "사람문장1")
+        first = columns if isinstance(columns, str) else columns[0]
+        first.encode()
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise damaged(file, "params.text_columns is no list of headers") from None
+    return first
 
 
 def check_share(unsure_below: float) -> None:

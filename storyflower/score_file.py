@@ -30,7 +30,7 @@ from storyflower.common import locks
 from storyflower.common.errors import InputError, disk_fault
 from storyflower.common.files import read_json, remove, replacing, sha256, write_json
 from storyflower.model.folder import digest
-from storyflower.predict import MOSTLY, Classifier, check_share
+from storyflower.predict import MOSTLY, Classifier, check_share, text_column
 from storyflower.sheets import sheet, write
 from storyflower.sheets.records import Parquet, Records, Spreadsheet, open_records
 
@@ -54,13 +54,14 @@ def score_file(
     *,
     folder: Path,
     source: Path,
-    column: str,
+    column: str | None,
     output: Path,
     unsure_below: float = 0.0,
     precision: str = "fp32",
 ) -> Scored:
     """Score one column of a file; write all its columns, `label` and `p(class)` of each class.
 
+    `column` None is the first that the classifier was trained on.
     A row whose text says nothing gets neither. A text longer than the model's max_len is read
     whole, as Classifier.read does. Prints notes on standard error, and a progress bar if that is a
     terminal. Raises InputError for bad input before anything is scored; the old output then stays.
@@ -68,6 +69,7 @@ def score_file(
     check_share(unsure_below)
     check_paths(source, output)
     stamp = stamp_of(source)
+    column = column or text_column(folder)
     records = open_records(source, column)
     if isinstance(records, Parquet) and output.suffix.lower() != ".parquet":
         records.check_types()

@@ -83,7 +83,7 @@ def score(
     *,
     model: str,
     source: str,
-    column: str,
+    column: str | None,
     output: str,
     master: str = "local[2]",
     partitions: int | None = None,
@@ -92,13 +92,15 @@ def score(
 ) -> Scored:
     """Score one column of `source` and write `output`, which appears whole or not at all.
 
-    `model`, `source` and `output` are URIs or paths that MLflow and Spark know. `partitions`
-    spreads the rows evenly over so many tasks, and their order is lost; None leaves them as they
-    lie in the files. `settings` are Spark's and win over ours. Raises InputError for bad input and
-    for a job that failed; the output that was there before is then still there.
+    `column` None is the first that the classifier was trained on. `model`, `source` and `output`
+    are URIs or paths that MLflow and Spark know. `partitions` spreads the rows evenly over so many
+    tasks, and their order is lost; None leaves them as they lie in the files. `settings` are
+    Spark's and win over ours. Raises InputError for bad input and for a job that failed; the output
+    that was there before is then still there.
     """
     check_installed()
     check_model(model)
+    column = column or column_of(model)
     with session(master, settings) as spark:
         return score_in(
             spark,
@@ -186,6 +188,21 @@ def check_model(model: str) -> None:
         raise InputError(f"{model}: {tracking.one_line(error)}") from None
     if not (signature and signature.outputs and "label" in signature.outputs.input_names()):
         raise InputError(f"{model}: was not made by python -m storyflower register")
+
+
+def column_of(model: str) -> str:
+    """The first text column of a registered classifier's corpus; check_model has passed it."""
+    import mlflow
+
+    from storyflower.predict import text_column
+
+    facts = mlflow.models.get_model_info(model).flavors["python_function"]
+    place = facts["artifacts"]["classifier"]["path"]
+    with tempfile.TemporaryDirectory() as scratch:
+        file = mlflow.artifacts.download_artifacts(
+            f"{model.rstrip('/')}/{place}/classifier.json", dst_path=scratch
+        )
+        return text_column(Path(file).parent)
 
 
 def quoted(name: str) -> str:

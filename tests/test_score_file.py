@@ -24,7 +24,7 @@ import pytest
 from storyflower import Classifier, score_file
 from storyflower.__main__ import main
 from storyflower.common import locks
-from storyflower.common.errors import exit_with_line
+from storyflower.common.errors import InputError, exit_with_line
 from tests.support import ROOT
 
 FORMATS = [".xlsx", ".csv", ".jsonl", ".parquet"]
@@ -477,7 +477,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from storyflower import Classifier, score_file
-from storyflower.common.errors import exit_with_line
+from storyflower.common.errors import InputError, exit_with_line
 
 class Slow(Classifier):
     left = 3
@@ -607,7 +607,6 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("a.csv", (CSV + "은밀한,b,c,d\n").encode(), "row 3: it has 4 fields and the header (row 1) 2"),
     ("a.csv", CSV.replace("일기", "글").encode(), "no column 일기; found "),
     ("a.csv", CSV.replace("메모", "일기").encode(), "2 columns named 일기; keep one"),
-    ("a.csv", (CSV + HEAD).encode(), "row 3: a second header"),
     ("a.jsonl", b"", "the file is empty; expected one JSON object a line"),
     ("a.jsonl", LINE.encode() + b'{"a": "\xff"}\n', "row 2: not utf-8"),
     ("a.jsonl", (LINE + "[1]\n").encode(), "row 2: no JSON object (no object)"),
@@ -693,6 +692,39 @@ def test_what_a_workbook_cannot_hold_is_said_first(
     assert score("a.jsonl", "b.xlsx")[2] == [
         "error: b.xlsx: a sheet ends at row 1; write a .csv",
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "read"),
+    [
+        (["비고", "일기"], "비고"),
+        ("일기", "일기"),
+        (None, "사람문장1"),  # a classifier from before the key
+        ([], "damaged"),
+    ],
+)
+def test_the_column_that_the_classifier_was_trained_on(
+    classifier: Path, tmp_path: Path, columns: object, read: str
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(classifier, own)
+    document = json.loads((own / "classifier.json").read_text(encoding="utf-8"))
+    document["params"].pop("text_columns", None)
+    if columns is not None:
+        document["params"]["text_columns"] = columns
+    (own / "classifier.json").write_text(json.dumps(document), encoding="utf-8")
+    rows = [["합격했어", "따지고 싶어", ""]]
+    source = write_input(tmp_path / "in.csv", rows, ["사람문장1", "일기", "비고"])
+    words = ["predict", "--model", str(own), "--input", str(source), "--output"]
+    output = tmp_path / "out.csv"
+    if read == "damaged":
+        with pytest.raises(InputError, match="classifier.json: damaged"):
+            main([*words, str(output)])
+        return
+    main([*words, str(output)])
+    given = tmp_path / "given.csv"
+    main([*words, str(given), "--column", read])
+    assert output.read_bytes() == given.read_bytes()
 
 
 @pytest.mark.parametrize(

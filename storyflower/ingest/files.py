@@ -2,7 +2,7 @@
 
 In: a folder in any of AI Hub's layouts, or one with your own tables.
 Out: the files of Training and of Validation, each in the order of their names. Files that name
-neither split are Training's if no file names one.
+neither split are Training's if no file names one, and else not read, which a note says.
 Not supported: a split's name in another language.
 """
 
@@ -19,8 +19,10 @@ from storyflower.sheets.read import check_readable
 from storyflower.sheets.sheet import note
 
 SUFFIXES = (".xlsx", ".csv", ".tsv", ".json", ".jsonl")
-# Words in a file's or folder's name by which people set rows aside
-SET_ASIDE = re.compile("(?<![a-z])(test|valid|val|dev|eval)(?![a-z])|검증|테스트")
+# Words in a file's or folder's name by which people set rows aside: not latest, contest, values
+SET_ASIDE = re.compile(
+    "(?<![a-z])(test|valid|eval|hold.?out|(val|dev)s?(set|data)?(?![a-z]))|검증|테스트|평가|시험"
+)
 
 
 def find_files(folder: Path, may_draw: bool = False) -> dict[str, list[Path]]:
@@ -29,7 +31,8 @@ def find_files(folder: Path, may_draw: bool = False) -> dict[str, list[Path]]:
     A file belongs to the split named in its own name, or else in the nearest parent folder up to
     `folder`. Names are compared in NFC and ignoring case, since unzip on macOS writes NFD. With
     `may_draw`, Validation may have no file, and if no file names a split, all are Training's.
-    Raises InputError if a split has no file, or one file twice.
+    Raises InputError if a split has no file, if a file may be the Validation that is missing, and
+    if one file is there twice.
     """
     if not folder.is_dir():
         raise InputError(
@@ -47,24 +50,34 @@ def find_files(folder: Path, may_draw: bool = False) -> dict[str, list[Path]]:
         if len(named) > 1:
             raise InputError(f"{folder / path}: names both splits; give each its own file")
     files = {split: [path for path in tables if split in tables[path]] for split in SPLITS}
+    others = [path for path, named in tables.items() if not named]
     if may_draw and not files["Validation"]:
-        others = [path for path, named in tables.items() if not named]
         refuse_set_aside(folder, [*files["Training"], *others])
-        if not files["Training"]:
-            files["Training"] = others
-        elif others:
-            names = ", ".join(map(str, others[:10]))
-            note(f"{folder}: not read, for their names say neither split: {names}")
+        if files["Training"] and others:
+            raise InputError(
+                f"{folder}: no Validation file, and no split is named by {listed(others)}; write "
+                "'Training' or 'Validation' into that name, or move the file away"
+            )
+        if len(others) > 1:
+            note(f"{folder}: read as Training, for no name says a split: {listed(others)}")
+        files["Training"] = files["Training"] or others
+    elif others and all(files.values()):
+        note(f"{folder}: not read, for their names say neither split: {listed(others)}")
     for split in SPLITS:
         if not files[split] and not (may_draw and split == "Validation"):
-            names = ", ".join(map(str, present[:10])) or "nothing"
             hint = "; or set validation_share in params.yaml, such as 0.1"
             raise InputError(
                 f"{folder}: no {split} file ({', '.join(SUFFIXES)} with {split!r} in its name or "
-                f"its folder's); found {names}{hint * (split == 'Validation')}"
+                f"its folder's); found {listed(present)}{hint * (split == 'Validation')}"
             )
-        refuse_twins(folder, files[split])
+    refuse_twins(folder, files)
     return {split: [folder / path for path in paths] for split, paths in files.items()}
+
+
+def listed(paths: list[Path]) -> str:
+    """The first ten paths, and how many more there are."""
+    more = f" and {len(paths) - 10} more" * (len(paths) > 10)
+    return ", ".join(map(str, paths[:10])) + more or "nothing"
 
 
 def refuse_set_aside(folder: Path, paths: list[Path]) -> None:
@@ -77,10 +90,11 @@ def refuse_set_aside(folder: Path, paths: list[Path]) -> None:
             )
 
 
-def refuse_twins(folder: Path, paths: list[Path]) -> None:
-    """Raise InputError if two files of a split are equal to the byte."""
+def refuse_twins(folder: Path, files: dict[str, list[Path]]) -> None:
+    """Raise InputError if two files, of one split or of both, are equal to the byte."""
+    split_of = {path: split for split, paths in files.items() for path in paths}
     by_size: dict[int, list[Path]] = {}
-    for path in paths:
+    for path in split_of:
         by_size.setdefault((folder / path).stat().st_size, []).append(path)
     for alike in by_size.values():
         seen: dict[str, Path] = {}
@@ -88,7 +102,11 @@ def refuse_twins(folder: Path, paths: list[Path]) -> None:
             check_readable(folder / path)
             twin = seen.setdefault(sha256(folder / path), path)
             if twin != path:
-                raise InputError(f"{folder}: {twin} and {path} are one file twice; keep one")
+                both = ", and Validation would be learned by heart"
+                raise InputError(
+                    f"{folder}: {twin} and {path} are one file twice"
+                    f"{both * (split_of[twin] != split_of[path])}; keep one"
+                )
 
 
 def files_below(folder: Path) -> Iterator[Path]:

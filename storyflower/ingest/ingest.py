@@ -40,6 +40,7 @@ from storyflower.sheets.sheet import (
     cell_string,
     cell_text,
     folded,
+    is_visible,
     says_nothing,
 )
 
@@ -86,7 +87,7 @@ def ingest(
                 tallies[split].note_what_is_odd()
         if not files["Validation"]:
             whole = tallies["Training"]
-            drawn = draw(whole.hashes(), whole.classes(), validation_share, seed)
+            drawn = draw(whole.hashes(), whole.classes_by_name(), validation_share, seed)
             if not drawn.any():
                 raise InputError(
                     f"{folder}: no Validation file, and no row can become Validation, because no "
@@ -159,7 +160,8 @@ def class_of(label: str, fine: str, names: Names) -> tuple[str, str, str]:
     label.encode()
     label, fine = folded(label) if names.own_label else label_name(label), label_name(fine)
     fault = ""
-    if says_nothing(label):
+    # Among your own labels, none, NA and - may be classes.
+    if not is_visible(label) if names.own_label else says_nothing(label):
         fault = f"label {label!r}" if label.lower() in NOTHING else f"no {names.label}"
     elif says_nothing(fine):
         if names.target == "fine":

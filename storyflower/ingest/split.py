@@ -1,8 +1,9 @@
 """Which rows become Validation where no file is: stratified by class, no text on both sides.
 
-In: a hash of each row's text and the number of its class. No text is needed.
+In: a hash of each row's text and the number of its class, in the order of the classes' names. No
+text is needed.
 Out: a mask of the rows. It depends on the texts, the classes and the seed, not on the order of the
-files, so most texts stay on their side when rows are added.
+rows and files, so most texts stay on their side when rows are added.
 """
 
 import numpy as np
@@ -15,10 +16,9 @@ def draw(hashes: np.ndarray, classes: np.ndarray, share: float, seed: int) -> np
     two or more texts has one on each side, unless texts with several classes prevent it. Training
     has every class. If no class has two texts, no row is chosen.
     """
-    texts, first, text_of, sizes = np.unique(
-        hashes, return_index=True, return_inverse=True, return_counts=True
-    )
-    own = classes[first]  # (texts,) a text with several classes counts as its first row's
+    texts, text_of, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
+    own = np.full(len(texts), 2**16 - 1, dtype=np.uint16)
+    np.minimum.at(own, text_of, classes)  # (texts,) of several classes, the first one's
     order = np.lexsort((mixed(texts ^ mixed(np.array([seed], np.uint64))), own))
     chosen = np.zeros(len(texts), dtype=bool)
     for members in np.split(order, np.flatnonzero(np.diff(own[order])) + 1):

@@ -15,11 +15,13 @@ import numpy as np
 from storyflower.common.errors import InputError
 from storyflower.ingest.aihub import FINE
 from storyflower.ingest.columns import Names
+from storyflower.ingest.split import mixed
 from storyflower.interim.labels import MAX_CLASSES
 from storyflower.sheets.sheet import AI_HUB, MAX_NAMED, NoTextCells, Sheet, note
 
-# Share of a file's texts, standing in the files before it, at which they must be the same rows
-SAME_ROWS = 0.9
+# Share of a file's rows, standing in the files before it under the same class, at which the file is
+# an export of those; and the fewest rows of which that is certain
+SAME_ROWS, FEWEST = 0.9, 50
 
 
 @dataclass
@@ -129,6 +131,11 @@ class Tally:
         """uint16 (rows,), not a copy"""
         return np.asarray(self.class_numbers, dtype=np.uint16)
 
+    def classes_by_name(self) -> np.ndarray:
+        """uint16 (rows,), the classes numbered in the order of their names, not of the rows"""
+        number = {name: number for number, name in enumerate(sorted(self.known))}
+        return np.array([number[name] for name in self.known], np.uint16)[self.classes()]
+
     def counts(self, rows: slice = slice(None)) -> np.ndarray:
         """The rows of each class, (classes,)."""
         return np.bincount(self.classes()[rows], minlength=len(self.known))
@@ -176,9 +183,19 @@ class Tally:
                     f"{file.sheet.where}: {file.equal_texts} of its {file.kept} texts also stand "
                     f"in the files before it ({max(shared)} in {most.sheet.where}); "
                 )
-                if file.equal_texts >= SAME_ROWS * file.kept:
-                    raise InputError(f"{said}keep one file")
+                most_equal = file.equal_texts >= SAME_ROWS * file.kept
+                if file.kept >= FEWEST and most_equal and self._repeats(file):
+                    raise InputError(f"{said}their labels are the same; keep one file")
                 note(f"{said}if they are the same rows, remove them from one")
+
+    def _repeats(self, file: FileTally) -> bool:
+        """Whether its texts also stand in the files before it under the same classes."""
+
+        def pairs(rows: slice) -> np.ndarray:
+            return self.hashes()[rows] ^ mixed(self.classes()[rows].astype(np.uint64))
+
+        before = np.sort(pairs(slice(0, file.start)))
+        return number_in(pairs(file.place), before) >= SAME_ROWS * file.kept
 
     def _note_other_classes(self) -> None:
         """Of a file that has none of the classes before it: are its labels another column's?"""

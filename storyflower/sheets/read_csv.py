@@ -25,6 +25,9 @@ MAX_RECORD = 2**22  # characters in a line of csv or jsonl, or in an item of jso
 HEAD = 2**20  # the header must be within this many characters
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 QUOTES = "\"'"
+# Share of rows with a quoted field above which a tab-separated file was written by a program that
+# quotes: nearly 1 there, 0.0002 in a corpus of film reviews that quotes nothing
+MANY_QUOTED = 0.1
 SEP = re.compile('"?sep=([^\\s"\']|\t)"? *[\r\n]', re.IGNORECASE)  # Excel's optional first line
 
 
@@ -148,14 +151,22 @@ def quotes_are_text(path: Path, encoding: str, dialect: Dialect, head: Header) -
     """Whether a file is one row a line, and would not be if its quotes enclosed fields.
 
     Programs that write tabs often quote nothing. Then a text that begins with a quote would break
-    the reading, or swallow the rows up to the next quote.
+    the reading, or swallow the rows up to the next quote. A broken row among quoted ones is told
+    from that by the others: a program that quotes does so in most rows, or where a field needs it.
     """
-    lines, quoted = 0, False
+    quote = dialect.quotechar
+    enclosed = re.compile(f"{quote}(?:[^{quote}]|{quote}{quote})+{quote}", re.DOTALL)
+    lines = quoted = in_need = broken = 0
     for lines, cells in records(path, encoding, Dialect(dialect.delimiter, None)):
         if lines > head.row and cells and len(cells) != len(head.cells):
             return False
-        quoted = quoted or any(cell.startswith(dialect.quotechar) for cell in cells)
-    if not quoted:
+        begun = [cell for cell in map(str.rstrip, cells) if cell.startswith(quote)]
+        begun = [cell for cell in begun if cell != quote * 2]  # says nothing either way
+        quoted += any(cell.endswith(quote) and len(cell) > 1 for cell in begun)
+        whole = [cell for cell in begun if enclosed.fullmatch(cell)]
+        in_need += sum(re.search(f"[,;{quote}]", cell[1:-1]) is not None for cell in whole)
+        broken += len(begun) - len(whole)
+    if quoted > MANY_QUOTED * lines or in_need > broken:
         return False
     try:
         return sum(1 for _ in records(path, encoding, dialect)) < lines

@@ -144,12 +144,14 @@ def cell_text(sheet: Sheet, number: int, column: int, cells: list) -> str:
 def cell_string(sheet: Sheet, number: int, column: int, cells: list) -> str:
     """A cell as stripped text, "" when empty.
 
-    Raises NoTextError for a number, date or truth value, and InputError for a second header.
+    Raises NoTextError for a number, date or truth value, and InputError for a second header with
+    AI Hub's names.
     """
     cell = cells[column] if column < len(cells) else ""
     if isinstance(cell, str):
         text = cell.strip()
-        if text == sheet.columns[column] and text:
+        # Another header may be a word that is also a text; ingest compares its whole rows.
+        if text == sheet.columns[column] and AI_HUB.fullmatch(text):
             raise InputError(
                 f"{sheet.where}, {sheet.row_word} {number}: a second header; were two files put "
                 "together? Remove the row"

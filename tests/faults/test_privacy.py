@@ -217,7 +217,7 @@ def test_a_command_writes_for_its_owner_alone(tmp_path: Path, monkeypatch) -> No
 
 def test_the_table_is_the_owners_alone_whoever_calls(fails, tmp_path: Path) -> None:
     """Without a command around it, whose umask would see to it."""
-    write_csv(tmp_path / "data/mine/Training.csv", [LABELS, GOOD])
+    write_csv(tmp_path / "data/mine/Training.csv", [LABELS, GOOD, GOOD])
     table, before = tmp_path / "dialogues.parquet", os.umask(0o022)
     try:
         options = {"turns": 2, "target": "major", "max_dropped": 0.0}

@@ -132,7 +132,8 @@ def test_a_bad_byte_in_utf_8_that_is_cp949_by_chance(tmp_path: Path) -> None:
 
 
 def test_second_header_in_a_file_to_predict(tmp_path: Path) -> None:
-    sheet = open_sheet(write(tmp_path / "diary.csv", "문장", "기뻐", "문장", "슬퍼"), {"문장"})
+    name = "사람문장1"
+    sheet = open_sheet(write(tmp_path / "diary.csv", name, "기뻐", name, "슬퍼"), {name})
     with pytest.raises(InputError, match="row 3: a second header"):
         _ = [cell_text(sheet, number, 0, cells) for number, cells in sheet.rows]
 

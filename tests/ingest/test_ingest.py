@@ -118,7 +118,10 @@ def write_jsonl(path: Path, items: list) -> Path:
 
 
 def good_sheet(path: Path) -> Path:
-    return write_workbook(path, rows_for(HEADER))
+    """The rows above, and the path in a cell that is not read: no two of these files are equal."""
+    rows = rows_for(HEADER)
+    rows[0][HEADER.index("연령")] = str(path)
+    return write_workbook(path, rows)
 
 
 def ingest(folder: Path, **options: object) -> dict:
@@ -497,12 +500,14 @@ def test_folder_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_workbook_and_label_json_of_one_split(folder: Path) -> None:
     """AI Hub's two folders have the same dialogues."""
-    workbook = good_sheet(folder / "Training/원천데이터/감성대화.xlsx")
+    cells = [(*CELLS[n % 4][:2], f"{n}번째 글", None, None) for n in range(60)]
+    book = write_workbook(folder / "Training/원천데이터/감성대화.xlsx", rows_for(HEADER, cells))
     (folder / "Training/라벨링데이터").mkdir()
-    labels = write_json(folder / "Training/라벨링데이터/감성대화.json", json_items())
+    labels = folder / "Training/라벨링데이터/감성대화.json"
+    write_json(labels, json_items(CODES * 15, cells))
     assert refusal(folder) == (
-        f"{workbook}, sheet 'Sheet1': 4 of its 4 texts also stand in the files before it "
-        f"(4 in {labels}); keep one file"
+        f"{book}, sheet 'Sheet1': 60 of its 60 texts also stand in the files before it "
+        f"(60 in {labels}); their labels are the same; keep one file"
     )
 
 

@@ -93,6 +93,15 @@ def test_one_file_twice(folder: Path, split: str) -> None:
     assert [file["source"] for file in files] == [str(copy), str(folder / f"{split}.csv")]
 
 
+def test_one_file_for_both_splits(folder: Path) -> None:
+    path = two_columns(folder / "Training.csv", numbered(0, 6))
+    (folder / "Validation.csv").write_bytes(path.read_bytes())
+    assert refusal(folder, **OWN) == (
+        f"{folder}: Training.csv and Validation.csv are one file twice, and Validation would be "
+        "learned by heart; keep one"
+    )
+
+
 def test_equal_texts_of_two_files_are_counted(folder: Path, capsys: pytest.CaptureFixture) -> None:
     first = two_columns(folder / "Training-1.csv", numbered(0, 9))
     second = two_columns(folder / "Training-2.csv", [*numbered(6, 12), ("8번째  글", "중립")])
@@ -104,6 +113,36 @@ def test_equal_texts_of_two_files_are_counted(folder: Path, capsys: pytest.Captu
     )
     files = report["splits"]["Training"]["files"]
     assert [file["texts_also_in_earlier_files"] for file in files] == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "refused"),
+    [
+        (numbered(0, 49), "0", False),  # too few to be certain
+        (numbered(0, 60), "0", True),
+        ([*numbered(0, 54), *numbered(60, 66)], "0", True),
+        ([*numbered(0, 53), *numbered(60, 67)], "0", False),
+        (numbered(0, 60), "2", False),  # another annotator, who differs in a third of them
+    ],
+)
+def test_a_file_that_repeats_another(
+    folder: Path,
+    rows: list[tuple[str, str]],
+    labels: str,
+    refused: bool,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    two_columns(folder / "Training-1.csv", numbered(0, 60))
+    rows = [(text, labels if label == "0" else label) for text, label in rows]
+    second = two_columns(folder / "Training-2.csv", rows[::-1])
+    two_columns(folder / "Validation.csv", numbered(90, 99))
+    if refused:
+        said = refusal(folder, **OWN)
+        assert said.endswith("; their labels are the same; keep one file")
+    else:
+        ingest(folder, **OWN)
+        said = capsys.readouterr().err.removeprefix("note: ")
+    assert said.startswith(f"{second}: ")
 
 
 def test_labels_of_another_column_are_noted(folder: Path, capsys: pytest.CaptureFixture) -> None:
@@ -135,7 +174,7 @@ def test_a_class_of_one_row_names_its_file(folder: Path, capsys: pytest.CaptureF
         ("document,label", ", row 3: a second header"),
         ("label,document", ", row 3: a second header"),
         (",", ": 1 of 2 rows unusable"),
-        ("가,None", ": 1 of 2 rows unusable (1 with label 'None'"),
+        ("가,\u3164", ": 1 of 2 rows unusable (1 with no label; first row 3: no label)"),
         ("가,", ": 1 of 2 rows unusable (1 with no label; first row 3: no label)"),
     ],
 )
@@ -182,6 +221,29 @@ def test_columns_of_any_name(folder: Path) -> None:
     assert texts(folder)[0] == "Training에 첫 글 x"
     ingest(folder, **names, turns=1, max_dropped=0.5)
     assert texts(folder) == ["Training에", "셋째"]
+
+
+def test_labels_that_are_words_for_nothing(folder: Path) -> None:
+    names = ["none", "NA", "null", "-", "nan"]
+    for split in ("Training", "Validation"):
+        two_columns(folder / f"{split}.csv", [(f"{split}의 {name}", name) for name in names])
+    report = ingest(folder, **OWN)
+    assert report["splits"]["Training"]["dropped"] == {}
+    assert [row["label"] for row in table(folder)] == names
+
+
+def test_a_cell_that_is_its_column_s_name(folder: Path) -> None:
+    """A word such as 제목 may be a text; only a row of nothing but headers is a second one."""
+    for split in ("Training", "Validation"):
+        write(folder / f"{split}.csv", "제목,내용,label", "제목,정말 좋아요,1", f"글,{split},label")
+    names = {"text_columns": ["제목", "내용"], "label_column": "label"}
+    ingest(folder, **names)
+    assert texts(folder) == ["제목 정말 좋아요", "글 Training"]
+    path = write(folder / "Training.csv", "제목,내용,label", "가,나,1", "제목,내용,label")
+    for output in folder.parent.iterdir():
+        if output.is_file():
+            output.unlink()
+    assert refusal(folder, **names).startswith(f"{path}, row 3: a second header")
 
 
 def test_a_text_column_that_turns_leaves_out(folder: Path, capsys: pytest.CaptureFixture) -> None:
@@ -290,6 +352,38 @@ def test_quotes_are_text_where_they_enclose_nothing(
     )
 
 
+def test_a_few_texts_in_quotes_among_many_without(folder: Path) -> None:
+    some = ['"최고" 라는 말이 "아깝지 않다"', '"명작"', '"정말 좋은 영화"', '""', '"이건" 영화라고']
+    for split in ("Training", "Validation"):
+        lines = [*some, *(f"{split}의 {n}번째 글" for n in range(95))]
+        write(folder / f"{split}.tsv", "document\tlabel", *(f"{line}\t1" for line in lines))
+    ingest(folder, **OWN)
+    assert texts(folder, "Validation") == lines
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f'"말 {n}, 예"\t"긍정"' for n in range(40)],  # everything is quoted
+        [f'"말 {n}"\t긍정' for n in range(40)],  # the texts are
+        [f"말 {n}\t긍정" for n in range(200)] + ['"그는 ""말"" 했다"\t긍정'] * 2,  # in need only
+        [f"말 {n}\t긍정" for n in range(200)] + ['"말, 예"\t긍정'] * 2,
+    ],
+)
+def test_a_broken_row_of_a_quoted_file(folder: Path, lines: list[str]) -> None:
+    for split in ("Training", "Validation"):
+        write(folder / f"{split}.tsv", "document\tlabel", f"{split}\t긍정", *lines)
+    ingest(folder, **OWN)
+    assert '"' not in "".join(texts(folder)).replace('그는 "말" 했다', "")
+    assert {row["label"] for row in table(folder)} == {"긍정"}
+    for output in folder.parent.iterdir():
+        if output.is_file():
+            output.unlink()
+    path = folder / "Validation.tsv"
+    write(path, "document\tlabel", *lines, '"잘못" 쓴 줄\t긍정', *lines)
+    assert refusal(folder, **OWN).startswith(f"{path}, row {len(lines) + 2}: broken csv")
+
+
 def test_quotes_around_a_field_with_a_tab_or_a_line_break(folder: Path) -> None:
     for split in ("Training", "Validation"):
         write(folder / f"{split}.tsv", "document\tlabel", f'"{split}\n""둘\t"""\t0', '"셋"\t1')
@@ -345,6 +439,16 @@ def test_what_is_drawn_depends_on_the_seed_alone(folder: Path) -> None:
     assert set(texts(folder, "Validation")) == set(first)
 
 
+def test_what_is_drawn_of_texts_with_several_classes(folder: Path) -> None:
+    rows = [*numbered(0, 60), *((text, "0") for text, _ in numbered(0, 40))]
+    two_columns(folder / "mine.csv", rows)
+    ingest(folder, **DRAWN)
+    first = sorted(texts(folder, "Validation"))
+    two_columns(folder / "mine.csv", rows[::-1])
+    ingest(folder, **DRAWN)
+    assert sorted(texts(folder, "Validation")) == first
+
+
 def test_equal_texts_are_never_on_both_sides(folder: Path) -> None:
     spellings = ["하나 둘", "하나  둘", "하나\u200b 둘"]
     rows = [(spelling, str(n % 2)) for n, spelling in enumerate(spellings * 4)]
@@ -380,6 +484,7 @@ def test_draw(rows: list[tuple[int, int]], share: float, seed: int) -> None:
     assert drawn.shape == classes.shape
     assert not set(hashes[drawn]) & set(hashes[~drawn])
     assert set(classes[~drawn]) == set(classes)
+    assert draw(hashes[::-1], classes[::-1], share, seed)[::-1].tolist() == drawn.tolist()
 
 
 @settings(deadline=None, max_examples=50)
@@ -431,14 +536,52 @@ def test_folders_that_are_refused(
     assert refusal(folder, **{**DRAWN, **options}).startswith(message.format(folder))
 
 
-def test_a_file_of_neither_name_beside_training(
-    folder: Path, capsys: pytest.CaptureFixture
-) -> None:
-    two_columns(folder / "Training.csv", numbered(0, 30))
-    two_columns(folder / "latest.csv", numbered(30, 60))
-    assert ingest(folder, **DRAWN)["drawn"]["of"] == 30
+@pytest.mark.parametrize(
+    "name",
+    ["testset", "tests", "validset", "valset", "dev", "holdout", "hold-out", "평가", "evaluation"],
+)
+def test_a_file_that_is_set_aside(folder: Path, name: str) -> None:
+    two_columns(folder / "data.csv", numbered(0, 9))
+    path = two_columns(folder / f"{name}.csv", numbered(9, 18))
+    assert refusal(folder, **DRAWN) == (
+        f"{path}: its name says that it is set aside; write 'Validation' into it and 'Training' "
+        "into the names of the others, or remove it"
+    )
+
+
+def test_files_that_name_no_split_are_listed(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    names = ["contest.csv", "device.csv", "latest.csv", "values.csv"]
+    for number, name in enumerate(names):
+        two_columns(folder / name, numbered(9 * number, 9 * number + 9))
+    assert ingest(folder, **DRAWN)["drawn"]["of"] == 36
     assert capsys.readouterr().err == (
-        f"note: {folder}: not read, for their names say neither split: latest.csv\n"
+        f"note: {folder}: read as Training, for no name says a split: {', '.join(names)}\n"
+    )
+
+
+@pytest.mark.parametrize("options", [OWN, DRAWN])
+def test_files_of_neither_name_beside_both_splits(
+    folder: Path, options: dict, capsys: pytest.CaptureFixture
+) -> None:
+    for number, name in enumerate(["Training_1", "Validation", *(f"x{n}" for n in range(10, 22))]):
+        two_columns(folder / f"{name}.csv", numbered(9 * number, 9 * number + 9))
+    assert ingest(folder, **options)["splits"]["Training"]["read"] == 9
+    names = ", ".join(f"x{n}.csv" for n in range(10, 20))
+    assert capsys.readouterr().err == (
+        f"note: {folder}: not read, for their names say neither split: {names} and 2 more\n"
+    )
+
+
+def test_a_name_that_may_be_validation_misspelled(folder: Path) -> None:
+    two_columns(folder / "Training.csv", numbered(0, 30))
+    two_columns(folder / "Validaton.csv", numbered(30, 60))
+    message = refusal(folder, **DRAWN)
+    # "valid" is found in it; a name without is refused as well.
+    assert message.startswith(f"{folder / 'Validaton.csv'}: its name says that it is set aside")
+    (folder / "Validaton.csv").rename(folder / "Vaildation.csv")
+    assert refusal(folder, **DRAWN) == (
+        f"{folder}: no Validation file, and no split is named by Vaildation.csv; write 'Training' "
+        "or 'Validation' into that name, or move the file away"
     )
 
 

@@ -70,7 +70,7 @@ def build(folder: Path, training: list, validation: list, target: str = "major")
     for split, pairs in (("Training", training), ("Validation", validation)):
         lines = [
             "감정_대분류,감정_소분류,사람문장1",
-            *(f"{major},{fine},가" for major, fine in pairs),
+            *(f"{major},{fine},{split}의 글" for major, fine in pairs),
         ]
         (folder / f"{split}.csv").write_text("\n".join(lines), encoding="utf-8")
     table = folder / "out" / "dialogues.parquet"

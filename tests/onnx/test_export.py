@@ -214,7 +214,7 @@ def cp949(root: Path) -> dict:
 def other_labels(root: Path) -> dict:
     rows = [[*row[:5], "놀람", *row[6:]] for row in dialogue_rows(9, seed=1)]
     write_workbook(root / "other/Training.xlsx", rows)
-    write_workbook(root / "other/Validation.xlsx", rows)
+    write_workbook(root / "other/Validation.xlsx", rows[::-1])
     return {"corpus": root / "other"}
 
 

@@ -106,8 +106,9 @@ def write_corpora(root: Path, ratings: list[list[str]], emotions: list[list[str]
     chat = [["Q", "A", "label"], ["배고파,\n정말", "드세요", "0"]]
     write_gz(root / "chat/ChatbotData.csv.gz", chat, ",")
     write_gz(root / "goemo/train.tsv.gz", [*EMOTIONS, *emotions], "\t")
-    for split in ("Training", "Validation"):
-        write_workbook(root / f"corpus/{split}.xlsx", dialogue_rows(6, seed=1))
+    rows = dialogue_rows(6, seed=1)
+    write_workbook(root / "corpus/Training.xlsx", rows)
+    write_workbook(root / "corpus/Validation.xlsx", rows[::-1])
     places = [f"--{name}={root / name}" for name in ("nsmc", "chat", "goemo", "corpus")]
     return ["corpora", *places, f"--output={root / 'new/texts'}"]
 

@@ -1,13 +1,18 @@
 """What python -m storyflower spark refuses before it starts Java; these need no pyspark."""
 
+import contextlib
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from storyflower import spark
+from storyflower import registry, spark
+from storyflower.__main__ import main
 from storyflower.common.errors import InputError
+from storyflower.model.folder import digest
 
 PYSPARK = "has no package pyspark; type: pip install -r requirements-spark.txt"
 
@@ -67,6 +72,30 @@ def test_the_model_is_missing(with_pyspark, monkeypatch, tmp_path, model, expect
     Path("here").mkdir()
     line = refused(model=model)
     assert expected in line and "\n" not in line
+
+
+@pytest.mark.parametrize("given", [[], ["--column=글"]])
+def test_the_column_that_the_classifier_was_trained_on(
+    with_pyspark, monkeypatch, classifier, tmp_path, given
+):
+    own, model = tmp_path / "own", tmp_path / "model"
+    shutil.copytree(classifier, own)
+    document = json.loads((own / "classifier.json").read_text(encoding="utf-8"))
+    document["params"]["text_columns"] = ["본문", "제목"]
+    (own / "classifier.json").write_text(json.dumps(document), encoding="utf-8")
+    labels = document["labels"]
+    registry.save_pyfunc(model, model=own, classifier=digest(own), labels=labels)
+    monkeypatch.setenv("JAVA_HOME", java(tmp_path, "echo 'openjdk version \"17.0.1\"' >&2"))
+    monkeypatch.setattr(spark, "session", lambda *_: contextlib.nullcontext())
+    columns = []
+
+    def score_in(_: None, *, column: str, **options: object) -> spark.Scored:
+        columns.append(column)
+        return spark.Scored(1, 0)
+
+    monkeypatch.setattr(spark, "score_in", score_in)
+    main(["spark", f"--model={model}", "--input=a", "--output=b", *given])
+    assert columns == ["글" if given else "본문"]
 
 
 @pytest.mark.parametrize(
