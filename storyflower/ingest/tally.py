@@ -253,3 +253,29 @@ def number_in(hashes: np.ndarray, among: np.ndarray) -> int:
         return 0
     insertions = np.searchsorted(among, hashes)
     return int((among.take(insertions, mode="clip") == hashes).sum())
+
+
+def summary_lines(report: dict[str, Any]) -> list[str]:
+    """What a person should know of ingest's report, in lines."""
+    drawn, lines = report.get("drawn"), []
+    for split, part in report["splits"].items():
+        if len(part["files"]) > 1 or drawn:
+            lines += [f"{file['source']}: {counts(file)}" for file in part["files"]]
+        if not drawn:
+            lines.append(f"{split}: {counts(part)}")
+    if drawn:
+        lines.append(
+            f"no Validation file: {drawn['rows']} of {drawn['of']} rows became Validation "
+            f"(validation_share {drawn['validation_share']:g}, seed {drawn['seed']}); the same "
+            "people wrote Training, so the accuracy flatters, compared with texts of other writers"
+        )
+    if shared := report["validation_texts_also_in_training"]:
+        lines.append(
+            f"note: {shared} Validation texts also stand in Training; they flatter the accuracy"
+        )
+    return lines
+
+
+def counts(part: dict[str, Any]) -> str:
+    dropped = ", ".join(f"{n} with {reason}" for reason, n in part["dropped"].items()) or "none"
+    return f"{part['read']} rows read, {part['kept']} kept; dropped: {dropped}"

@@ -73,8 +73,14 @@ class State:
             signal.signal(number, stop)
 
 
-def make_app(classifier: Classifier, settings: Settings) -> ASGIApp:
-    """The whole service. Its lifespan ends the scoring thread."""
+def make_app(
+    classifier: Classifier, settings: Settings, *, one_of_several: bool = False
+) -> ASGIApp:
+    """The whole service. Its lifespan ends the scoring thread.
+
+    One of several workers answers what reaches it after a stop signal, too, until the server closes
+    its socket: another worker may be taking its place, and a client should not notice.
+    """
     metrics, state = Metrics(), State()
     batches = Batches(
         classifier.score,
@@ -87,7 +93,8 @@ def make_app(classifier: Classifier, settings: Settings) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        state.watch_signals()
+        if not one_of_several:
+            state.watch_signals()
         yield
         await asyncio.to_thread(batches.close)
 

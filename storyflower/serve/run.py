@@ -239,7 +239,7 @@ def load_app(model: Path, settings: Settings, workers: int) -> ASGIApp:
         torch.set_num_threads(max(cores() // workers, 1))
     classifier = Classifier.load(model, precision=settings.precision)
     classifier.predict(["오늘 하루"])
-    return make_app(classifier, settings)
+    return make_app(classifier, settings, one_of_several=workers > 1)
 
 
 def cores() -> int:
