@@ -9,7 +9,7 @@ Not supported: a split's name in another language.
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from storyflower.common.errors import InputError
@@ -25,14 +25,17 @@ SET_ASIDE = re.compile(
 )
 
 
-def find_files(folder: Path, may_draw: bool = False) -> dict[str, list[Path]]:
+def find_files(
+    folder: Path, may_draw: bool = False, fits: Callable[[Path], bool] = lambda _: True
+) -> dict[str, list[Path]]:
     """Find the Training and the Validation files in and below a corpus folder.
 
     A file belongs to the split named in its own name, or else in the nearest parent folder up to
     `folder`. Names are compared in NFC and ignoring case, since unzip on macOS writes NFD. With
-    `may_draw`, Validation may have no file, and if no file names a split, all are Training's.
-    Raises InputError if a split has no file, if a file may be the Validation that is missing, and
-    if one file is there twice.
+    `may_draw`, Validation may have no file, and if no file names a split, all are Training's. A
+    file that names none beside others that do is only mentioned if it `fits` the corpus. Raises
+    InputError if a split has no file, if a file may be the Validation that is missing, and if one
+    file is there twice.
     """
     if not folder.is_dir():
         raise InputError(
@@ -51,6 +54,8 @@ def find_files(folder: Path, may_draw: bool = False) -> dict[str, list[Path]]:
             raise InputError(f"{folder / path}: names both splits; give each its own file")
     files = {split: [path for path in tables if split in tables[path]] for split in SPLITS}
     others = [path for path, named in tables.items() if not named]
+    if files["Training"]:  # then they are not read
+        others = [path for path in others if fits(folder / path)]
     if may_draw and not files["Validation"]:
         refuse_set_aside(folder, [*files["Training"], *others])
         if files["Training"] and others:

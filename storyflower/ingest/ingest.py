@@ -70,7 +70,9 @@ def ingest(
     for input that is unusual but readable.
     """
     names = Names.of(text_columns, label_column, turns=turns, target=target)
-    files = find_files(folder, may_draw=validation_share > 0)
+    files = find_files(
+        folder, may_draw=validation_share > 0, fits=lambda path: fits(path, names)
+    )
     tallies = {split: Tally(split, names) for split in SPLITS}
     summary: dict[str, Any] = {"corpus": folder.name, "turns": turns}
     summary |= {"text_columns": list(names.texts), "label_column": names.label}
@@ -102,6 +104,16 @@ def ingest(
         summary["validation_texts_also_in_training"] = shared
         beside(report).write_text(json_text(summary), encoding="utf-8")
     return summary
+
+
+def fits(path: Path, names: Names) -> bool:
+    """Whether a file may hold dialogues: not if it is text whose header lacks the columns."""
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return True
+    try:
+        return {names.texts[0], names.label}.issubset(open_sheet(path, names.wanted).columns)
+    except InputError:
+        return True  # which is for a person to look at
 
 
 def open_file(path: Path, wanted: set[str], values: bool = False) -> Sheet:

@@ -572,6 +572,18 @@ def test_files_of_neither_name_beside_both_splits(
     )
 
 
+@pytest.mark.parametrize("names", [["Training", "Validation"], ["Training"]])
+def test_a_table_of_other_columns_is_no_part_of_the_corpus(
+    folder: Path, names: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    """Such as situations.csv in data/sample, which says who wrote each row."""
+    for number, name in enumerate(names):
+        two_columns(folder / f"{name}.csv", numbered(30 * number, 30 * number + 30))
+    (folder / "codes.csv").write_text("code,label\n1,가\n", encoding="utf-8")
+    assert ingest(folder, **DRAWN)["splits"]["Training"]["files"][0]["read"] == 30
+    assert capsys.readouterr().err == ""
+
+
 def test_a_name_that_may_be_validation_misspelled(folder: Path) -> None:
     two_columns(folder / "Training.csv", numbered(0, 30))
     two_columns(folder / "Validaton.csv", numbered(30, 60))
