@@ -70,9 +70,7 @@ def ingest(
     for input that is unusual but readable.
     """
     names = Names.of(text_columns, label_column, turns=turns, target=target)
-    files = find_files(
-        folder, may_draw=validation_share > 0, fits=lambda path: fits(path, names)
-    )
+    files = find_files(folder, may_draw=validation_share > 0, fits=lambda path: fits(path, names))
     tallies = {split: Tally(split, names) for split in SPLITS}
     summary: dict[str, Any] = {"corpus": folder.name, "turns": turns}
     summary |= {"text_columns": list(names.texts), "label_column": names.label}
