@@ -30,7 +30,7 @@ from pretrain.texts import NO_LABEL, Texts
 from pretrain.train import Recipe, pretrain
 from storyflower.common.errors import InputError, exit_with_line
 from storyflower.common.params import Params
-from storyflower.ingest.aihub import EMOTIONS, MAJOR, TURN
+from storyflower.ingest.aihub import EMOTIONS, MAJOR, TURNS
 from storyflower.ingest.files import find_files
 from storyflower.ingest.ingest import open_file
 from storyflower.interim.dialogues import SPLITS
@@ -92,7 +92,7 @@ def make_repository(folder: Path, rows: int, suffix: str) -> None:
         path = folder / f"data/scale/{split}.{suffix}"
         with path.open("w", encoding="utf-8", newline="") as file:
             if suffix == "csv":
-                file.write(f"{MAJOR},{TURN.format(1)},{TURN.format(2)}\n")
+                file.write(f"{MAJOR},{TURNS[0]},{TURNS[1]}\n")
             for number in text_numbers(split, count, rows):
                 file.write(line_of(number, sentences, suffix))
         size += path.stat().st_size
@@ -104,10 +104,8 @@ def make_repository(folder: Path, rows: int, suffix: str) -> None:
 
 def sample_sentences() -> list[str]:
     """사람문장1 and 사람문장2 of the sample's Training file."""
-    table = open_file(
-        find_files(ROOT / "data/sample")["Training"][0], {TURN.format(1), TURN.format(2)}
-    )
-    columns = [column_of(table, TURN.format(turn)) for turn in (1, 2)]
+    table = open_file(find_files(ROOT / "data/sample")["Training"][0], set(TURNS[:2]))
+    columns = [column_of(table, name) for name in TURNS[:2]]
     cells = (
         cell_text(table, number, column, row) for number, row in table.rows for column in columns
     )

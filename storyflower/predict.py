@@ -343,10 +343,13 @@ def finish(steps: Steps[Answer], scores: Scores) -> Answer:
 
 def text_column(folder: Path) -> str:
     """The first text column of a classifier's corpus; AI Hub's, where the folder names none."""
+    # Not at the top: loading a classifier does without pydantic.
+    from storyflower.common.params import AI_HUB_TEXTS
+
     file = folder / "classifier.json"
     document = read_json(file, missing={})
     try:
-        columns = document.get("params", {}).get("text_columns", "사람문장1")
+        columns = document.get("params", {}).get("text_columns", AI_HUB_TEXTS)
         first = columns if isinstance(columns, str) else columns[0]
         first.encode()
     except (AttributeError, LookupError, TypeError, ValueError):

@@ -24,8 +24,9 @@ Optimizer = Literal["adamw", "notebook"]
 Pooling = Literal["first", "mean"]
 # Params whose "auto" means the value on the encoder's card
 ON_THE_CARD = ("max_len", "num_epochs", "batch_size", "learning_rate", "optimizer", "mask_rate")
-# The turns of a person in AI Hub's files
+# AI Hub's columns: the turns of a person, and the feeling
 AI_HUB_TEXTS = ["사람문장1", "사람문장2", "사람문장3", "사람문장4"]
+AI_HUB_LABEL = "감정_대분류"
 # However many rows there are; two passes would be too few for the warm-up and the decay
 LEAST_EPOCHS = 3
 # Params that do not change the model. (Two processes add up sums in another order than one; the
@@ -130,7 +131,7 @@ class Params(Strict):
         "a header, or a list of 1 to 4 different ones",
     )
     label_column: Text = knob(
-        "감정_대분류", "header of the labels; for your own table: label", "a header"
+        AI_HUB_LABEL, "header of the labels; for your own table: label", "a header"
     )
     turns: int = knob(2, "how many of text_columns, from the first, make the text", ge=1, le=4)
     max_dropped: Number = knob(

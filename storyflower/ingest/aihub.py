@@ -1,10 +1,10 @@
 """The columns, labels and codes of AI Hub's 감성대화말뭉치."""
 
+from storyflower.common.params import AI_HUB_LABEL, AI_HUB_TEXTS
 from storyflower.sheets.sheet import folded
 
-MAJOR, FINE = "감정_대분류", "감정_소분류"
-TURN = "사람문장{}"
-TURNS = tuple(TURN.format(turn) for turn in range(1, 5))
+MAJOR, FINE = AI_HUB_LABEL, "감정_소분류"
+TURNS = tuple(AI_HUB_TEXTS)
 
 # E10-E69 of AI Hub's label JSON: the tens digit is the major, the ones digit the place in its list.
 # E51 and E59 have the workbook's names here. AI Hub's code list adds "(당황한)" to these two, to

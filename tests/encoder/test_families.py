@@ -19,6 +19,7 @@ from storyflower.tokenizer.load import load_tokenizer
 from tests.encoder.hub import Hub
 from tests.encoder.test_encoder import (
     BERT_ORDER,
+    BODY,
     ROBERTA_ORDER,
     TEXTS,
     cards,
@@ -34,13 +35,6 @@ from tests.encoder.test_encoder import (
 __all__ = ["cards", "hub"]  # fixtures
 
 LABELS = LabelIndex([f"감정 {number}" for number in range(6)])
-BODY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 80,
-}
 # Of each family: its config, the class whose weights lie on the hub, settings of its own, whether a
 # pooler is left to the classifier, and the longest text.
 FAMILIES = {
