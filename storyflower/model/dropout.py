@@ -8,6 +8,7 @@ bernoulli_, random numbers took 8% of a training step. Other devices use torch's
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
@@ -26,9 +27,18 @@ def dropout(values: torch.Tensor, p: float) -> torch.Tensor:
 
 def scale_mask(shape: torch.Size, p: float, dtype: torch.dtype) -> torch.Tensor:
     """A CPU tensor: 0 with probability p (rounded to 1/256), else 1 / (1 - p). Any shape."""
+    (mask,) = scale_masks([shape], p, dtype)
+    return mask
+
+
+def scale_masks(shapes: Sequence[torch.Size], p: float, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The scale_mask of each shape, drawn together: the same numbers as one after the other."""
     cut = min(round(p * 256), 255)
-    count = math.prod(shape)
-    words = torch.empty(-(-count // 8), dtype=torch.int64).random_(ALL_INT64, None)
+    counts = list(map(math.prod, shapes))
+    words = [-(-count // 8) for count in counts]
+    drawn = torch.empty(sum(words), dtype=torch.int64).random_(ALL_INT64, None)
     # Compared as floating point, in place: torch's comparison of bytes took half of the time.
-    values = words.view(torch.uint8)[:count].view(shape).to(dtype)  # 0 to 255 are exact in bfloat16
-    return values.ge_(cut).mul_(256 / (256 - cut))
+    values = drawn.view(torch.uint8).to(dtype)  # 0 to 255 are exact in bfloat16
+    values.ge_(cut).mul_(256 / (256 - cut))
+    mine = values.split([8 * count for count in words])
+    return [part[:n].view(shape) for part, n, shape in zip(mine, counts, shapes, strict=True)]

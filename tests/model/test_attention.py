@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storyflower.interim.tokens import TokenArrays
-from storyflower.model.attention import GroupedAttention, attend_rectangle
+from storyflower.model.attention import GroupedAttention, attend_rectangle, lay_out
 from storyflower.model.batch import Batch, make_batch
 from storyflower.model.dropout import dropout, scale_mask
 
@@ -36,7 +36,7 @@ def textbook(qkv: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def grouped(qkv: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return GroupedAttention.apply(qkv, batch.groups, HEADS, 0.0)
+    return GroupedAttention.apply(qkv, lay_out(batch, HEADS, qkv.dtype), 0.0)
 
 
 def rectangle(qkv: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_gradient_with_dropout_is_the_derivative() -> None:
 
     def attend(values: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)
-        return GroupedAttention.apply(values, batch.groups, HEADS, 0.4)
+        return GroupedAttention.apply(values, lay_out(batch, HEADS, values.dtype), 0.4)
 
     assert torch.autograd.gradcheck(attend, (qkv,))
     assert not torch.allclose(attend(qkv), grouped(qkv, batch))
