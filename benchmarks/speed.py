@@ -33,6 +33,7 @@ from storyflower.common.params import Params
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model.device import Placement, choose
 from storyflower.train import fit
+from storyflower.train.memory import keep_freed
 
 KOBERT = {"vocab_size": 8002, "pad_token_id": 1, "max_position_embeddings": 512}
 TOY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -305,6 +306,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="a tiny encoder, to see that it runs")
     parser.add_argument("--output", type=Path, default=Path("reports/bench.json"))
     options = parser.parse_args()
+    keep_freed()  # as the train stage does; here all loops have it, for they share the process
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if options.what == "epochs":

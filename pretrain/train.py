@@ -37,6 +37,7 @@ from storyflower.model.device import Placement, choose
 from storyflower.tokenizer.load import load_tokenizer
 from storyflower.train.checkpoint import Checkpoints, fingerprint
 from storyflower.train.dev import hash_texts, take
+from storyflower.train.memory import keep_freed
 from storyflower.train.run import loaded_code, machine
 
 CHECKPOINTS = Path(".storyflower/pretrain")
@@ -63,6 +64,7 @@ def pretrain(
     """
     check_output(output)
     placement = choose("auto", recipe.precision)
+    keep_freed()
     with held_alone(output):
         with replacing() as beside:
             folder = beside(output)

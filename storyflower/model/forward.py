@@ -22,6 +22,7 @@ from storyflower.model import padded
 from storyflower.model.attention import attend, lay_out
 from storyflower.model.batch import Batch
 from storyflower.model.dropout import dropout
+from storyflower.model.linear import in_bfloat16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,15 +97,26 @@ def states(
     heads = config.num_attention_heads
     layout = lay_out(batch, heads, hidden.dtype)
     for number, layer in enumerate(getattr(encoder, "packed", layers(encoder)), start=1):
-        qkv = layer.packed(hidden) if layer.packed else functional.linear(hidden, *layer.joined())
-        # qkv is (tokens, 3 * hidden)
+        qkv = multiply(hidden, layer)  # (tokens, 3 * hidden)
         mixed = attend(qkv, batch, layout, heads, rate(layer.drop_weights))
         if number == config.num_hidden_layers and tokens is not None:
             hidden, mixed = hidden[tokens], mixed[tokens]  # (chosen, hidden)
-        hidden = layer.mix_norm(dropout(layer.mix(mixed), rate(layer.drop)) + hidden)
-        wide = layer.activation(layer.widen(hidden))
-        hidden = layer.narrow_norm(dropout(layer.narrow(wide), rate(layer.drop)) + hidden)
+        hidden = layer.mix_norm(dropout(multiply(mixed, layer.mix), rate(layer.drop)) + hidden)
+        wide = layer.activation(multiply(hidden, layer.widen))
+        hidden = layer.narrow_norm(dropout(multiply(wide, layer.narrow), rate(layer.drop)) + hidden)
     return hidden
+
+
+def multiply(rows: torch.Tensor, product: Product | Layer) -> torch.Tensor:
+    """(tokens, columns) → a product's (tokens, rows); of a layer: query, key and value in one."""
+    joint = isinstance(product, Layer)
+    if joint and product.packed:
+        return product.packed(rows)
+    parts = (product.query, product.key, product.value) if joint else (product,)
+    result = in_bfloat16(rows, parts)
+    if result is not None:
+        return result
+    return functional.linear(rows, *product.joined()) if joint else product(rows)
 
 
 def rate(module: nn.Dropout) -> float:

@@ -8,8 +8,8 @@ loop itself, fit.py, does not handle output files or MLflow.
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from storyflower.common import locks, repository
-from storyflower.common.errors import InputError, one_line
+from storyflower.common.errors import InputError
 from storyflower.common.files import read_json
 from storyflower.common.params import Params
 from storyflower.interim import checkpoint_folders
@@ -32,7 +32,7 @@ from storyflower.model.processes import joined
 from storyflower.model.temperature import fit_temperature
 from storyflower.tracking.record import CLASSIFIER_TAG, continued, new_record
 from storyflower.tracking.run import Run
-from storyflower.train import checkpoint
+from storyflower.train import checkpoint, memory
 from storyflower.train.dev import held_back, take
 from storyflower.train.fit import fit
 
@@ -55,6 +55,7 @@ def train(
     processes (torchrun), all train, and the first one does everything else.
     """
     placement = choose(params.device, params.precision)
+    memory.keep_freed()
     with ExitStack() as open_things, joined(placement.device) as ranks:
         if ranks.first:
             repository.check_clone()
@@ -83,7 +84,7 @@ def train(
             network = build_classifier(encoder, len(index), params.dr_rate)
 
             def train_epochs(on_epoch: Callable[[list[Epoch]], None]) -> list[Epoch]:
-                with checkpoints.stop, enough_memory():
+                with checkpoints.stop, memory.enough():
                     return fit(
                         network,
                         train=table,
@@ -144,17 +145,6 @@ def train(
                 save_classifier(network, classifier, encoder=encoder, labels=index, facts=facts)
                 run.record.tags[CLASSIFIER_TAG] = digest(classifier)
             run.record.save(record)
-
-
-@contextmanager
-def enough_memory() -> Iterator[None]:
-    """A device's memory that runs out elsewhere than in a step's parts becomes an InputError."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"out of memory ({one_line(error)}); lower max_len or take a smaller encoder"
-        ) from None
 
 
 def machine(placement: Placement) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storyflower.interim.tokens import TokenArrays
+from storyflower.model import attention
 from storyflower.model.attention import GroupedAttention, attend_rectangle, lay_out
 from storyflower.model.batch import Batch, make_batch
 from storyflower.model.dropout import dropout, scale_mask
@@ -57,7 +58,14 @@ def test_value_and_gradient_are_the_textbooks(attend, lengths: list[int], seed: 
     torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
 
-def test_gradient_with_dropout_is_the_derivative() -> None:
+@pytest.fixture(params=[1, 4], ids=["whole", "padded"])
+def step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What widths are rounded up to, in float64; bfloat16's rounding would hide an error."""
+    monkeypatch.setitem(attention.WIDTH_STEP, torch.float64, request.param)
+    return request.param
+
+
+def test_gradient_with_dropout_is_the_derivative(step: int) -> None:
     """Against finite differences: every call draws the same weights to drop."""
     batch = batch_of([3, 1, 4, 3])
     torch.manual_seed(0)
@@ -69,6 +77,29 @@ def test_gradient_with_dropout_is_the_derivative() -> None:
 
     assert torch.autograd.gradcheck(attend, (qkv,))
     assert not torch.allclose(attend(qkv), grouped(qkv, batch))
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=7), seed=st.integers(0, 99))
+def test_pads_change_nothing(lengths: list[int], seed: int) -> None:
+    batch = batch_of(lengths)
+    torch.manual_seed(seed)
+    qkv = torch.randn(len(batch.ids), 3 * HEADS * SIZE, dtype=torch.float64, requires_grad=True)
+    toward = torch.randn(len(batch.ids), HEADS * SIZE, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(attention.WIDTH_STEP, torch.float64, 16)
+        layout = lay_out(batch, HEADS, torch.float64)
+    assert {width % 16 for _, width in layout.groups} == {0}
+    results = [GroupedAttention.apply(qkv, layout, 0.0), textbook(qkv, batch)]
+    torch.testing.assert_close(*results, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad((r * toward).sum(), qkv)[0] for r in results]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+def test_few_groups_in_bfloat16() -> None:
+    batch = batch_of([*range(1, 65), 32])  # no filler: 2,112 tokens are 33 times 64
+    assert len(lay_out(batch, HEADS, torch.float32).groups) == 64
+    assert len(lay_out(batch, HEADS, torch.bfloat16).groups) == 4
 
 
 def test_no_text_sees_another() -> None:

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModel
 
 from storyflower.interim.tokens import TokenArrays
-from storyflower.model import attention
 from storyflower.model.batch import Batch, make_batch
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import choose
@@ -77,7 +76,7 @@ def test_the_filling_changes_nothing(
     gradients = [parameter.grad for parameter in network.parameters()]
     network.zero_grad()
     if way == "rectangle":
-        monkeypatch.setattr("storyflower.model.forward.attend", attention.attend_rectangle)
+        monkeypatch.setattr("storyflower.model.forward.lay_out", lambda *_: None)
     found = backward(make_batch(table, np.arange(20), "cpu", 256), weight)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for ours, theirs in zip(network.parameters(), gradients, strict=True):
@@ -127,7 +126,7 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cuda_graphs.Replayed, "record", remembering)
     # The groups of equal length differ from batch to batch; the rectangle is all tensors.
-    monkeypatch.setattr("storyflower.model.forward.attend", attention.attend_rectangle)
+    monkeypatch.setattr("storyflower.model.forward.lay_out", lambda *_: None)
 
 
 def graphed(network: EmotionClassifier) -> cuda_graphs.Replayed:

@@ -1,5 +1,6 @@
 """fit(): it learns, its arithmetic is the notebook's, and it says truly what it did."""
 
+import copy
 import io
 import math
 import subprocess
@@ -33,6 +34,7 @@ from storyflower.model.folder import build_classifier
 from storyflower.model.processes import ALONE, Ranks
 from storyflower.train import fit as fit_module
 from storyflower.train.state import State
+from storyflower.train.step import clip
 from tests.original import notebook
 from tests.support import ROOT, params_of
 
@@ -178,6 +180,24 @@ def test_biases_and_layer_norms_do_not_decay(family: str, tmp_path: Path) -> Non
         exempt = name.endswith("bias") or "layernorm" in name.lower().replace("_", "")
         assert decay == (0.0 if exempt else 0.25), name
     assert {decays["linear.weight"], decays["linear.bias"]} == {0.0, 0.25}
+
+
+@pytest.mark.parametrize("most", [1e-3, 1e3])
+def test_clipping_is_torchs_also_where_adamw_does_it(most: float) -> None:
+    """On a CPU in bfloat16, the optimizer scales; the gradients afterwards are the clipped ones."""
+    torch.manual_seed(0)
+    network, found = nn.Linear(40, 30), []
+    gradients = [torch.randn_like(parameter) for parameter in network.parameters()]
+    for precision in ("fp32", "bf16"):
+        mine = copy.deepcopy(network)
+        for parameter, gradient in zip(mine.parameters(), gradients, strict=True):
+            parameter.grad = gradient.clone()
+        placement = Placement(torch.device("cpu"), precision, "")
+        state = fit_module.new_state(mine, params_of(learning_rate=1e-3), placement)
+        clip(state, most, placement)
+        state.optimizer.step()
+        found.append([t.detach() for p in mine.parameters() for t in (p, p.grad)])
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-9)
 
 
 def notebook_steps(

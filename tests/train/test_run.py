@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from storyflower.common.errors import InputError
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.device import choose
@@ -67,9 +65,3 @@ def test_the_temperature_is_that_of_the_dev_part_and_the_kept_weights(
 
     assert train(**values) == written  # goes on from the last checkpoint
     assert "going on from" in capsys.readouterr().out
-
-
-def test_memory_that_runs_out_anywhere_is_one_line() -> None:
-    line = r"^out of memory \(CUDA out of memory. Tried 2 GiB\); lower max_len or take a smaller "
-    with pytest.raises(InputError, match=line), run_module.enough_memory():
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB")
