@@ -62,18 +62,20 @@ def lay_out(batch: Batch, heads: int, dtype: torch.dtype) -> Layout | None:
     parts = np.arange(3)
     from_qkv = (token * 3 * heads + head) + parts[:, None] * heads
     to_qkv = to_result.reshape(-1, 1, heads) + parts[:, None] * len(text)
-    groups, masks, start = [], [], 0
-    for width, same in groupby(widths.tolist()):
-        rows = len(list(same)) * heads
-        group = torch.from_numpy(real[start : start + rows * width]).view(rows, 1, width)
-        whole = bool(group.all())
-        masks.append(None if whole else torch.zeros(group.shape, dtype=dtype))
-        if not whole:
-            masks[-1].masked_fill_(~group, -torch.inf)
-        groups.append((rows, width))
-        start += rows * width
+    groups, masks = [], []
+    for width, same in groupby(range(len(widths)), widths.tolist().__getitem__):
+        mine = lengths[list(same)]
+        groups.append((len(mine) * heads, width))
+        masks.append(None if mine.min() == width else mask_pads(mine, width, heads, dtype))
     numbers = (from_qkv.ravel(), from_result, to_qkv.ravel(), to_result, np.flatnonzero(~real))
     return Layout(heads, groups, *map(torch.from_numpy, numbers), masks)
+
+
+def mask_pads(lengths: np.ndarray, width: int, heads: int, dtype: torch.dtype) -> torch.Tensor:
+    """(texts * heads, 1, width): 0, and -inf behind each of these lengths."""
+    behind = torch.from_numpy(np.arange(width) >= lengths[:, None])  # (texts, width)
+    mask = torch.zeros(behind.shape, dtype=dtype).masked_fill_(behind, -torch.inf)
+    return mask.repeat_interleave(heads, dim=0).unsqueeze(1)
 
 
 def attend(
