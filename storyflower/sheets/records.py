@@ -11,6 +11,7 @@ Not supported: Parquet from people you do not trust. pyarrow reads it in this pr
 
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,14 +197,16 @@ class Parquet(Records):
         kind = self.schema.field(self.column).type
         if not is_text(kind) and not types.is_null(kind):
             raise InputError(
-                f"{path}: column {names[self.column]} has the type {str(kind)[:40]}; "
+                f"{path}: column {shown(names[self.column])} has the type {shown(kind)}; "
                 "the texts must be strings"
             )
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Pieces of the file; with `columns`, only these are read."""
         # With a buffer, a column is read in pieces even where a row group is large.
-        with self._reading(), pq.ParquetFile(self.path, buffer_size=1 << 20) as file:
+        # A page that has a checksum, as Spark's have, is read only if it fits.
+        options = {"buffer_size": 1 << 20, "page_checksum_verification": True}
+        with self._reading(), pq.ParquetFile(self.path, **options) as file:
             yield from file.iter_batches(BATCH, columns=columns)
 
     def rows(self) -> Iterator[Row]:
@@ -234,9 +237,10 @@ class Parquet(Records):
         """Raise InputError for a column that no other format can hold."""
         for field in self.schema:
             if only_parquet_holds(field.type):
+                name, kind = shown(field.name), shown(field.type)
                 raise InputError(
-                    f"{self.path}: column {field.name} has the type {str(field.type)[:40]}, which "
-                    "only Parquet can hold; choose a .parquet as the output, or leave it out"
+                    f"{self.path}: column {name} has the type {kind}, which only Parquet can hold; "
+                    "choose a .parquet as the output, or leave it out"
                 )
 
     def _values(self, field: pa.Field, column: pa.Array, start: int) -> list:
@@ -257,22 +261,40 @@ class Parquet(Records):
                     value.as_py()
                 except UnicodeDecodeError:
                     raise InputError(
-                        f"{self.path}, row {number}: {field.name} is not utf-8"
+                        f"{self.path}, row {number}: {shown(field.name)} is not utf-8"
                     ) from None
             raise
         if types.is_floating(kind):
             return [None if value != value else value for value in values]
         return values
 
+    def _ending(self) -> bytes:
+        """The file's last four bytes; none if it has fewer or is gone."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(-4, os.SEEK_END)
+                return file.read()
+        except OSError:
+            return b""
+
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError, ValueError, OverflowError):
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             # Not the library's message, which may quote a value
+            if "decrypt" in str(error) or self._ending() == b"PARE":
+                raise InputError(
+                    f"{self.path}: encrypted; write it again without encryption"
+                ) from None
             raise InputError(
                 f"{self.path}: not a Parquet file, damaged or cut off; write it again"
             ) from None
+
+
+def shown(name: object) -> str:
+    """A column's name or type for a message: on one line, without control characters, not long."""
+    return sheet.folded(str(name))[:40] or "without a name"
 
 
 def is_text(kind: pa.DataType) -> bool:
