@@ -583,6 +583,23 @@ def test_a_long_file_needs_no_more_memory_than_a_short_one(tmp_path: Path) -> No
     assert max(long) - short < 12 * 1024 * (1024 if sys.platform == "darwin" else 1)
 
 
+@pytest.mark.slow
+def test_a_value_that_a_small_file_repeats_needs_no_memory_a_row(tmp_path: Path) -> None:
+    """Written once, read 4,096 times: some hundred bytes that would be gigabytes at once."""
+    rows, size = 4096, 2**18
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), ["x" * size])
+    options = {"compression": "zstd", "dictionary_pagesize_limit": 2 * size}
+    source = tmp_path / "a.parquet"
+    table = pa.table({"일기": same, "메모": same})
+    pq.write_table(table, source, store_schema=False, write_statistics=False, **options)
+    assert source.stat().st_size < 4096
+    words = [sys.executable, "-c", MEMORY, source]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    peak = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+    assert peak < rows * size  # of either column
+
+
 # Files that are broken
 
 
