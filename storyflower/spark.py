@@ -162,7 +162,8 @@ def read_texts(spark: "SparkSession", source: str, column: str) -> "DataFrame":
         table = spark.read.parquet(source)
         types = dict(table.dtypes)
     if column not in types:
-        raise InputError(f"{source}: no column {column!r}; its columns: {', '.join(types)}")
+        names = one_line(", ".join(types)) if types else "none"
+        raise InputError(f"{source}: no column {column!r}; its columns: {names}")
     if types[column] != "string":
         raise InputError(f"{source}: column {column!r} is {types[column]}, and a text is a string")
     return table
@@ -364,6 +365,7 @@ def defaults(master: str, scratch: Path) -> dict[str, str]:
         "spark.sql.caseSensitive": "true",
         "spark.sql.warehouse.dir": (scratch / "warehouse").as_uri(),
         "spark.hadoop.fs.permissions.umask-mode": "077",
+        "spark.hadoop.parquet.page.verify-checksum.enabled": "true",  # Spark writes them
         "spark.driver.extraJavaOptions": (
             f'"-Dlog4j2.configurationFile={log.as_uri()}" "-Djava.io.tmpdir={scratch}"'
         ),

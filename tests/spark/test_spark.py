@@ -170,6 +170,27 @@ BAD: dict[str, tuple[Callable[[Path], dict], str]] = {
         lambda _: {"column": "일기"},
         f"no column '일기'; its columns: 번호, {COLUMN}",
     ),
+    "a line break in a name": (
+        lambda folder: {"source": table(folder, **{"일\n기": [SECRET]})},
+        f"no column '{COLUMN}'; its columns: 일 기",
+    ),
+    "no columns": (lambda folder: {"source": table(folder)}, "its columns: none"),
+    "a footer of 4 GiB": (
+        lambda folder: {"source": ending(folder, b"\xf0\xff\xff\xffPAR1")},
+        "is not Parquet, or damaged",
+    ),
+    "an encrypted footer": (
+        lambda folder: {"source": ending(folder, b"PARE")},
+        "is not Parquet, or damaged",
+    ),
+    "a page with another checksum": (
+        lambda folder: {"source": flipped(folder)},
+        "is not Parquet, or damaged",
+    ),
+    "bytes": (
+        lambda folder: {"source": table(folder, **{COLUMN: [SECRET.encode()]})},
+        f"column '{COLUMN}' is binary, and a text is a string",
+    ),
     "numbers": (lambda _: {"column": "번호"}, "column '번호' is bigint, and a text is a string"),
     "lists": (lambda _: {"column": "tags"}, "column 'tags' is array<string>"),
     "a column that is added": (
@@ -191,6 +212,29 @@ BAD: dict[str, tuple[Callable[[Path], dict], str]] = {
 def written(path: Path, content: str) -> str:
     path.parent.mkdir(exist_ok=True)
     path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+def table(folder: Path, **columns: list) -> str:
+    pq.write_table(pa.table(columns), folder / "in.parquet")
+    return str(folder / "in.parquet")
+
+
+def ending(folder: Path, last: bytes) -> str:
+    """A file whose last bytes are these."""
+    path = Path(table(folder, **{COLUMN: [SECRET]}))
+    path.write_bytes(path.read_bytes()[: -len(last)] + last)
+    return str(path)
+
+
+def flipped(folder: Path) -> str:
+    """A file with one letter of a text changed, which only its checksum shows."""
+    path = folder / "in.parquet"
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table({COLUMN: ["abcdef"]}), path, write_page_checksum=True, **options)
+    content = path.read_bytes()
+    assert content.count(b"abcdef") == 1
+    path.write_bytes(content.replace(b"abcdef", b"abcdeg"))
     return str(path)
 
 
