@@ -162,7 +162,8 @@ def read_texts(spark: "SparkSession", source: str, column: str) -> "DataFrame":
         table = spark.read.parquet(source)
         types = dict(table.dtypes)
     if column not in types:
-        raise InputError(f"{source}: no column {column!r}; its columns: {', '.join(types)}")
+        names = one_line(", ".join(types)) if types else "none"
+        raise InputError(f"{source}: no column {column!r}; its columns: {names}")
     if types[column] != "string":
         raise InputError(f"{source}: column {column!r} is {types[column]}, and a text is a string")
     return table
@@ -242,18 +243,43 @@ class Target:
         if f"{read}/".startswith(f"{written}/") or f"{written}/".startswith(f"{read}/"):
             raise InputError(f"{self._output}: is in the input, or the input in it; choose another")
         with refusing(self._output):
+            self._settle()
             if not self._files.exists(self._path):
                 return
             if not overwrite:
                 raise InputError(f"{self._output}: is there already; --overwrite replaces it")
-            if self._files.getFileStatus(self._path).isDirectory():
-                for status in self._files.listStatus(self._path):
-                    name = status.getPath().getName()
-                    if not name.startswith(("part-", "_", ".")):
-                        raise InputError(
-                            f"{self._output}: holds {name}, which Spark did not write, and "
-                            "--overwrite would delete it; choose another folder"
-                        )
+            if name := self._foreign(self._path):
+                raise InputError(
+                    f"{self._output}: holds {name}, which Spark did not write, and "
+                    "--overwrite would delete it; choose another folder"
+                )
+
+    def _settle(self) -> None:
+        """End what a process began that was killed in write, around its two renames.
+
+        If the new output has its name, the old one goes; if not, the old one gets its name back.
+        """
+        if not self._files.exists(self._old):
+            return
+        if not self._files.exists(self._path):
+            if not self._files.rename(self._old, self._path):
+                raise InputError(f"{self._output}: is in {self._old.getName()}; rename it back")
+        elif name := self._foreign(self._old):
+            raise InputError(
+                f"{self._output}: {self._old.getName()} beside it holds {name}, which Spark did "
+                "not write; move that folder away"
+            )
+        else:
+            self._files.delete(self._old, True)
+
+    def _foreign(self, path: Any) -> str | None:
+        """The name of something in a folder that Spark did not write; None for a file."""
+        if self._files.getFileStatus(path).isDirectory():
+            for status in self._files.listStatus(path):
+                name = status.getPath().getName()
+                if not name.startswith(("part-", "_", ".")):
+                    return name
+        return None
 
     def write(self, table: "DataFrame") -> None:
         """Write beside the output, then rename; on failure, nothing of it stays."""
@@ -339,6 +365,7 @@ def defaults(master: str, scratch: Path) -> dict[str, str]:
         "spark.sql.caseSensitive": "true",
         "spark.sql.warehouse.dir": (scratch / "warehouse").as_uri(),
         "spark.hadoop.fs.permissions.umask-mode": "077",
+        "spark.hadoop.parquet.page.verify-checksum.enabled": "true",  # Spark writes them
         "spark.driver.extraJavaOptions": (
             f'"-Dlog4j2.configurationFile={log.as_uri()}" "-Djava.io.tmpdir={scratch}"'
         ),

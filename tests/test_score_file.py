@@ -1,5 +1,6 @@
 """A file in, a file out: every format, runs that were stopped, files that are broken."""
 
+import base64
 import csv
 import datetime
 import hashlib
@@ -20,6 +21,7 @@ import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.parquet import encryption
 
 from storyflower import Classifier, score_file
 from storyflower.__main__ import main
@@ -86,7 +88,7 @@ def write_input(path: Path, rows: list[list] = ROWS, columns: list = COLUMNS) ->
 def read_output(path: Path) -> tuple[list[str], list[list]]:
     """The header and the rows, "" as None; the numbers of a .csv behind the label as floats."""
     if path.suffix == ".parquet":
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()
         columns = [column.to_pylist() for column in table.columns]
         header, rows = table.column_names, [list(row) for row in zip(*columns, strict=True)]
     elif path.suffix == ".jsonl":
@@ -581,6 +583,23 @@ def test_a_long_file_needs_no_more_memory_than_a_short_one(tmp_path: Path) -> No
     assert max(long) - short < 12 * 1024 * (1024 if sys.platform == "darwin" else 1)
 
 
+@pytest.mark.slow
+def test_a_value_that_a_small_file_repeats_needs_no_memory_a_row(tmp_path: Path) -> None:
+    """Written once, read 4,096 times: some hundred bytes that would be gigabytes at once."""
+    rows, size = 4096, 2**18
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), ["x" * size])
+    options = {"compression": "zstd", "dictionary_pagesize_limit": 2 * size}
+    source = tmp_path / "a.parquet"
+    table = pa.table({"일기": same, "메모": same})
+    pq.write_table(table, source, store_schema=False, write_statistics=False, **options)
+    assert source.stat().st_size < 4096
+    words = [sys.executable, "-c", MEMORY, source]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    peak = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+    assert peak < rows * size  # of either column
+
+
 # Files that are broken
 
 
@@ -589,10 +608,45 @@ LINE = '{"일기": "은밀한 글"}\n'
 HEAD = "일기,메모\n"
 
 
-def parquet_bytes(**columns: list) -> bytes:
+def parquet_bytes(**columns: list | pa.Array) -> bytes:
+    return bytes_of(pa.table(columns))
+
+
+def bytes_of(table: pa.Table, **options: object) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
+    pq.write_table(table, sink, **options)
     return sink.getvalue().to_pybytes()
+
+
+class NoSecrets(encryption.KmsClient):
+    """Keeps a key by writing it down."""
+
+    def wrap_key(self, key: bytes, _: str) -> bytes:
+        return base64.b64encode(key)
+
+
+def encrypted(plaintext_footer: bool) -> bytes:
+    """A column, or the whole file, that only a key opens."""
+    how = encryption.EncryptionConfiguration(
+        footer_key="k", column_keys={"c": ["일기"]}, plaintext_footer=plaintext_footer
+    )
+    factory = encryption.CryptoFactory(lambda _: NoSecrets())
+    access = encryption.KmsConnectionConfig()
+    properties = factory.file_encryption_properties(access, how)
+    return bytes_of(pa.table({"일기": ["은밀한"]}), encryption_properties=properties)
+
+
+def plain(checksum: bool) -> bytes:
+    """Pages that hold the texts as they are; 은밀한 글 077 and 메모 077 stand there once."""
+    rows = [f"은밀한 글 {n:03}" for n in range(300)], [f"메모 {n:03}" for n in range(300)]
+    table = pa.table({"일기": rows[0], "메모": rows[1]})
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": checksum}
+    return bytes_of(table, write_statistics=False, **options)
+
+
+def changed(content: bytes, before: bytes, after: bytes) -> bytes:
+    assert content.count(before) == 1 and len(before) == len(after)
+    return content.replace(before, after)
 
 
 WHOLE = parquet_bytes(일기=["은밀한 글"] * 9, 메모=["은밀한 메모"] * 9)
@@ -600,6 +654,27 @@ TWICE = pa.Table.from_arrays([pa.array(["은밀한"])] * 2, ["일기", "일기"]
 BAD_UTF8 = pa.Array.from_buffers(
     pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
 )
+DAMAGED = "not a Parquet file, damaged or cut off; write it again"
+HOSTILE = [
+    (b"PAR1", DAMAGED),
+    (WHOLE[:-8] + b"\0\0\0\0PAR1", DAMAGED),
+    (WHOLE[:-8] + b"\xf0\xff\xff\xffPAR1", DAMAGED),  # a footer of 4 GiB
+    (WHOLE[:-4] + b"PARE", "a.parquet: encrypted; write it again without encryption"),
+    (encrypted(plaintext_footer=False), "a.parquet: encrypted; write it again without"),
+    (encrypted(plaintext_footer=True), "a.parquet: encrypted; write it again without"),
+    # Inside a page; a checksum tells of any change, in any column.
+    (changed(plain(False), "글 077".encode(), b"\xff" * 7), "row 78: 일기 is not utf-8"),
+    (changed(plain(False), b"\x11\0\0\0" + "은밀한 글 077".encode(), b"\xff" * 21), DAMAGED),
+    (changed(plain(True), "글 077".encode(), "글 078".encode()), DAMAGED),
+    (changed(plain(True), "메모 077".encode(), "메모 078".encode()), DAMAGED),
+    (bytes_of(pa.table({"일기": ["은밀한"] * 3}).select([])), "no column 일기; found none"),
+    (parquet_bytes(글=[{"일기": "은밀한"}]), "no column 일기; found other names in columns A"),
+    (parquet_bytes(일기=[["은밀한"]]), "column 일기 has the type list<element: string>; the texts"),
+    (parquet_bytes(일기=[{"\n글": ""}]), "column 일기 has the type struct< 글: string>; the texts"),
+    (parquet_bytes(일기=["은밀한".encode()]), "column 일기 has the type binary; the texts"),
+    (parquet_bytes(일기=pa.array([7, 7]).dictionary_encode()), "has the type int64; the texts"),
+    (parquet_bytes(**{"일기\0\x1b": [1]}), "a.parquet: column 일기 has the type int64; the texts"),
+]
 BROKEN: list[tuple[str, bytes, str]] = [
     ("a.csv", b"", "the file is empty"),
     ("a.csv", CSV.encode() + b"\xff\xff,b\n", "row 3: neither utf-8 nor cp949 (byte "),
@@ -639,6 +714,7 @@ BROKEN: list[tuple[str, bytes, str]] = [
         "column 일기 has the type int64; the texts must be str",
     ),
     ("a.xlsx", CSV.encode(), "not a workbook, whatever its name says"),
+    *(("a.parquet", content, complaint) for content, complaint in HOSTILE),
 ]
 
 
@@ -656,6 +732,47 @@ def test_broken_files(
     assert line.startswith(f"error: {name}") and complaint in line and "은밀한" not in line
     assert (tmp_path / f"b{written}").read_text(encoding="utf-8") == "old"
     assert {path.name for path in tmp_path.iterdir()} == {name, f"b{written}"}
+
+
+def test_a_column_with_control_characters_in_its_name(score, tmp_path: Path) -> None:
+    """A message about it is one line, and turns no colour on."""
+    pq.write_table(pa.table({"일기": ["a"], "메\n모\0\x1b[31m": [b""]}), tmp_path / "a.parquet")
+    code, _, (line,) = score("a.parquet", "b.csv")
+    assert code == 1 and "a.parquet: column 메 모[31m has the type binary, which only" in line
+
+
+FEW = ["심장이 뛰어", None, "합격했어 웃음이 나"]
+ODD: dict[str, tuple[pa.Table, int]] = {
+    "large strings": (pa.table({"일기": pa.array(FEW, pa.large_string())}), 3),
+    "string views": (pa.table({"일기": pa.array(FEW, pa.string_view())}), 3),
+    "a dictionary": (pa.table({"일기": pa.array(FEW).dictionary_encode()}), 3),
+    "nulls": (pa.table({"일기": pa.nulls(3)}), 3),
+    "no rows": (pa.table({"일기": pa.array([], pa.string())}), 0),
+    "a line break in the name": (pa.table({"일\n기": FEW, "일": ["기뻐"] * 3}), 3),
+    "a NUL in the name": (pa.table({"일\0 기": FEW}), 3),
+    "a dot in the name": (pa.table({"글": [{"일 기": "기뻐"}] * 3, "글.일 기": FEW}), 3),
+    "twins": (pa.Table.from_arrays([pa.array(FEW)] * 3, ["일기", "메모", "메모"]), 3),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_tables_that_can_be_read(score, loaded: Classifier, tmp_path: Path, case: str) -> None:
+    table, rows = ODD[case]
+    column = {"a line break in the name": "일 기", "a NUL in the name": "일 기"}.get(case, "일기")
+    column = "글.일 기" if case == "a dot in the name" else column
+    pq.write_table(table, tmp_path / "a.parquet")
+    told = [] if case == "nulls" else [text for text in FEW[:rows] if text]
+    labels = iter([answer.label for answer in loaded.predict(told)])
+    expected = [next(labels) if told and text else None for text in FEW[:rows]]
+    for written in (".parquet", ".csv"):
+        assert score("a.parquet", f"b{written}", column)[0] == 0
+        header, found = read_output(tmp_path / f"b{written}")
+        assert header[: len(table.column_names)] == table.column_names
+        assert [row[header.index("label")] for row in found] == expected
+    written = pq.ParquetFile(tmp_path / "b.parquet").read()
+    assert written.schema.types[: table.num_columns] == table.schema.types
+    for index, column in enumerate(table.columns):
+        assert written.column(index).to_pylist() == column.to_pylist()
 
 
 @pytest.mark.parametrize(

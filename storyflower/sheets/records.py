@@ -11,6 +11,7 @@ Not supported: Parquet from people you do not trust. pyarrow reads it in this pr
 
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import types
+from pyarrow import compute, types
 
 from storyflower.common.errors import InputError
 from storyflower.sheets import sheet
@@ -28,7 +29,7 @@ from storyflower.sheets.read_csv import MAX_RECORD
 from storyflower.sheets.sheet import MISSING, Sheet
 
 MAX_COLUMNS = 2**14  # Excel's limit
-BATCH = 4096  # rows of a parquet file in memory
+BATCH, BATCH_BYTES = 4096, 2**26  # rows of a parquet file in memory, at most; bytes of text, too
 Row = tuple[int, list]  # its number, as messages give it, and its values
 
 
@@ -196,15 +197,38 @@ class Parquet(Records):
         kind = self.schema.field(self.column).type
         if not is_text(kind) and not types.is_null(kind):
             raise InputError(
-                f"{path}: column {names[self.column]} has the type {str(kind)[:40]}; "
+                f"{path}: column {shown(names[self.column])} has the type {shown(kind)}; "
                 "the texts must be strings"
             )
+        self._rows = max(1, min(BATCH, BATCH_BYTES // max(1, self._widest())))
+
+    def _widest(self) -> int:
+        """The bytes of the longest values that a row can have, one of each column of text or bytes.
+
+        A file has a value once that a million rows repeat, and is read here in that form: else a
+        few bytes of it could become gigabytes in memory. Not supported: text inside a list.
+        """
+        names = [field.name for field in self.schema if is_text(field.type) or is_bytes(field.type)]
+        widest = dict.fromkeys(names, 0)
+        options = {"buffer_size": 1 << 20, "page_checksum_verification": True}
+        with (
+            self._reading(),
+            pq.ParquetFile(self.path, read_dictionary=names, **options) as file,
+        ):
+            for batch in file.iter_batches(BATCH, columns=names):
+                for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                    if types.is_dictionary(column.type):
+                        longest = compute.max(compute.binary_length(column.dictionary)).as_py()
+                        widest[name] = max(widest.get(name, 0), longest or 0)
+        return sum(widest.values())
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Pieces of the file; with `columns`, only these are read."""
         # With a buffer, a column is read in pieces even where a row group is large.
-        with self._reading(), pq.ParquetFile(self.path, buffer_size=1 << 20) as file:
-            yield from file.iter_batches(BATCH, columns=columns)
+        # A page that has a checksum, as Spark's have, is read only if it fits.
+        options = {"buffer_size": 1 << 20, "page_checksum_verification": True}
+        with self._reading(), pq.ParquetFile(self.path, **options) as file:
+            yield from file.iter_batches(self._rows, columns=columns)
 
     def rows(self) -> Iterator[Row]:
         """As Records.rows. Raises InputError for a type that only Parquet can hold."""
@@ -234,9 +258,10 @@ class Parquet(Records):
         """Raise InputError for a column that no other format can hold."""
         for field in self.schema:
             if only_parquet_holds(field.type):
+                name, kind = shown(field.name), shown(field.type)
                 raise InputError(
-                    f"{self.path}: column {field.name} has the type {str(field.type)[:40]}, which "
-                    "only Parquet can hold; choose a .parquet as the output, or leave it out"
+                    f"{self.path}: column {name} has the type {kind}, which only Parquet can hold; "
+                    "choose a .parquet as the output, or leave it out"
                 )
 
     def _values(self, field: pa.Field, column: pa.Array, start: int) -> list:
@@ -257,28 +282,50 @@ class Parquet(Records):
                     value.as_py()
                 except UnicodeDecodeError:
                     raise InputError(
-                        f"{self.path}, row {number}: {field.name} is not utf-8"
+                        f"{self.path}, row {number}: {shown(field.name)} is not utf-8"
                     ) from None
             raise
         if types.is_floating(kind):
             return [None if value != value else value for value in values]
         return values
 
+    def _ending(self) -> bytes:
+        """The file's last four bytes; none if it has fewer or is gone."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(-4, os.SEEK_END)
+                return file.read()
+        except OSError:
+            return b""
+
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError, ValueError, OverflowError):
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             # Not the library's message, which may quote a value
+            if "decrypt" in str(error) or self._ending() == b"PARE":
+                raise InputError(
+                    f"{self.path}: encrypted; write it again without encryption"
+                ) from None
             raise InputError(
                 f"{self.path}: not a Parquet file, damaged or cut off; write it again"
             ) from None
+
+
+def shown(name: object) -> str:
+    """A column's name or type for a message: on one line, without control characters, not long."""
+    return sheet.folded(str(name))[:40] or "without a name"
 
 
 def is_text(kind: pa.DataType) -> bool:
     if types.is_dictionary(kind):
         kind = kind.value_type
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def only_parquet_holds(kind: pa.DataType, inside: bool = False) -> bool:

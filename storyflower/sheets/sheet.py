@@ -129,7 +129,7 @@ def column_of(sheet: Sheet, name: str) -> int:
             if column and column not in known
         ]
         found = known + ([f"other names in columns {', '.join(other[:30])}"] if other else [])
-        raise InputError(f"{sheet.where}: no column {name}; found {', '.join(found)}")
+        raise InputError(f"{sheet.where}: no column {name}; found {', '.join(found) or 'none'}")
     if len(indices) > 1:
         raise InputError(f"{sheet.where}: {len(indices)} columns named {name}; keep one")
     return indices[0]

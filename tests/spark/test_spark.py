@@ -1,6 +1,7 @@
 """python -m storyflower spark, in a real Spark on two cores: `make test-spark`."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -169,6 +170,27 @@ BAD: dict[str, tuple[Callable[[Path], dict], str]] = {
         lambda _: {"column": "일기"},
         f"no column '일기'; its columns: 번호, {COLUMN}",
     ),
+    "a line break in a name": (
+        lambda folder: {"source": table(folder, **{"일\n기": [SECRET]})},
+        f"no column '{COLUMN}'; its columns: 일 기",
+    ),
+    "no columns": (lambda folder: {"source": table(folder)}, "its columns: none"),
+    "a footer of 4 GiB": (
+        lambda folder: {"source": ending(folder, b"\xf0\xff\xff\xffPAR1")},
+        "is not Parquet, or damaged",
+    ),
+    "an encrypted footer": (
+        lambda folder: {"source": ending(folder, b"PARE")},
+        "is not Parquet, or damaged",
+    ),
+    "a page with another checksum": (
+        lambda folder: {"source": flipped(folder)},
+        "is not Parquet, or damaged",
+    ),
+    "bytes": (
+        lambda folder: {"source": table(folder, **{COLUMN: [SECRET.encode()]})},
+        f"column '{COLUMN}' is binary, and a text is a string",
+    ),
     "numbers": (lambda _: {"column": "번호"}, "column '번호' is bigint, and a text is a string"),
     "lists": (lambda _: {"column": "tags"}, "column 'tags' is array<string>"),
     "a column that is added": (
@@ -190,6 +212,29 @@ BAD: dict[str, tuple[Callable[[Path], dict], str]] = {
 def written(path: Path, content: str) -> str:
     path.parent.mkdir(exist_ok=True)
     path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+def table(folder: Path, **columns: list) -> str:
+    pq.write_table(pa.table(columns), folder / "in.parquet")
+    return str(folder / "in.parquet")
+
+
+def ending(folder: Path, last: bytes) -> str:
+    """A file whose last bytes are these."""
+    path = Path(table(folder, **{COLUMN: [SECRET]}))
+    path.write_bytes(path.read_bytes()[: -len(last)] + last)
+    return str(path)
+
+
+def flipped(folder: Path) -> str:
+    """A file with one letter of a text changed, which only its checksum shows."""
+    path = folder / "in.parquet"
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table({COLUMN: ["abcdef"]}), path, write_page_checksum=True, **options)
+    content = path.read_bytes()
+    assert content.count(b"abcdef") == 1
+    path.write_bytes(content.replace(b"abcdef", b"abcdeg"))
     return str(path)
 
 
@@ -252,6 +297,123 @@ def test_what_a_worker_says_may_quote_a_diary_and_is_not_repeated():
         "\n\tat org.apache.spark.Some.method(Some.scala:1)"
     )
     assert spark_module.reason(message) == "ValueError in a worker, at /a/model.py:12"
+
+
+# Between the two renames, in which the new output replaces the old one
+
+
+class Dying:
+    """Hadoop's file system, of which one call on one path ends otherwise."""
+
+    def __init__(self, files: object, deadly: tuple[str, str], end: Callable[[], object]):
+        self._files, self._deadly, self._end = files, deadly, end
+
+    def __getattr__(self, name: str) -> object:
+        def call(path: object, *more: object) -> object:
+            if (name, path.getName()) == self._deadly:
+                return self._end()
+            return getattr(self._files, name)(path, *more)
+
+        return call
+
+
+DEADLY = {"rename": ("rename", ".out.part"), "delete": ("delete", ".out.old")}
+
+
+def let_die(deadly: str, end: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """From here on, each Target has a file system that is Dying."""
+    init = spark_module.Target.__init__
+
+    def dying(self: object, *given: object) -> None:
+        init(self, *given)
+        self._files = Dying(self._files, DEADLY[deadly], end)
+
+    patch.setattr(spark_module.Target, "__init__", dying)
+
+
+KILLED = """
+import os, signal, sys
+import pytest
+from storyflower import spark
+from tests.spark.test_spark import COLUMN, let_die
+
+model, source, output, deadly = sys.argv[1:]
+let_die(deadly, lambda: os.kill(os.getpid(), signal.SIGKILL), pytest.MonkeyPatch())
+spark.score(model=model, source=source, column=COLUMN, output=output, overwrite=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def two(texts, tmp_path_factory) -> list[Path]:
+    """Two small inputs."""
+    folder = tmp_path_factory.mktemp("two")
+    for name, some in (("first", texts[:3]), ("second", texts[3:8])):
+        pq.write_table(table_of(some), folder / name)
+    return [folder / "first", folder / "second"]
+
+
+@pytest.mark.parametrize("deadly", ["rename", "delete"])
+def test_a_kill_between_the_renames_loses_nothing(spark, model, two, tmp_path, deadly):
+    """Whatever the next call is for: it finds one whole output, the old one or the new one."""
+    before = tmp_path / "before"
+    before.mkdir()
+    common = {"model": str(model), "column": COLUMN}
+    spark_module.score_in(spark, source=str(two[0]), output=str(before / "out"), **common)
+    old = read(before / "out")
+    words = [sys.executable, "-c", KILLED, str(model), str(two[1]), str(before / "out"), deadly]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    died = {"rename": [".out.old", ".out.part"], "delete": [".out.old", "out"]}[deadly]
+    assert sorted(path.name for path in before.iterdir()) == died
+    whole = old if deadly == "rename" else read(before / "out")
+    assert whole.num_rows == {"rename": 3, "delete": 5}[deadly]
+
+    def again(name: str, **more: object) -> tuple[Path, dict]:
+        shutil.copytree(before, tmp_path / name)
+        output = tmp_path / name / "out"
+        return output, {"source": str(two[0]), "output": str(output), **common, **more}
+
+    output, given = again("a column that is not there", column="없다", overwrite=True)
+    assert "no column '없다'" in refused(spark, **given)
+    assert read(output) == whole
+    output, given = again("without overwrite")
+    assert "is there already; --overwrite replaces it" in refused(spark, **given)
+    assert read(output) == whole and ".out.old" not in left_behind(output.parent)
+    output, given = again("a rename that fails", overwrite=True)
+    with pytest.MonkeyPatch.context() as patch:
+        let_die("rename", lambda: False, patch)
+        assert "cannot be made; look at its permissions" in refused(spark, **given)
+    assert read(output) == whole and left_behind(output.parent) == []
+    output, given = again("with overwrite", overwrite=True)
+    assert spark_module.score_in(spark, **given).rows == 3
+    assert read(output) == old and left_behind(output.parent) == []
+
+
+def disk_error() -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("end", [disk_error, lambda: False], ids=["an error", "refused"])
+def test_a_rename_that_fails_leaves_the_old_output(spark, model, two, tmp_path, monkeypatch, end):
+    output = tmp_path / "out"
+    common = {"model": str(model), "column": COLUMN, "output": str(output)}
+    spark_module.score_in(spark, source=str(two[0]), **common)
+    old = read(output)
+    let_die("rename", end, monkeypatch)
+    with pytest.raises((OSError, InputError), match="Input/output|cannot be made"):
+        spark_module.score_in(spark, source=str(two[1]), overwrite=True, **common)
+    assert read(output) == old and left_behind(tmp_path) == []
+
+
+def test_a_folder_of_somebody_else_s_is_not_deleted(spark, model, two, tmp_path):
+    """.out.old, which a killed run leaves, can be another's beside an output."""
+    theirs = Path(written(tmp_path / ".out.old/thesis.odt", "x"))
+    pq.write_table(table_of([]), tmp_path / "out")
+    given = {"source": str(two[0]), "output": str(tmp_path / "out"), "overwrite": True}
+    assert ".out.old beside it holds thesis.odt" in refused(
+        spark, model=str(model), column=COLUMN, **given
+    )
+    assert theirs.read_text(encoding="utf-8") == "x"
 
 
 # The command itself, in a process of its own
