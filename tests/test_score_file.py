@@ -570,7 +570,7 @@ for source in map(Path, sys.argv[1:]):
 def test_a_long_file_needs_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
     """The classifier is a stand-in: what grows would be the reading, the parts or the writing."""
     sources = []
-    for count in (20_000, 80_000):
+    for count in (20_000, 200_000):
         rows = [[f"{n}번째 일기", hashlib.sha256(b"%d" % n).hexdigest()] for n in range(count)]
         for form in (".csv", ".jsonl", ".parquet"):
             path = tmp_path / f"{count}{form}"
@@ -586,25 +586,8 @@ def test_a_long_file_needs_no_more_memory_than_a_short_one(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     _, _, short, *long = (int(line) for line in done.stdout.split())  # KiB; bytes on macOS
-    # 60,000 rows more are 6 MB in a .csv, and some 20 MB as Python's objects.
-    assert max(long) - short < 12 * 1024 * (1024 if sys.platform == "darwin" else 1)
-
-
-@pytest.mark.slow
-def test_a_value_that_a_small_file_repeats_needs_no_memory_a_row(tmp_path: Path) -> None:
-    """Written once, read 4,096 times: some hundred bytes that would be gigabytes at once."""
-    rows, size = 4096, 2**18
-    same = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), ["x" * size])
-    options = {"compression": "zstd", "dictionary_pagesize_limit": 2 * size}
-    source = tmp_path / "a.parquet"
-    table = pa.table({"일기": same, "메모": same})
-    pq.write_table(table, source, store_schema=False, write_statistics=False, **options)
-    assert source.stat().st_size < 4096
-    words = [sys.executable, "-c", MEMORY, source]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    peak = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
-    assert peak < rows * size  # of either column
+    # 180,000 rows more are 18 MB in a .csv, and some 60 MB as Python's objects.
+    assert max(long) - short < 40 * 1024 * (1024 if sys.platform == "darwin" else 1)
 
 
 # Files that are broken

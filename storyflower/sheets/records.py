@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import compute, types
+from pyarrow import types
 
 from storyflower.common.errors import InputError
 from storyflower.sheets import sheet
@@ -29,7 +29,7 @@ from storyflower.sheets.read_csv import MAX_RECORD
 from storyflower.sheets.sheet import MISSING, Sheet
 
 MAX_COLUMNS = 2**14  # Excel's limit
-BATCH, BATCH_BYTES = 4096, 2**26  # rows of a parquet file in memory, at most; bytes of text, too
+BATCH = 4096  # rows of a parquet file in memory
 Row = tuple[int, list]  # its number, as messages give it, and its values
 
 
@@ -200,27 +200,6 @@ class Parquet(Records):
                 f"{path}: column {shown(names[self.column])} has the type {shown(kind)}; "
                 "the texts must be strings"
             )
-        self._rows = max(1, min(BATCH, BATCH_BYTES // max(1, self._widest())))
-
-    def _widest(self) -> int:
-        """The bytes of the longest values that a row can have, one of each column of text or bytes.
-
-        A file has a value once that a million rows repeat, and is read here in that form: else a
-        few bytes of it could become gigabytes in memory. Not supported: text inside a list.
-        """
-        names = [field.name for field in self.schema if is_text(field.type) or is_bytes(field.type)]
-        widest = dict.fromkeys(names, 0)
-        options = {"buffer_size": 1 << 20, "page_checksum_verification": True}
-        with (
-            self._reading(),
-            pq.ParquetFile(self.path, read_dictionary=names, **options) as file,
-        ):
-            for batch in file.iter_batches(BATCH, columns=names):
-                for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                    if types.is_dictionary(column.type):
-                        longest = compute.max(compute.binary_length(column.dictionary)).as_py()
-                        widest[name] = max(widest.get(name, 0), longest or 0)
-        return sum(widest.values())
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Pieces of the file; with `columns`, only these are read."""
@@ -228,7 +207,7 @@ class Parquet(Records):
         # A page that has a checksum, as Spark's have, is read only if it fits.
         options = {"buffer_size": 1 << 20, "page_checksum_verification": True}
         with self._reading(), pq.ParquetFile(self.path, **options) as file:
-            yield from file.iter_batches(self._rows, columns=columns)
+            yield from file.iter_batches(BATCH, columns=columns)
 
     def rows(self) -> Iterator[Row]:
         """As Records.rows. Raises InputError for a type that only Parquet can hold."""
@@ -322,10 +301,6 @@ def is_text(kind: pa.DataType) -> bool:
     if types.is_dictionary(kind):
         kind = kind.value_type
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def only_parquet_holds(kind: pa.DataType, inside: bool = False) -> bool:
