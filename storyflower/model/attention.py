@@ -23,7 +23,7 @@ from storyflower.model.dropout import scale_masks
 
 # bfloat16's products are fast where one of many small ones mostly waits for its call: five groups
 # in the place of 35. In float32, a pad costs more than the call.
-WIDTH_STEP = {torch.bfloat16: 16}
+GROUP_STEP = {torch.bfloat16: 16}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def lay_out(batch: Batch, heads: int, dtype: torch.dtype) -> Layout | None:
     """The layout of a batch whose attention is computed in `dtype`; None on other devices."""
     if batch.ids.device.type != "cpu":
         return None
-    step = WIDTH_STEP.get(dtype, 1)
+    step = GROUP_STEP.get(dtype, 1)
     lengths = np.repeat([n for _, n in batch.groups], [texts for texts, _ in batch.groups])
     widths = -(-lengths // step) * step  # (texts,)
     text = np.repeat(np.arange(len(lengths)), heads * widths)  # (slots,)

@@ -61,7 +61,7 @@ def test_value_and_gradient_are_the_textbooks(attend, lengths: list[int], seed: 
 @pytest.fixture(params=[1, 4], ids=["whole", "padded"])
 def step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """What widths are rounded up to, in float64; bfloat16's rounding would hide an error."""
-    monkeypatch.setitem(attention.WIDTH_STEP, torch.float64, request.param)
+    monkeypatch.setitem(attention.GROUP_STEP, torch.float64, request.param)
     return request.param
 
 
@@ -87,7 +87,7 @@ def test_pads_change_nothing(lengths: list[int], seed: int) -> None:
     qkv = torch.randn(len(batch.ids), 3 * HEADS * SIZE, dtype=torch.float64, requires_grad=True)
     toward = torch.randn(len(batch.ids), HEADS * SIZE, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(attention.WIDTH_STEP, torch.float64, 16)
+        patch.setitem(attention.GROUP_STEP, torch.float64, 16)
         layout = lay_out(batch, HEADS, torch.float64)
     assert {width % 16 for _, width in layout.groups} == {0}
     results = [GroupedAttention.apply(qkv, layout, 0.0), textbook(qkv, batch)]
