@@ -35,6 +35,7 @@ from storyflower.tracking.run import Run
 from storyflower.train import checkpoint, memory
 from storyflower.train.dev import held_back, take
 from storyflower.train.fit import fit
+from storyflower.train.state import State
 
 
 def train(
@@ -83,7 +84,7 @@ def train(
             torch.manual_seed(params.seed)
             network = build_classifier(encoder, len(index), params.dr_rate)
 
-            def train_epochs(on_epoch: Callable[[list[Epoch]], None]) -> list[Epoch]:
+            def train_epochs(on_epoch: Callable[[list[Epoch]], None]) -> State:
                 with checkpoints.stop, memory.enough():
                     return fit(
                         network,
@@ -121,7 +122,10 @@ def train(
                     run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
 
                 checkpoints.more = lambda: asdict(run.record)
-                rows = train_epochs(note)
+                state = train_epochs(note)
+                rows = state.history
+                # Smaller than the param where memory ran out.
+                run.record.tags["micro_batch_used"] = str(state.micro_batch or "none")
                 write_history(rows, history)  # needed if all epochs were already in the checkpoint
                 if params.keep == "best":
                     print(f"kept: epoch {best_epoch(rows)}, the best on the dev part", flush=True)
