@@ -198,7 +198,7 @@ def epochs(options: argparse.Namespace) -> dict[str, Any]:
     test = random_table(options.dialogues * 6640 // 51628 or 1, 35.7, 64, seed=2)
     network = classifier(config, 0.5)
     ends = [time.perf_counter()]
-    rows = fit.fit(
+    state = fit.fit(
         network,
         train=train,
         test=test,
@@ -206,7 +206,7 @@ def epochs(options: argparse.Namespace) -> dict[str, Any]:
         placement=placement,
         on_epoch=lambda _: ends.append(time.perf_counter()),
     )
-    wall, trained = ends[-1] - ends[0], [row.seconds for row in rows]
+    wall, trained = ends[-1] - ends[0], [row.seconds for row in state.history]
     usual = statistics.median(trained)
     figures = {
         "machine": machine(placement),
@@ -215,7 +215,7 @@ def epochs(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch,
         "wall_seconds": wall,
         "first_epoch_extra_seconds": trained[0] - usual,  # graphs, allocations, kernel choice
-        "steps_seconds": usual * len(rows),
+        "steps_seconds": usual * len(trained),
         "evaluation_seconds": wall - sum(trained),
         "dialogues_a_second": len(train) / usual,
     }

@@ -75,7 +75,7 @@ def classifier(interim: Path) -> Path:
     index = LabelIndex.load(interim / "labels.json")
     torch.manual_seed(params.seed)
     network = build_classifier(interim / "encoder", len(index), params.dr_rate)
-    history = fit.fit(
+    state = fit.fit(
         network,
         train=TokenArrays.load(interim / "tokens", "Training"),
         test=TokenArrays.load(interim / "tokens", "Validation"),
@@ -83,7 +83,7 @@ def classifier(interim: Path) -> Path:
         placement=choose("cpu", "fp32"),
         on_epoch=lambda _: None,
     )
-    write_history(history, interim / "history.csv")
+    write_history(state.history, interim / "history.csv")
     folder = interim / "classifier"
     save_classifier(
         network,

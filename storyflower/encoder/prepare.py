@@ -50,7 +50,7 @@ def prepare(card_file: Path, output: Path) -> Card:
             report_unlocked(card_file, card, pinned)
         card = verify(folder, card)
         document = {"name": card_file.stem, **card.model_dump(), **pinned}
-        body = read_encoder(folder)
+        body = read_encoder(folder)  # what was written, as train will read it
         try_out(body, card)
         document["max_length"] = max_length(body)
         document["mask_id"] = load_tokenizer(folder, card.model_dump()).mask_id

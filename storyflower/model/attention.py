@@ -10,7 +10,7 @@ Not supported: one kernel for the whole batch on the CPU; a batch of 64 has abou
 lengths.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -24,6 +24,10 @@ from storyflower.model.dropout import scale_masks
 # bfloat16's products are fast where one of many small ones mostly waits for its call: five groups
 # in the place of 35. In float32, a pad costs more than the call.
 GROUP_STEP = {torch.bfloat16: 16}
+
+# Queries, keys and values, (tokens, 3 * hidden), and the probability with which an attention weight
+# becomes 0 → each token's attention over its own text, (tokens, hidden)
+Attention = Callable[[torch.Tensor, float], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,8 @@ class Layout:
     masks: list[torch.Tensor | None]  # of each group, (texts * heads, 1, width): 0, at pads -inf
 
 
-def lay_out(batch: Batch, heads: int, dtype: torch.dtype) -> Layout | None:
-    """The layout of a batch whose attention is computed in `dtype`; None on other devices."""
-    if batch.ids.device.type != "cpu":
-        return None
+def lay_out(batch: Batch, heads: int, dtype: torch.dtype) -> Layout:
+    """The layout of a batch whose attention is computed in `dtype`."""
     step = GROUP_STEP.get(dtype, 1)
     lengths = np.repeat([n for _, n in batch.groups], [texts for texts, _ in batch.groups])
     widths = -(-lengths // step) * step  # (texts,)
@@ -78,31 +80,31 @@ def mask_pads(lengths: np.ndarray, width: int, heads: int, dtype: torch.dtype) -
     return mask.repeat_interleave(heads, dim=0).unsqueeze(1)
 
 
-def attend(
-    qkv: torch.Tensor, batch: Batch, layout: Layout | None, heads: int, dropout: float
-) -> torch.Tensor:
-    """Attention within each text: (tokens, 3 * hidden) → (tokens, hidden).
-
-    `dropout` is the probability with which an attention weight becomes 0; `layout` is lay_out's.
-    """
-    if layout:
-        return GroupedAttention.apply(qkv, layout, dropout)
-    return attend_rectangle(qkv, batch, heads, dropout)
+def make_attention(batch: Batch, heads: int, dtype: torch.dtype) -> Attention:
+    """Attention within each text of a batch, computed in `dtype`; the same for all layers."""
+    if batch.ids.device.type != "cpu":
+        return in_rectangle(batch, heads)
+    layout = lay_out(batch, heads, dtype)
+    return lambda qkv, dropout: GroupedAttention.apply(qkv, layout, dropout)
 
 
-def attend_rectangle(qkv: torch.Tensor, batch: Batch, heads: int, dropout: float) -> torch.Tensor:
-    """As attend, with one masked product; torch's GPU kernels for it include dropout."""
+def in_rectangle(batch: Batch, heads: int) -> Attention:
+    """As make_attention, with one masked product; torch's GPU kernels for it include dropout."""
     texts, width = len(batch.lengths), batch.width
     slots = batch.text * width + batch.positions  # (tokens,): place of each token in the rectangle
-    rectangle = qkv.new_zeros(texts * width, qkv.shape[1]).index_copy(0, slots, qkv)
-    query, key, value = rectangle.view(texts, width, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    columns = torch.arange(width, device=qkv.device)
+    columns = torch.arange(width, device=slots.device)
     # An empty text attends to one zero token: a fully masked row would be 0 / 0.
     seen = columns < batch.lengths.clamp(min=1).unsqueeze(1)  # (texts, width)
-    result = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=seen[:, None, None, :], dropout_p=dropout
-    )
-    return result.transpose(1, 2).reshape(texts * width, -1).index_select(0, slots)
+
+    def attend(qkv: torch.Tensor, dropout: float) -> torch.Tensor:
+        rectangle = qkv.new_zeros(texts * width, qkv.shape[1]).index_copy(0, slots, qkv)
+        query, key, value = rectangle.view(texts, width, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        result = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen[:, None, None, :], dropout_p=dropout
+        )
+        return result.transpose(1, 2).reshape(texts * width, -1).index_select(0, slots)
+
+    return attend
 
 
 class GroupedAttention(torch.autograd.Function):

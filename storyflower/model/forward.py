@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from storyflower.model import padded
-from storyflower.model.attention import attend, lay_out
+from storyflower.model.attention import make_attention
 from storyflower.model.batch import Batch
 from storyflower.model.dropout import dropout
 from storyflower.model.linear import in_bfloat16
@@ -94,11 +94,10 @@ def states(
     if hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # The same type as autocast gives after every later LayerNorm.
         hidden = hidden.to(torch.get_autocast_dtype("cpu"))
-    heads = config.num_attention_heads
-    layout = lay_out(batch, heads, hidden.dtype)
+    attend = make_attention(batch, config.num_attention_heads, hidden.dtype)
     for number, layer in enumerate(getattr(encoder, "packed", layers(encoder)), start=1):
         qkv = multiply(hidden, layer)  # (tokens, 3 * hidden)
-        mixed = attend(qkv, batch, layout, heads, rate(layer.drop_weights))
+        mixed = attend(qkv, rate(layer.drop_weights))
         if number == config.num_hidden_layers and tokens is not None:
             hidden, mixed = hidden[tokens], mixed[tokens]  # (chosen, hidden)
         hidden = layer.mix_norm(dropout(multiply(mixed, layer.mix), rate(layer.drop)) + hidden)

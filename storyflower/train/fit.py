@@ -47,8 +47,8 @@ def fit(
     mask_id: int | None = None,
     checkpoints: Checkpoints | None = None,
     ranks: Ranks = ALONE,
-) -> list[Epoch]:
-    """Train the model in place and return the history.
+) -> State:
+    """Train the model in place; return the state at the end, which has the history.
 
     `params` are resolved (train/run.py): their learning_rate and optimizer are no longer "auto".
     `held`, bool (dialogues,), marks the rows of `train` that are not trained on but scored like
@@ -116,7 +116,7 @@ def fit(
             checkpoints.after_epoch(state)
     if state.kept:
         state.take_kept(params.average_last)
-    return state.history
+    return state
 
 
 def is_over(history: list[Epoch], params: Params) -> bool:

@@ -8,9 +8,9 @@ loop itself, fit.py, does not handle output files or MLflow.
 """
 
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from storyflower.train.dev import held_back, take
 from storyflower.train.fit import fit
 
 
+@memory.enough()
 def train(
     params: Params,
     *,
@@ -56,95 +57,96 @@ def train(
     """
     placement = choose(params.device, params.precision)
     memory.keep_freed()
-    with ExitStack() as open_things, joined(placement.device) as ranks:
+    with ExitStack() as stack:
+        ranks = stack.enter_context(joined(placement.device))
         if ranks.first:
             repository.check_clone()
-            open_things.enter_context(locks.acquire(lock, "still trains here"))
+            stack.enter_context(locks.acquire(lock, "still trains here"))
             print(placement, flush=True)
         ranks.wait()
         card = read_json(encoder / "card.json")
-        table = TokenArrays.load(tokens, "Training")
-        params = params.resolved(card, rows=len(table))
+        index = LabelIndex.load(labels)
+        training = TokenArrays.load(tokens, "Training")
+        params = params.resolved(card, rows=len(training))
         if params.mask_rate and card["mask_id"] is None:
             raise InputError("mask_rate: this encoder's vocabulary has no [MASK]; set it to 0")
-        used = params.decisive()
-        index = LabelIndex.load(labels)
+        decisive = params.decisive()
         computer = {**machine(placement), "processes": ranks.count}
         fingerprint = checkpoint.fingerprint(
-            {"params": used, "machine": computer, "code": loaded_code()},
+            {"params": decisive, "machine": computer, "code": loaded_code()},
             [tokens, labels, encoder],
         )
         root = checkpoint_folders.root_of(params.checkpoint_dir, repository.main_root())
-        minutes = params.checkpoint_minutes
-        with checkpoint.Checkpoints(root, fingerprint, minutes, ranks) as checkpoints:
-            held = None
-            if params.dev_share:
-                held = held_back(table, params.dev_share, params.seed)
-            torch.manual_seed(params.seed)
-            network = build_classifier(encoder, len(index), params.dr_rate)
+        checkpoints = stack.enter_context(
+            checkpoint.Checkpoints(root, fingerprint, params.checkpoint_minutes, ranks)
+        )
+        held = held_back(training, params.dev_share, params.seed) if params.dev_share else None
+        torch.manual_seed(params.seed)
+        network = build_classifier(encoder, len(index), params.dr_rate)
+        train_epochs = partial(
+            fit,
+            network,
+            train=training,
+            held=held,
+            test=TokenArrays.load(tokens, "Validation"),
+            params=params,
+            placement=placement,
+            mask_id=card["mask_id"],
+            checkpoints=checkpoints,
+            ranks=ranks,
+        )
+        if not ranks.first:
+            with checkpoints.stop:
+                train_epochs(on_epoch=lambda _: None)
+            return
+        new = new_record(
+            experiment=params.corpus,
+            params={**decisive, "pretokenize": card["pretokenize"], "tokenizer": card["tokenizer"]},
+            tags={
+                "device": str(placement),
+                "processes": str(ranks.count),
+                "threads": str(torch.get_num_threads()),
+                "encoder_source": card["source"],
+                "encoder_revision": card.get("revision") or "",
+                "fingerprint": fingerprint[: checkpoint_folders.SAYS_WHICH],
+            },
+            dataset=dialogues,
+        )
+        with Run(continued(new, checkpoints.saved)) as run:
 
-            def train_epochs(on_epoch: Callable[[list[Epoch]], None]) -> list[Epoch]:
-                with checkpoints.stop, memory.enough():
-                    return fit(
-                        network,
-                        train=table,
-                        held=held,
-                        mask_id=card["mask_id"],
-                        test=TokenArrays.load(tokens, "Validation"),
-                        params=params,
-                        placement=placement,
-                        on_epoch=on_epoch,
-                        checkpoints=checkpoints,
-                        ranks=ranks,
-                    )
+            def note(rows: list[Epoch]) -> None:
+                write_history(rows, history)  # our own file first, then MLflow
+                run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
 
-            if not ranks.first:
-                train_epochs(lambda _: None)
-                return
-            new = new_record(
-                experiment=params.corpus,
-                params={**used, "pretokenize": card["pretokenize"], "tokenizer": card["tokenizer"]},
-                tags={
-                    "device": str(placement),
-                    "processes": str(ranks.count),
-                    "threads": str(torch.get_num_threads()),
-                    "encoder_source": card["source"],
-                    "encoder_revision": card.get("revision") or "",
-                    "fingerprint": fingerprint[: checkpoint_folders.SAYS_WHICH],
-                },
-                dataset=dialogues,
-            )
-            with Run(continued(new, checkpoints.saved)) as run:
-
-                def note(rows: list[Epoch]) -> None:
-                    write_history(rows, history)  # our own file first, then MLflow
-                    run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
-
-                checkpoints.more = lambda: asdict(run.record)
-                rows = train_epochs(note)
-                write_history(rows, history)  # needed if all epochs were already in the checkpoint
-                if params.keep == "best":
-                    print(f"kept: epoch {best_epoch(rows)}, the best on the dev part", flush=True)
-                    run.log_results({"kept_epoch": best_epoch(rows)})
-                if params.average_last > 1:
-                    first = len(rows) - params.average_last + 1
-                    print(
-                        f"average_last: the weights are the mean of those after epochs {first} to "
-                        f"{len(rows)}; evaluate prints their accuracy on Validation",
-                        flush=True,
-                    )
-                temperature = None
-                if held is not None:
-                    dev = take(table, held)
-                    logits = scoring.logits(network, dev, placement)
-                    temperature = fit_temperature(logits, dev.labels)
-                    print(f"temperature {temperature:g}, from {len(dev)} rows of the dev part")
-                    run.log_results({"temperature": temperature})
-                # The params that made the model, but nothing that differs between two equal runs.
-                facts = {"params": used, "temperature": temperature}
-                save_classifier(network, classifier, encoder=encoder, labels=index, facts=facts)
-                run.record.tags[CLASSIFIER_TAG] = digest(classifier)
-            run.record.save(record)
+            checkpoints.more = lambda: asdict(run.record)
+            with checkpoints.stop:
+                state = train_epochs(on_epoch=note)
+            rows = state.history
+            write_history(rows, history)  # needed if all epochs were already in the checkpoint
+            # Smaller than the param where memory ran out
+            run.record.tags["micro_batch_used"] = str(state.micro_batch or "none")
+            results = {}
+            if params.keep == "best":
+                results["kept_epoch"] = best = best_epoch(rows)
+                print(f"kept: epoch {best}, the best on the dev part", flush=True)
+            if params.average_last > 1:
+                first = len(rows) - params.average_last + 1
+                print(
+                    f"average_last: the weights are the mean of those after epochs {first} to "
+                    f"{len(rows)}; evaluate prints their accuracy on Validation",
+                    flush=True,
+                )
+            if held is not None:
+                dev = take(training, held)
+                logits = scoring.logits(network, dev, placement)
+                results["temperature"] = temperature = fit_temperature(logits, dev.labels)
+                print(f"temperature {temperature:g}, from {len(dev)} rows of the dev part")
+            run.log_results(results)
+            # The params that made the model, but nothing that differs between two equal runs.
+            facts = {"params": decisive, "temperature": results.get("temperature")}
+            save_classifier(network, classifier, encoder=encoder, labels=index, facts=facts)
+            run.record.tags[CLASSIFIER_TAG] = digest(classifier)
+        run.record.save(record)
 
 
 def machine(placement: Placement) -> dict[str, Any]:

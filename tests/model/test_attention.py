@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import attention
-from storyflower.model.attention import GroupedAttention, attend_rectangle, lay_out
+from storyflower.model.attention import GroupedAttention, in_rectangle, lay_out
 from storyflower.model.batch import Batch, make_batch
 from storyflower.model.dropout import dropout, scale_mask
 
@@ -41,7 +41,7 @@ def grouped(qkv: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def rectangle(qkv: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return attend_rectangle(qkv, batch, HEADS, 0.0)
+    return in_rectangle(batch, HEADS)(qkv, 0.0)
 
 
 @pytest.mark.parametrize("attend", [grouped, rectangle])

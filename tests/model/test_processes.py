@@ -47,14 +47,14 @@ def main():
             if os.environ.get("DIE") == str(ranks.rank):
                 os._exit(7)
 
-        rows = fit_module.fit(
+        state = fit_module.fit(
             network, train=table, test=table, placement=place, on_epoch=note, ranks=ranks,
             params=params_of(num_epochs=3, batch_size=8, warmup_ratio=0.2, learning_rate=1e-2,
                              optimizer="adamw", mask_rate=0.0, class_weights="balanced",
                              micro_batch=int(os.environ.get("MICRO", 8))),
         )
         weights = torch.cat([p.detach().flatten() for p in network.parameters()])
-        found = {"rows": [[r.loss, r.train_accuracy, r.test_loss] for r in rows],
+        found = {"rows": [[r.loss, r.train_accuracy, r.test_loss] for r in state.history],
                  "weights": weights.tolist()}
         with open(f"{sys.argv[1]}.{ranks.rank}", "w") as file:
             json.dump(found, file)

@@ -38,7 +38,7 @@ def fit(network: Bag, checkpoints: Checkpoints | None = None, **values: object) 
         placement=choose("cpu", "fp32"),
         on_epoch=lambda _: None,
         checkpoints=checkpoints,
-    )
+    ).history
 
 
 class Dropping(Bag):

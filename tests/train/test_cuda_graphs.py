@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModel
 
 from storyflower.interim.tokens import TokenArrays
+from storyflower.model.attention import in_rectangle
 from storyflower.model.batch import Batch, make_batch
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import choose
@@ -21,6 +22,8 @@ from storyflower.train.micro_batches import make_backward
 from tests.train.test_fit import FAMILIES, random_table
 
 PLACE = choose("cpu", "fp32")
+# What to patch so that the CPU computes as a GPU does
+RECTANGLE = ("storyflower.model.forward.make_attention", lambda *given: in_rectangle(*given[:2]))
 
 
 def classifier(family: str = "bert") -> EmotionClassifier:
@@ -76,7 +79,7 @@ def test_the_filling_changes_nothing(
     gradients = [parameter.grad for parameter in network.parameters()]
     network.zero_grad()
     if way == "rectangle":
-        monkeypatch.setattr("storyflower.model.forward.lay_out", lambda *_: None)
+        monkeypatch.setattr(*RECTANGLE)
     found = backward(make_batch(table, np.arange(20), "cpu", 256), weight)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for ours, theirs in zip(network.parameters(), gradients, strict=True):
@@ -126,7 +129,7 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cuda_graphs.Replayed, "record", remembering)
     # The groups of equal length differ from batch to batch; the rectangle is all tensors.
-    monkeypatch.setattr("storyflower.model.forward.lay_out", lambda *_: None)
+    monkeypatch.setattr(*RECTANGLE)
 
 
 def graphed(network: EmotionClassifier) -> cuda_graphs.Replayed:

@@ -90,7 +90,7 @@ def fit(
         on_epoch=lambda _: None,
         mask_id=4,
         checkpoints=checkpoints,
-    )
+    ).history
 
 
 def test_best_keeps_the_weights_of_the_best_epoch() -> None:

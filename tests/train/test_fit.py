@@ -91,7 +91,7 @@ def fit(network: nn.Module, table: TokenArrays, **values: object) -> list[Epoch]
         placement=choose("cpu", precision),
         on_epoch=lambda *_: None,
         ranks=ranks,
-    )
+    ).history
 
 
 @contextmanager
@@ -293,7 +293,7 @@ def test_history_says_what_was_done() -> None:
         params=params_of(**{**RATE, "num_epochs": 2, "batch_size": 8, "learning_rate": 0.05}),
         placement=choose("cpu", "fp32"),
         on_epoch=lambda rows: told.append(len(rows)),
-    )
+    ).history
     assert [row.epoch for row in history] == told == [1, 2]
     for number, row in enumerate(history):
         losses, hits, means = [], [], []

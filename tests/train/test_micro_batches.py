@@ -1,5 +1,6 @@
 """Steps in parts: the whole batch's gradients, and what an out-of-memory does."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from storyflower.model.batch import Batch, make_batch
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement
 from storyflower.model.processes import ALONE, Ranks
-from storyflower.train import micro_batches
+from storyflower.tracking import mlflow
+from storyflower.tracking.record import Record
+from storyflower.train import micro_batches, run
 from storyflower.train.checkpoint import Checkpoints
 from storyflower.train.micro_batches import can_record, split
 from storyflower.train.state import State
-from tests.support import params_of
+from tests.support import TINY_PARAMS, params_of
 from tests.train import test_checkpoint as saved
 from tests.train.test_fit import (
     FAMILIES,
@@ -233,6 +236,51 @@ def test_a_resumed_training_goes_on_with_the_smaller_parts(tmp_path: Path) -> No
         saved.fit(resumed, checkpoints)
     assert saved.same(whole, resumed)
     assert {len(rows) for rows, _ in again} == {2}
+
+
+def test_the_record_keeps_the_parts_that_were_used(
+    interim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the training was resumed, or was over already, with memory for the whole batch."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr(mlflow, "push", lambda *_: None)
+    plain, started = EmotionClassifier.forward, []
+
+    def short_of_memory(network: EmotionClassifier, batch: Batch) -> torch.Tensor:
+        if network.training and len(batch.first) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(network, batch)
+
+    def dying(network: EmotionClassifier, batch: Batch) -> torch.Tensor:
+        started.append(network.training)
+        if started[-2:] == [False, True]:  # the first step after the first epoch was scored
+            raise saved.Killed
+        return short_of_memory(network, batch)
+
+    def recorded(forward: Callable[..., torch.Tensor], **values: object) -> tuple[str, str]:
+        """micro_batch as it was set, and as it was used."""
+        monkeypatch.setattr(EmotionClassifier, "forward", forward)
+        computed = {"device": "cpu", "precision": "fp32", "mask_rate": 0.0, "num_epochs": 2}
+        run.train(
+            params_of(**{**TINY_PARAMS, **computed, **values}),
+            encoder=interim / "encoder",
+            dialogues=interim / "dialogues.parquet",
+            labels=interim / "labels.json",
+            tokens=interim / "tokens",
+            classifier=tmp_path / "classifier",
+            history=tmp_path / "history.csv",
+            record=tmp_path / "run.json",
+            lock=tmp_path / "train.lock",
+        )
+        record = Record.load(tmp_path / "run.json")
+        return record.params["micro_batch"], record.tags["micro_batch_used"]
+
+    with pytest.raises(saved.Killed):
+        recorded(dying)
+    assert recorded(plain) == ("none", "4")
+    assert recorded(plain) == ("none", "4")
+    assert recorded(plain, seed=1) == ("none", "none")
+    assert recorded(plain, micro_batch=2) == ("2", "2")
 
 
 def test_the_scaler_of_fp16_scales_every_part() -> None:

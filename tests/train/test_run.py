@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from storyflower.common.errors import InputError
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.device import choose
@@ -65,3 +67,10 @@ def test_the_temperature_is_that_of_the_dev_part_and_the_kept_weights(
 
     assert train(**values) == written  # goes on from the last checkpoint
     assert "going on from" in capsys.readouterr().out
+
+    def full(*_: object) -> np.ndarray:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(scoring, "logits", full)
+    with pytest.raises(InputError, match=r"^out of memory \(CUDA out of memory\); lower max_len"):
+        train(**values)
