@@ -118,7 +118,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     """The files in a folder and below it, without hidden files and those that programs left there.
 
     Links are followed, but no folder is entered twice, so a link to a parent folder cannot cause an
-    endless loop. Raises InputError for a folder that the system refuses to open.
+    endless loop. Raises InputError for a link to nothing and for a folder that cannot be opened.
     """
 
     def refuse(error: OSError) -> None:
@@ -135,7 +135,13 @@ def files_below(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
         for name in names:
             path = Path(parent, name)
-            if not name.startswith(("~$", ".")) and path.is_file():
+            if name.startswith(("~$", ".")):
+                continue
+            if not path.exists():
+                raise InputError(
+                    f"{path}: a link to a file that is not there; bring it back or remove the link"
+                )
+            if path.is_file():
                 yield path
 
 

@@ -597,6 +597,16 @@ def test_a_name_that_may_be_validation_misspelled(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["Validation.csv", "Validation", "more.csv"])
+def test_a_link_to_a_file_that_is_gone(folder: Path, name: str) -> None:
+    two_columns(folder / "Training.csv", numbered(0, 30))
+    (folder / name).symlink_to(folder.parent / "usb" / name)
+    (folder / ".#Training.csv").symlink_to("user@host.1:2")  # Emacs' lock
+    assert refusal(folder, **DRAWN) == (
+        f"{folder / name}: a link to a file that is not there; bring it back or remove the link"
+    )
+
+
 def test_classes_of_one_text_each(folder: Path) -> None:
     two_columns(folder / "mine.csv", [("가", "0"), ("나", "1"), ("가 ", "0")])
     assert refusal(folder, **DRAWN).startswith(
