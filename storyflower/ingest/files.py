@@ -19,6 +19,8 @@ from storyflower.sheets.read import check_readable
 from storyflower.sheets.sheet import note
 
 SUFFIXES = (".xlsx", ".csv", ".tsv", ".json", ".jsonl")
+# Suffixes of other tables, which a person may believe to be read
+OTHER_TABLES = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".parquet", ".feather", ".gz")
 # Words in a file's or folder's name by which people set rows aside: not latest, contest, values
 SET_ASIDE = re.compile(
     "(?<![a-z])(test|valid|eval|hold.?out|(val|dev)s?(set|data)?(?![a-z]))|검증|테스트|평가|시험"
@@ -35,7 +37,7 @@ def find_files(
     `may_draw`, Validation may have no file, and if no file names a split, all are Training's. A
     file that names none beside others that do is only mentioned if it `fits` the corpus. Raises
     InputError if a split has no file, if a file may be the Validation that is missing, and if one
-    file is there twice.
+    file is there twice. Prints a note on tables of a format that is not read.
     """
     if not folder.is_dir():
         raise InputError(
@@ -53,6 +55,7 @@ def find_files(
         if len(named) > 1:
             raise InputError(f"{folder / path}: names both splits; give each its own file")
     files = {split: [path for path in tables if split in tables[path]] for split in SPLITS}
+    look_at_unread(folder, present, tables)
     others = [path for path, named in tables.items() if not named]
     if files["Training"]:  # then they are not read
         others = [path for path in others if fits(folder / path)]
@@ -77,6 +80,28 @@ def find_files(
             )
     refuse_twins(folder, files)
     return {split: [folder / path for path in paths] for split, paths in files.items()}
+
+
+def look_at_unread(folder: Path, present: list[Path], tables: dict[Path, list[str]]) -> None:
+    """Print a note on the files beside the tables that may be tables, too, of another format.
+
+    Raises InputError if one of them may be the Validation that is missing.
+    """
+    read = tuple(map(str, tables))
+    # Training.csv.dvc is about Training.csv, and no table.
+    unread = [path for path in present if read and not str(path).startswith(read)]
+    has_validation = any("Validation" in named for named in tables.values())
+    odd = []
+    for path in unread:
+        if not has_validation and "Validation" in splits_named(path):
+            raise InputError(
+                f"{folder / path}: names Validation, and only {', '.join(SUFFIXES)} are read; save "
+                "it as one of them, rename it or move it away"
+            )
+        if path.suffix.lower() in OTHER_TABLES or splits_named(Path(path.name)):
+            odd.append(path)
+    if odd:
+        note(f"{folder}: not read, for only {', '.join(SUFFIXES)} are: {listed(odd)}")
 
 
 def listed(paths: list[Path]) -> str:

@@ -597,6 +597,36 @@ def test_a_name_that_may_be_validation_misspelled(folder: Path) -> None:
     )
 
 
+SUFFIXES = ".xlsx, .csv, .tsv, .json, .jsonl"
+
+
+@pytest.mark.parametrize("first", ["Training.csv", "reviews.csv"])
+@pytest.mark.parametrize("name", ["Validation.xls", "Validation.csv.gz", "Validation/a.xlsm"])
+def test_a_validation_of_a_format_that_is_not_read(folder: Path, first: str, name: str) -> None:
+    two_columns(folder / first, numbered(0, 30))
+    write(folder / name, "no table")
+    assert refusal(folder, **DRAWN) == (
+        f"{folder / name}: names Validation, and only {SUFFIXES} are read; save it as one of "
+        "them, rename it or move it away"
+    )
+
+
+@pytest.mark.parametrize("names", [["reviews.csv"], ["Training.csv", "Validation.csv"]])
+def test_tables_of_a_format_that_is_not_read(
+    folder: Path, names: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    for number, name in enumerate(names):
+        two_columns(folder / name, numbered(30 * number, 30 * number + 30))
+        write(folder / f"{name}.dvc", "outs:")
+    for name in ("more.parquet", "README.md", "terms.txt", "Training_2.txt", "x/o.XLS"):
+        write(folder / name, "no table")
+    ingest(folder, **DRAWN)
+    assert capsys.readouterr().err == (
+        f"note: {folder}: not read, for only {SUFFIXES} are: Training_2.txt, more.parquet, x/o.XLS"
+        "\n"
+    )
+
+
 @pytest.mark.parametrize("name", ["Validation.csv", "Validation", "more.csv"])
 def test_a_link_to_a_file_that_is_gone(folder: Path, name: str) -> None:
     two_columns(folder / "Training.csv", numbered(0, 30))
