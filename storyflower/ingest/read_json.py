@@ -7,7 +7,7 @@ Out: rows of 감정_대분류, 감정_소분류 and 사람문장1 to 4, numbered
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,14 +17,21 @@ from storyflower.sheets.read import check_readable
 from storyflower.sheets.read_csv import MAX_RECORD, bounded_lines, first_bad_byte
 from storyflower.sheets.sheet import NOTHING, Sheet, folded
 
+COLUMNS = [MAJOR, FINE, *TURNS]
 
-def open_json(path: Path) -> Sheet:
+
+def open_json(path: Path, wanted: Set[str]) -> Sheet:
     """Open a file by its content: a list if it begins with "[", else one dialogue per line.
 
-    `rows` raises InputError for anything that is not AI Hub's JSON.
+    Raises InputError if another column than AI Hub's is `wanted`. `rows` raises it for anything
+    that is not AI Hub's JSON.
     """
     check_readable(path)
-    columns = [MAJOR, FINE, *TURNS]
+    if other := ", ".join(sorted(wanted.difference(COLUMNS))):
+        raise InputError(
+            f"{path}: no column {other}, for JSON is read as AI Hub's; save other data as .csv, or "
+            "move the file away"
+        )
 
     def items() -> Iterator[tuple[int, Any]]:
         number = 0
@@ -65,7 +72,7 @@ def open_json(path: Path) -> Sheet:
             return [code, code, *turns]
         raise InputError(f"{where}: unknown emotion code in profile.emotion.type, not E10-E69")
 
-    return Sheet(str(path), "item", columns, ((n, cells(n, item)) for n, item in items()))
+    return Sheet(str(path), "item", COLUMNS, ((n, cells(n, item)) for n, item in items()))
 
 
 BLANK = object()  # an empty line of a jsonl file

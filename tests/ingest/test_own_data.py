@@ -292,6 +292,16 @@ def test_a_column_that_is_not_there(folder: Path, header: str, options: dict, me
     assert refusal(folder, **options) == f"{path}: {message}"
 
 
+@pytest.mark.parametrize("name", ["reviews.jsonl", "dataset_info.json"])
+def test_json_of_other_columns(folder: Path, name: str) -> None:
+    two_columns(folder / "a.csv", numbered(0, 30))
+    path = write(folder / name, '{"document": "가", "label": "1"}')
+    assert refusal(folder, **DRAWN) == (
+        f"{path}: no column document, label, for JSON is read as AI Hub's; save other data as "
+        ".csv, or move the file away"
+    )
+
+
 @pytest.mark.parametrize("texts", ["label", ["document", "label"], ["a", "a "]])
 def test_a_column_that_is_named_twice(folder: Path, texts: object) -> None:
     with pytest.raises(InputError, match="^text_columns and label_column in params.yaml name "):
