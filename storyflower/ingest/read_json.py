@@ -15,6 +15,7 @@ from storyflower.common.errors import InputError
 from storyflower.ingest.aihub import EMOTIONS, FINE, MAJOR, TURNS
 from storyflower.sheets.read import check_readable
 from storyflower.sheets.read_csv import MAX_RECORD, bounded_lines, first_bad_byte
+from storyflower.sheets.records import without_twins
 from storyflower.sheets.sheet import NOTHING, Sheet, folded
 
 COLUMNS = [MAJOR, FINE, *TURNS]
@@ -92,12 +93,13 @@ def json_lines(file: TextIO) -> Iterator[Any]:
     for line in bounded_lines(file):
         if len(line) > MAX_RECORD:
             raise ValueError(f"over {MAX_RECORD:,} characters")
-        yield json.loads(line) if line.strip() else BLANK
+        yield json.loads(line, object_pairs_hook=without_twins) if line.strip() else BLANK
 
 
 def json_list(file: TextIO) -> Iterator[Any]:
     """The elements of the list that has begun; only a piece of the file is in memory at a time."""
-    decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*")
+    decode = json.JSONDecoder(object_pairs_hook=without_twins).raw_decode
+    blank = re.compile(r"[ \t\r\n]*")
     text, position, expected = "", 0, "first"  # then "," and "item" in turn, and at last "end"
     while piece := file.read(MAX_RECORD // 4):
         text, position = text[position:] + piece, 0

@@ -165,6 +165,7 @@ KNOWN = {("no object",), ("a key is there twice",), ("a number is too large",)}
 
 
 def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises ValueError for a repeated key, of which json would take the last."""
     made = dict(pairs)
     if len(made) < len(pairs):
         raise ValueError("a key is there twice")

@@ -2,6 +2,7 @@
 
 import csv
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.ingest.test_ingest import (
     refusal,
     rows_for,
     table,
+    write_json,
     write_jsonl,
     write_workbook,
 )
@@ -252,6 +254,16 @@ def test_a_bad_byte_in_json_is_named_by_its_line(folder: Path) -> None:
     lines[2] = lines[2].replace("길".encode(), b"\xff")
     path.write_bytes(b"".join(lines))
     assert refusal(folder) == f"{path}, line 3: not utf-8; AI Hub's JSON is"
+
+
+@pytest.mark.parametrize("write", [write_json, write_jsonl])
+def test_a_key_that_is_there_twice(folder: Path, write: Callable) -> None:
+    """json would take the last one, and a turn or an emotion would be lost."""
+    for key in ("type", "HS01"):
+        path = write(folder / "Training.json", json_items())
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(f'"{key}"', f'"{key}": "E11", "{key}"', 3), encoding="utf-8")
+        assert refusal(folder).startswith(f"{path}, item 1: not valid JSON (a key is there twice)")
 
 
 @pytest.mark.parametrize("code", ["None", "null", "-", "E61\u200b"])
