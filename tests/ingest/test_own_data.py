@@ -167,6 +167,17 @@ def test_a_class_of_one_row_names_its_file(folder: Path, capsys: pytest.CaptureF
     )
 
 
+def test_classes_that_are_alike(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    labels = ["Good", "1", "so so", "C", "good", "1.0", "soso", "C++", "10", "ＧＯＯＤ"]
+    rows = [(f"글 {number}", label) for number, label in enumerate(labels * 2)]
+    path = two_columns(folder / "mine.csv", rows)
+    assert len(ingest(folder, **DRAWN)["splits"]["Training"]["labels"]) == 10
+    said = "7 of 10 classes differ from one another in capitals, blanks, width or a .0 alone"
+    assert capsys.readouterr().err == (
+        f"note: {path}: {said} (first in rows 2, 6, 11, 3, 7, 4, 8); are they the same?\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
