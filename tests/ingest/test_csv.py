@@ -1,6 +1,7 @@
 """The dialects, encodings and damages that a csv file may have, through ingest."""
 
 import csv
+import gzip
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,20 @@ def test_a_bad_byte_is_named_by_its_row(folder: Path, encoding: str) -> None:
     path.write_bytes(content[:place] + b"\xff" + content[place:])
     assert refusal(folder).startswith(
         f"{path}, row 21: neither utf-8 nor cp949 (byte {place + 1:,} of the file); "
+    )
+
+
+@pytest.mark.parametrize("kind", ["utf-16-le", "utf-16-be", "utf-32", "a workbook", "gzip"])
+def test_a_file_that_is_no_such_text_at_all(folder: Path, kind: str) -> None:
+    path = write(folder / "Training.csv", HEADER_LINE, *LINES)
+    if kind == "a workbook":
+        write_workbook(path.with_suffix(".xlsx"), rows_for(HEADER)).rename(path)
+    elif kind == "gzip":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    else:
+        write(path, HEADER_LINE, *LINES, encoding=kind)
+    assert refusal(folder) == (
+        f"{path}: neither utf-8 nor cp949, but another encoding or no text; save it as CSV UTF-8"
     )
 
 
