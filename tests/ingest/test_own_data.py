@@ -313,6 +313,16 @@ def test_json_of_other_columns(folder: Path, name: str) -> None:
     )
 
 
+def test_numbers_as_headers_of_a_workbook(folder: Path) -> None:
+    """As pandas writes them for a table without names."""
+    book = openpyxl.Workbook()
+    for row in [(0, 1), *numbered(0, 9)]:
+        book.active.append(row)
+    book.save(folder / "a.xlsx")
+    report = ingest(folder, **{**DRAWN, "text_columns": "0", "label_column": "1"})
+    assert report["splits"]["Training"]["files"][0]["read"] == 9
+
+
 @pytest.mark.parametrize("texts", ["label", ["document", "label"], ["a", "a "]])
 def test_a_column_that_is_named_twice(folder: Path, texts: object) -> None:
     with pytest.raises(InputError, match="^text_columns and label_column in params.yaml name "):
