@@ -70,7 +70,7 @@ class Spreadsheet(Records):
 
     def __init__(self, path: Path, wanted: str):
         table = open_sheet(path, {sheet.header([wanted])[0]}, values=True)
-        names = [cell if isinstance(cell, str) else "" for cell in table.written]
+        names = list(map(str, table.written))  # a year above a column is a number, or a date
         super().__init__(table, names, wanted)
         self._empty = "" if path.suffix.lower() == ".csv" else None
         self._first: Iterator[Row] | None = table.rows  # opened already
