@@ -897,6 +897,22 @@ def test_lower_casing_is_tried_not_read(name, pieces, hub, cards):
     assert document["lower_case"] is lowers
 
 
+def test_tokens_added_to_a_word_piece_vocabulary(pieces, hub, cards):
+    """Left out, each of them would be cut into pieces, and its row of the embedding never used."""
+    files, *_ = family("bert", pieces)
+    rows = len(word_pieces(BERT_ORDER))
+    for row, fits in ((BERT_ORDER.index("[MASK]"), True), (rows, False)):
+        added = {"2": {"content": "[CLS]"}, str(row): {"content": "ㅋㅋ"}}
+        hub.publish("lab/tiny", files | word_piece_files(BERT_ORDER, added_tokens_decoder=added))
+        if fits:
+            prepare(write(cards), cards.parent / "fits")
+        else:
+            assert refused(write(cards)) == (
+                "lab/tiny: tokenizer_config.json adds 1 tokens that vocab.txt lacks; say "
+                "tokenizer: tokenizer.json on the card"
+            )
+
+
 def test_pretokenize_is_no_word_to_a_word_piece_vocabulary(pieces, hub, cards):
     hub.publish("lab/tiny", family("bert", pieces)[0])
     said = refused(write(cards, pretokenize="bert"))
