@@ -294,6 +294,12 @@ def test_a_text_column_that_turns_leaves_out(folder: Path, capsys: pytest.Captur
             "no column 감정_소분류; found document, label; set target: major in params.yaml to do "
             "without",
         ),
+        (
+            "title,body,label",
+            {**OWN, "text_columns": "title, body"},
+            "no column title, body; found title, body, label; write text_columns: [title, body] "
+            "into params.yaml",
+        ),
         ("document,label,label", OWN, "2 columns named label; keep one"),
     ],
 )
