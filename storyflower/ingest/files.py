@@ -8,6 +8,7 @@ Not supported: a split's name in another language.
 
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,12 @@ def find_files(
     InputError if a split has no file, if a file may be the Validation that is missing, and if one
     file is there twice. Prints a note on tables of a format that is not read.
     """
+    # In a locale such as ko_KR.eucKR, Python would not find a name that is utf-8 on the disk, or
+    # take it for another one.
+    encoding = sys.getfilesystemencoding()
+    remedy = f"here file names are read as {encoding}; type 'export PYTHONUTF8=1' first"
+    if encoding != "utf-8" and not str(folder).isascii():
+        raise InputError(f"{folder}: {remedy}")
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; put the Training and the Validation file there, "
@@ -47,9 +54,12 @@ def find_files(
     present = [path.relative_to(folder) for path in files_below(folder)]
     present.sort(key=lambda path: (unicodedata.normalize("NFC", str(path)), path))
     for path in present:
-        if "\ufffd" in os.fsencode(path).decode("utf-8", "replace"):
+        name = os.fsencode(path).decode("utf-8", "replace")
+        if "\ufffd" in name:
             # A cp949 name from a Windows zip; the report and the table cannot store it.
             raise InputError(f"{folder}: the file name {str(path)!a} is not utf-8; rename the file")
+        if name != str(path):
+            raise InputError(f"{folder / name}: {remedy}")
     tables = {path: splits_named(path) for path in present if path.suffix.lower() in SUFFIXES}
     for path, named in tables.items():
         if len(named) > 1:
