@@ -136,6 +136,15 @@ def test_every_format_in_and_out(
             assert [label, *shares] == [None] * (1 + len(loaded.labels))
 
 
+@pytest.mark.parametrize("written", FORMATS)
+def test_headers_of_a_workbook_that_are_no_text(score, tmp_path: Path, written: str) -> None:
+    columns = [2025, "일기", datetime.date(2026, 1, 2), 0.5, True]
+    write_input(tmp_path / "a.xlsx", [["가", "합격했어", "나", "다", "라"]] * 2, columns)
+    assert score("a.xlsx", f"b{written}")[0] == 0
+    header, _ = read_output(tmp_path / f"b{written}")
+    assert header[:5] == ["2025", "일기", "2026-01-02", "0.5", "True"]
+
+
 DAY = datetime.date(2026, 1, 2)
 MINUTE = datetime.datetime(2026, 1, 2, 3, 4, 5)
 VALUES = [

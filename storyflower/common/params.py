@@ -10,6 +10,7 @@ Not supported: nesting. The keys are flat so that `dvc exp run -S num_epochs=10`
 import math
 import re
 from collections.abc import Mapping, Set
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -97,12 +98,17 @@ class Strict(BaseModel):
             first = error.errors()[0]
         key = first["loc"][0]
         said = str(first.get("ctx", {}).get("error", ""))  # the message of a field's own check
-        must = said or rule(cls.model_json_schema()["properties"][key])
+        field = cls.model_json_schema()["properties"][key]
+        must = said or rule(field)
         try:
             shown = repr(raw[key])
         except ValueError:  # Python does not print an int of more than 4,300 digits
             shown = "a number of thousands of digits"
-        raise InputError(f"{where}: {key} must be {must}, got {shown}")
+        given = raw[key] if isinstance(raw[key], list) else [raw[key]]
+        # YAML reads 1, 2024-01-01 and yes as a number, a date and true.
+        no_text = any(isinstance(value, int | float | date) for value in given)
+        hint = "; put it in quotes" if no_text and "rule" in field else ""
+        raise InputError(f"{where}: {key} must be {must}, got {shown}{hint}")
 
 
 def knob(shipped: object, prose: str, rule: str | None = None, **limits: float) -> Any:

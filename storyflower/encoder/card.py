@@ -197,7 +197,7 @@ def write_card(name: str, source: str, folder: Path) -> Path:
         if not path.is_relative_to(folder.resolve()):
             raise InputError(f"{source}: copy it to {folder / name} first, where DVC watches it")
         source = str(path.relative_to(folder.resolve()))
-    elif re.fullmatch(HUB_ID, source):
+    elif re.fullmatch(HUB_ID, source) and Path(source).parent != folder:
         kind = "hub"
     else:
         raise InputError(f"{source}: neither a folder nor a hub id such as klue/bert-base")

@@ -84,13 +84,21 @@ def take_over(
     shutil.copyfile(vocabulary, folder / VOCABULARY[card.tokenizer])
     for name in SETTINGS[card.tokenizer]:
         if settings := find(name):
+            read_object(card, settings)
             shutil.copyfile(settings, folder / name)
-    body = load_body(card, read_json(config), read_weights(card, weights), folder)
+    body = load_body(card, read_object(card, config), read_weights(card, weights), folder)
     body.save_pretrained(folder)
     if lock is not None:
         check_golden(folder, card, lock.golden)
     shutil.rmtree(unpacked, ignore_errors=True)
     return card, {"revision": source.revision, "files": dict(sorted(source.taken.items()))}
+
+
+def read_object(card: Card, path: Path) -> dict[str, Any]:
+    """A JSON file's object; raises InputError for anything else."""
+    if not isinstance(content := read_json(path), dict):
+        raise InputError(f"{card.source}: {path.name}: not a JSON object")
+    return content
 
 
 def choose_vocabulary(card: Card, first: Callable[..., Path]) -> tuple[Card, Path]:

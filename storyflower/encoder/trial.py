@@ -9,6 +9,7 @@ from left to right fail the second.
 Not supported: trying the tokenizer; verify.py compares it with the card.
 """
 
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,8 @@ def try_out(body: "PreTrainedModel", card: Card) -> None:
         ) from None
     finally:
         body.float()
+    if math.isnan(off):
+        raise InputError(f"{who}: its states are not numbers (NaN); are its weights damaged?")
     if not off <= TOLERANCE * scale:
         reason = (
             "computed without padding, its states differ from transformers' own"

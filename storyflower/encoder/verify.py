@@ -38,6 +38,13 @@ def verify(folder: Path, card: Card) -> Card:
         raise InputError(
             f"{card.source}: {pieces} pieces in the vocabulary, but {rows} rows in the embedding"
         )
+    settings = read_json(folder / "tokenizer_config.json", missing={})
+    added = settings.get("added_tokens_decoder") or {} if card.tokenizer == "wordpiece" else {}
+    if count := sum(str(row).isdecimal() and int(row) >= pieces for row in added):
+        raise InputError(
+            f"{card.source}: tokenizer_config.json adds {count} tokens that vocab.txt lacks; say "
+            "tokenizer: tokenizer.json on the card"
+        )
     ids = {key: getattr(tokenizer, key) for key in ("cls_id", "sep_id")}
     for key, row in ids.items():
         if getattr(card, key) not in (None, row):

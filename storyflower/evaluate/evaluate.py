@@ -27,7 +27,7 @@ from storyflower.interim.history import read_history
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.device import choose
-from storyflower.model.folder import digest, load_classifier
+from storyflower.model.folder import digest, load_classifier, need
 from storyflower.tracking.record import Record
 from storyflower.tracking.run import Run
 
@@ -59,6 +59,8 @@ def evaluate(
 
     Discards the training's checkpoints at the end: DVC has recorded the outputs by then.
     """
+    for path in (record, history):
+        need(path.parent, [path.name], "'dvc repro' makes it")
     # Opened first, because importing MLflow takes seconds; a context closes it after errors, too.
     with Run(Record.load(record)) as run:
         network, document = load_classifier(classifier)

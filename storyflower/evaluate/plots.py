@@ -20,6 +20,7 @@ from storyflower.evaluate.metrics import Reliability
 STYLE = {
     "font.family": "NanumGothic",
     "axes.unicode_minus": False,  # the font has no U+2212
+    "text.parse_math": False,  # a label may have two dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.dpi": 120,
@@ -28,6 +29,7 @@ STYLE = {
 }
 MARKED = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)  # thresholds named on the coverage curve
 NUMBERS_UP_TO = 20  # classes; a larger matrix has no room for numbers in its cells
+LONGEST = 30  # characters of a label beside the matrix; much longer ones would leave it no room
 
 
 def use_korean_font() -> dict[str, object]:
@@ -47,8 +49,9 @@ def confusion_matrix(counts: np.ndarray, names: tuple[str, ...], path: Path) -> 
         figure = Figure(figsize=(side + 1, side), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(classes), names, rotation=0 if classes <= 10 else 90)
-        axes.set_yticks(range(classes), names)
+        labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+        axes.set_xticks(range(classes), labels, rotation=0 if classes <= 10 else 90)
+        axes.set_yticks(range(classes), labels)
         axes.set_xlabel("예측 (predicted)")
         axes.set_ylabel("정답 (actual)")
         axes.tick_params(length=0)

@@ -88,6 +88,8 @@ class Columns:
         for number, name in enumerate(names.texts):
             if number and not set(names.texts[number:]).intersection(sheet.columns):
                 hint = f"write turns: {number} into params.yaml to do without"
+            elif set(listed := header(name.split(","))) <= set(sheet.columns):
+                hint = f"write text_columns: [{', '.join(listed)}] into params.yaml"
             else:
                 hint = "set text_columns in params.yaml"
             turns.append(position(sheet, name, hint))

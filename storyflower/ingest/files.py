@@ -8,6 +8,7 @@ Not supported: a split's name in another language.
 
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from storyflower.sheets.read import check_readable
 from storyflower.sheets.sheet import note
 
 SUFFIXES = (".xlsx", ".csv", ".tsv", ".json", ".jsonl")
+# Suffixes of other tables, which a person may believe to be read
+OTHER_TABLES = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".parquet", ".feather", ".gz")
 # Words in a file's or folder's name by which people set rows aside: not latest, contest, values
 SET_ASIDE = re.compile(
     "(?<![a-z])(test|valid|eval|hold.?out|(val|dev)s?(set|data)?(?![a-z]))|검증|테스트|평가|시험"
@@ -35,8 +38,14 @@ def find_files(
     `may_draw`, Validation may have no file, and if no file names a split, all are Training's. A
     file that names none beside others that do is only mentioned if it `fits` the corpus. Raises
     InputError if a split has no file, if a file may be the Validation that is missing, and if one
-    file is there twice.
+    file is there twice. Prints a note on tables of a format that is not read.
     """
+    # In a locale such as ko_KR.eucKR, Python would not find a name that is utf-8 on the disk, or
+    # take it for another one.
+    encoding = sys.getfilesystemencoding()
+    remedy = f"here file names are read as {encoding}; type 'export PYTHONUTF8=1' first"
+    if encoding != "utf-8" and not str(folder).isascii():
+        raise InputError(f"{folder}: {remedy}")
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; put the Training and the Validation file there, "
@@ -45,14 +54,18 @@ def find_files(
     present = [path.relative_to(folder) for path in files_below(folder)]
     present.sort(key=lambda path: (unicodedata.normalize("NFC", str(path)), path))
     for path in present:
-        if "\ufffd" in os.fsencode(path).decode("utf-8", "replace"):
+        name = os.fsencode(path).decode("utf-8", "replace")
+        if "\ufffd" in name:
             # A cp949 name from a Windows zip; the report and the table cannot store it.
             raise InputError(f"{folder}: the file name {str(path)!a} is not utf-8; rename the file")
+        if name != str(path):
+            raise InputError(f"{folder / name}: {remedy}")
     tables = {path: splits_named(path) for path in present if path.suffix.lower() in SUFFIXES}
     for path, named in tables.items():
         if len(named) > 1:
             raise InputError(f"{folder / path}: names both splits; give each its own file")
     files = {split: [path for path in tables if split in tables[path]] for split in SPLITS}
+    look_at_unread(folder, present, tables)
     others = [path for path, named in tables.items() if not named]
     if files["Training"]:  # then they are not read
         others = [path for path in others if fits(folder / path)]
@@ -77,6 +90,28 @@ def find_files(
             )
     refuse_twins(folder, files)
     return {split: [folder / path for path in paths] for split, paths in files.items()}
+
+
+def look_at_unread(folder: Path, present: list[Path], tables: dict[Path, list[str]]) -> None:
+    """Print a note on the files beside the tables that may be tables, too, of another format.
+
+    Raises InputError if one of them may be the Validation that is missing.
+    """
+    read = tuple(map(str, tables))
+    # Training.csv.dvc is about Training.csv, and no table.
+    unread = [path for path in present if read and not str(path).startswith(read)]
+    has_validation = any("Validation" in named for named in tables.values())
+    odd = []
+    for path in unread:
+        if not has_validation and "Validation" in splits_named(path):
+            raise InputError(
+                f"{folder / path}: names Validation, and only {', '.join(SUFFIXES)} are read; save "
+                "it as one of them, rename it or move it away"
+            )
+        if path.suffix.lower() in OTHER_TABLES or splits_named(Path(path.name)):
+            odd.append(path)
+    if odd:
+        note(f"{folder}: not read, for only {', '.join(SUFFIXES)} are: {listed(odd)}")
 
 
 def listed(paths: list[Path]) -> str:
@@ -118,7 +153,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     """The files in a folder and below it, without hidden files and those that programs left there.
 
     Links are followed, but no folder is entered twice, so a link to a parent folder cannot cause an
-    endless loop. Raises InputError for a folder that the system refuses to open.
+    endless loop. Raises InputError for a link to nothing and for a folder that cannot be opened.
     """
 
     def refuse(error: OSError) -> None:
@@ -135,7 +170,13 @@ def files_below(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
         for name in names:
             path = Path(parent, name)
-            if not name.startswith(("~$", ".")) and path.is_file():
+            if name.startswith(("~$", ".")):
+                continue
+            if not path.exists():
+                raise InputError(
+                    f"{path}: a link to a file that is not there; bring it back or remove the link"
+                )
+            if path.is_file():
                 yield path
 
 

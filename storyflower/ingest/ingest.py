@@ -120,7 +120,7 @@ def open_file(path: Path, wanted: set[str], values: bool = False) -> Sheet:
     Raises InputError if the content does not fit the suffix.
     """
     is_json = path.suffix.lower() in (".json", ".jsonl")
-    return open_json(path) if is_json else open_sheet(path, wanted, values)
+    return open_json(path, wanted) if is_json else open_sheet(path, wanted, values)
 
 
 def dialogues(

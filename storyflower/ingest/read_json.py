@@ -7,7 +7,7 @@ Out: rows of 감정_대분류, 감정_소분류 and 사람문장1 to 4, numbered
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,16 +15,24 @@ from storyflower.common.errors import InputError
 from storyflower.ingest.aihub import EMOTIONS, FINE, MAJOR, TURNS
 from storyflower.sheets.read import check_readable
 from storyflower.sheets.read_csv import MAX_RECORD, bounded_lines, first_bad_byte
+from storyflower.sheets.records import without_twins
 from storyflower.sheets.sheet import NOTHING, Sheet, folded
 
+COLUMNS = [MAJOR, FINE, *TURNS]
 
-def open_json(path: Path) -> Sheet:
+
+def open_json(path: Path, wanted: Set[str]) -> Sheet:
     """Open a file by its content: a list if it begins with "[", else one dialogue per line.
 
-    `rows` raises InputError for anything that is not AI Hub's JSON.
+    Raises InputError if another column than AI Hub's is `wanted`. `rows` raises it for anything
+    that is not AI Hub's JSON.
     """
     check_readable(path)
-    columns = [MAJOR, FINE, *TURNS]
+    if other := ", ".join(sorted(wanted.difference(COLUMNS))):
+        raise InputError(
+            f"{path}: no column {other}, for JSON is read as AI Hub's; save other data as .csv, or "
+            "move the file away"
+        )
 
     def items() -> Iterator[tuple[int, Any]]:
         number = 0
@@ -65,7 +73,7 @@ def open_json(path: Path) -> Sheet:
             return [code, code, *turns]
         raise InputError(f"{where}: unknown emotion code in profile.emotion.type, not E10-E69")
 
-    return Sheet(str(path), "item", columns, ((n, cells(n, item)) for n, item in items()))
+    return Sheet(str(path), "item", COLUMNS, ((n, cells(n, item)) for n, item in items()))
 
 
 BLANK = object()  # an empty line of a jsonl file
@@ -85,12 +93,13 @@ def json_lines(file: TextIO) -> Iterator[Any]:
     for line in bounded_lines(file):
         if len(line) > MAX_RECORD:
             raise ValueError(f"over {MAX_RECORD:,} characters")
-        yield json.loads(line) if line.strip() else BLANK
+        yield json.loads(line, object_pairs_hook=without_twins) if line.strip() else BLANK
 
 
 def json_list(file: TextIO) -> Iterator[Any]:
     """The elements of the list that has begun; only a piece of the file is in memory at a time."""
-    decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*")
+    decode = json.JSONDecoder(object_pairs_hook=without_twins).raw_decode
+    blank = re.compile(r"[ \t\r\n]*")
     text, position, expected = "", 0, "first"  # then "," and "item" in turn, and at last "end"
     while piece := file.read(MAX_RECORD // 4):
         text, position = text[position:] + piece, 0

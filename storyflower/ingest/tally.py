@@ -5,6 +5,8 @@ Out: the figures of each file and of the split for the report; for each usable r
 text and the number of its class, by which equal texts are counted and Validation is drawn.
 """
 
+import re
+import unicodedata
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
@@ -169,6 +171,7 @@ class Tally:
         self._note_other_classes()
         if self.name == "Training":
             self._note_classes_of_one_row()
+            self._note_classes_alike()
 
     def _note_equal_texts(self) -> None:
         earlier: list[np.ndarray] = []
@@ -210,21 +213,35 @@ class Tally:
     def _note_classes_of_one_row(self) -> None:
         counts = self.counts()
         rows = [first for first, count in zip(self.first, counts, strict=True) if count == 1]
-        if not rows:
-            return
-        # Lists rows, not labels: if columns were mixed up, a label may be personal text.
+        if rows:
+            where, listed = self._listed(rows)
+            note(
+                f"{where}: {len(rows)} of {len(counts)} classes have one row only ({listed}); is "
+                "the label misspelled?"
+            )
+
+    def _note_classes_alike(self) -> None:
+        alike: dict[str, list[tuple[FileTally, int]]] = {}
+        for name, first in zip(self.known, self.first, strict=True):
+            alike.setdefault(bare(name), []).append(first)
+        if rows := [row for each in alike.values() if len(each) > 1 for row in each]:
+            where, listed = self._listed(rows)
+            note(
+                f"{where}: {len(rows)} of {len(self.known)} classes differ from one another in "
+                f"capitals, blanks, width or a .0 alone (first in {listed}); are they the same?"
+            )
+
+    def _listed(self, rows: list[tuple[FileTally, int]]) -> tuple[str, str]:
+        """The file or the split, and its `rows`, for a note.
+
+        Not their labels: if columns were mixed up, a label may be personal text.
+        """
         more = ", …" * (len(rows) > MAX_NAMED)
-        if len(self.files) == 1:
-            ((file, _), *_) = rows
-            where, word = file.sheet.where, f"{file.sheet.row_word}{'s' * (len(rows) > 1)} "
-            listed = ", ".join(str(number) for _, number in rows[:MAX_NAMED])
-        else:
-            where, word = self.name, ""
-            listed = "; ".join(file.row(number) for file, number in rows[:MAX_NAMED])
-        note(
-            f"{where}: {len(rows)} of {len(counts)} classes have one row only "
-            f"({word}{listed}{more}); is the label misspelled?"
-        )
+        if len(self.files) > 1:
+            return self.name, "; ".join(file.row(row) for file, row in rows[:MAX_NAMED]) + more
+        sheet = self.files[0].sheet
+        numbers = ", ".join(str(row) for _, row in rows[:MAX_NAMED])
+        return sheet.where, f"{sheet.row_word}{'s' * (len(rows) > 1)} {numbers}{more}"
 
     def report(self) -> dict[str, Any]:
         """This split's part of the report; sorts the hashes in place."""
@@ -245,6 +262,12 @@ class Tally:
     def texts_also_in(self, other: "Tally") -> int:
         """How many of its texts stand in another split; both have reported."""
         return number_in(self.hashes(), other.hashes())
+
+
+def bare(name: str) -> str:
+    """A class's name without what people and programs write now one way and now another."""
+    name = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return re.sub(r"(?<=\d)\.0+$", "", name)
 
 
 def number_in(hashes: np.ndarray, among: np.ndarray) -> int:

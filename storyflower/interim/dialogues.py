@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storyflower.common.errors import InputError, one_line
+
 SPLITS = ("Training", "Validation")
 ROWS = 16_384  # read at a time; larger batches are no faster
 SCHEMA = pa.schema(
@@ -26,8 +28,14 @@ SCHEMA = pa.schema(
 
 
 def batches(path: Path, columns: list[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Yield (split, up to 16,384 of its rows) in the table's order, in bounded memory."""
-    file = pq.ParquetFile(path, pre_buffer=False)  # pre_buffer would keep everything it has read
+    """Yield (split, up to 16,384 of its rows) in the table's order, in bounded memory.
+
+    Raises InputError for a table that is not there or damaged.
+    """
+    try:
+        file = pq.ParquetFile(path, pre_buffer=False)  # pre_buffer would keep what it has read
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: {one_line(error)}; make it again with 'dvc repro'") from None
     for batch in file.iter_batches(ROWS, columns=["split", *columns]):
         # The rows before `first` are Training, those after Validation.
         first = pc.sum(pc.equal(batch.column("split"), SPLITS[0]), min_count=0).as_py()

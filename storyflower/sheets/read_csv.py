@@ -257,9 +257,18 @@ def first_bad_byte(path: Path, encoding: str) -> BadByte | None:
 
 
 def bad_byte(path: Path, encoding: str, bad: BadByte, wanted: Set[str]) -> InputError:
-    """The error for a file with an invalid byte; names the row if it can be found."""
+    """The error for a file with an invalid byte; names the row if it can be found.
+
+    Of a file with zero bytes, no cell is to blame.
+    """
     row = ""
     if encoding != "utf-16":
+        with path.open("rb") as file:
+            if b"\0" in file.read(HEAD):  # UTF-16 without its mark, a workbook, a compressed file
+                return InputError(
+                    f"{path}: neither utf-8 nor cp949, but another encoding or no text; save it as "
+                    "CSV UTF-8"
+                )
         with suppress(InputError):
             dialect, _ = find_dialect(path, encoding, wanted)
             for number, cells in records(path, encoding, dialect, errors="surrogateescape"):

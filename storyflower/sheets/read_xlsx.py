@@ -146,9 +146,10 @@ def too_much(path: Path) -> InputError:
 def open_xlsx(path: Path, wanted: Set[str], values: bool = False) -> Sheet:
     """Open the one sheet whose header names the `wanted` columns; `values` as in read_workbook.
 
-    Prints a note if it is not the first sheet or its header not the first row. The header is one of
-    the first 20 rows. If no sheet has all the columns, a sheet with some is used, or else one that
-    is not empty. Raises InputError if no sheet or several sheets fit.
+    Prints a note if it is not the first sheet, if others are not empty, or if its header is not the
+    first row. The header is one of the first 20 rows. If no sheet has all the columns, a sheet with
+    some is used, or else one that is not empty. Raises InputError if none or several
+    fit.
     """
     sheets = read_workbook(path, values)
     headers = [find_header([cells for _, cells in sheet.head], wanted) for sheet in sheets]
@@ -165,7 +166,8 @@ def open_xlsx(path: Path, wanted: Set[str], values: bool = False) -> Sheet:
     index, names = headers[chosen] or (0, header(sheet.head[0][1]))
     row, written = sheet.head[index]
     check_above(where, names, row, sheet.head[:index])
-    notes = [f"read from this sheet, of {len(sheets)}"] * (chosen > 0)
+    filled = sum(1 for each in sheets if each.head)
+    notes = [f"read from this sheet, of {len(sheets)}"] * (chosen > 0 or filled > 1)
     if index:
         notes.append(f"the header is row {row}; what stands above it is not read")
     if notes:

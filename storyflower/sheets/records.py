@@ -70,7 +70,7 @@ class Spreadsheet(Records):
 
     def __init__(self, path: Path, wanted: str):
         table = open_sheet(path, {sheet.header([wanted])[0]}, values=True)
-        names = [cell if isinstance(cell, str) else "" for cell in table.written]
+        names = list(map(str, table.written))  # a year above a column is a number, or a date
         super().__init__(table, names, wanted)
         self._empty = "" if path.suffix.lower() == ".csv" else None
         self._first: Iterator[Row] | None = table.rows  # opened already
@@ -165,6 +165,7 @@ KNOWN = {("no object",), ("a key is there twice",), ("a number is too large",)}
 
 
 def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises ValueError for a repeated key, of which json would take the last."""
     made = dict(pairs)
     if len(made) < len(pairs):
         raise ValueError("a key is there twice")

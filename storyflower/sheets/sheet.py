@@ -79,8 +79,12 @@ def folded(text: str) -> str:
 
 
 def header(cells: list) -> list[str]:
-    """Column names, folded; AI Hub's names without any white space; "" for an unnamed column."""
-    names = [folded(cell) if isinstance(cell, str) else "" for cell in cells]
+    """Column names, folded; AI Hub's names without any white space; "" for an unnamed column.
+
+    A whole number is a name: pandas writes 0, 1, … above a table without names.
+    """
+    texts = [str(cell) if type(cell) is int else cell for cell in cells]  # a bool is no number here
+    names = [folded(text) if isinstance(text, str) else "" for text in texts]
     bare = ["".join(name.split()) for name in names]
     return [
         short if AI_HUB.fullmatch(short) else name for name, short in zip(names, bare, strict=True)

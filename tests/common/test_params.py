@@ -281,6 +281,17 @@ def test_names_of_columns(path: Path) -> None:
         assert refusal(path, label_column=value).startswith("label_column must be a header, got ")
 
 
+@pytest.mark.parametrize("key", ["corpus", "text_columns", "label_column", "encoder"])
+@pytest.mark.parametrize("value", ["5", "1.0", "2024-01-01", "yes"])
+def test_what_yaml_does_not_read_as_text(path: Path, key: str, value: str) -> None:
+    assert refusal(path, **{key: value}).endswith("; put it in quotes")
+    load(path, **{key: f"'{value}'"})
+
+
+def test_a_header_of_a_list_that_is_no_text(path: Path) -> None:
+    assert refusal(path, text_columns="[0, 1]").endswith("got [0, 1]; put it in quotes")
+
+
 @pytest.mark.parametrize(
     ("override", "columns"),
     [

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -818,6 +819,10 @@ def fewer_rows(weights):
             weights[name] = weights[name][:-7] if weights[name].dim() else weights[name]
 
 
+def floats(weights):
+    return [weight for weight in weights.values() if weight.is_floating_point()]
+
+
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
@@ -829,6 +834,12 @@ def fewer_rows(weights):
         ("pad on card", "lab/tiny: [PAD] is id 1 in the vocabulary, 0 on the card"),
         ("golden", "lab/tiny: another vocabulary or tokenizer: '한국어 모델을"),
         ("config", "config.json: not readable as JSON"),
+        ("config list", "lab/tiny: config.json: not a JSON object"),
+        ("settings list", "lab/tiny: tokenizer_config.json: not a JSON object"),
+        (
+            "not numbers",
+            "a model of type 'bert': its states are not numbers (NaN); are its weights",
+        ),
         ("no weights", "lab/tiny: pytorch_model.bin: holds more than named tensors"),
         ("not pieces", "spiece.model: not a SentencePiece model"),
         ("not a tokenizer", "tokenizer.json: not a tokenizer that can be read"),
@@ -853,6 +864,14 @@ def test_parts_that_do_not_belong_together(case, expected, pieces, hub, cards):
         keys = {"golden": {"text": verify.GOLDEN_TEXT, "ids": [2, 4958, 3]}}
     elif case == "config":
         files["config.json"] = b"{"
+    elif case == "config list":
+        files["config.json"] = b"[]"
+    elif case == "settings list":
+        files = family("bert", pieces)[0] | {"tokenizer_config.json": b"[]"}
+    elif case == "not numbers":
+        files, _ = kobert(
+            pieces, lambda weights: [each.fill_(math.nan) for each in floats(weights)]
+        )
     elif case == "no weights":
         files["pytorch_model.bin"] = saved({"bert": {"deep": torch.zeros(1)}})
     elif case == "not a tokenizer":
@@ -895,6 +914,22 @@ def test_lower_casing_is_tried_not_read(name, pieces, hub, cards):
     assert f"the tokenizer {said}, but" in refused(write(cards, lower_case=not lowers))
     document = json.loads((prepare(write(cards)) / "card.json").read_text())
     assert document["lower_case"] is lowers
+
+
+def test_tokens_added_to_a_word_piece_vocabulary(pieces, hub, cards):
+    """Left out, each of them would be cut into pieces, and its row of the embedding never used."""
+    files, *_ = family("bert", pieces)
+    rows = len(word_pieces(BERT_ORDER))
+    for row, fits in ((BERT_ORDER.index("[MASK]"), True), (rows, False)):
+        added = {"2": {"content": "[CLS]"}, str(row): {"content": "ㅋㅋ"}}
+        hub.publish("lab/tiny", files | word_piece_files(BERT_ORDER, added_tokens_decoder=added))
+        if fits:
+            prepare(write(cards), cards.parent / "fits")
+        else:
+            assert refused(write(cards)) == (
+                "lab/tiny: tokenizer_config.json adds 1 tokens that vocab.txt lacks; say "
+                "tokenizer: tokenizer.json on the card"
+            )
 
 
 def test_pretokenize_is_no_word_to_a_word_piece_vocabulary(pieces, hub, cards):
@@ -1139,8 +1174,9 @@ def test_name_of_a_new_card_is_no_path(name, cards, tmp_path):
 
 
 def test_source_of_a_new_card_is_a_folder_or_a_hub_id(cards):
-    with pytest.raises(InputError, match="neither a folder nor a hub id"):
-        write_card("x", "./not/there", cards)
+    for source in ("./not/there", "encoders/mnie"):  # the second could be a hub id
+        with pytest.raises(InputError, match="neither a folder nor a hub id"):
+            write_card("x", source, Path("encoders"))
     assert list(cards.iterdir()) == []
 
 

@@ -344,6 +344,15 @@ def test_confusion_matrix_of_korean_classes(classes: int, tmp_path: Path) -> Non
     assert 300 < height <= width < 4000
 
 
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("name", ["$\\frac{$", "긴 이름 " * 2000])
+def test_confusion_matrix_of_any_label(name: str, tmp_path: Path) -> None:
+    """Text between dollar signs is no formula, and a text as a label does not fill the picture."""
+    picture = drawn(plots.confusion_matrix, np.eye(2, dtype=int), ("가", name), path=tmp_path / "a")
+    width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
+    assert 300 < height < 1200 and 300 < width < 1600
+
+
 @pytest.mark.parametrize("classes", [6, 21])  # with numbers in the cells, and without
 def test_equal_counts_make_equal_pictures(classes: int, tmp_path: Path) -> None:
     counts, names = korean_classes(classes)

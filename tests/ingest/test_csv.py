@@ -1,7 +1,9 @@
 """The dialects, encodings and damages that a csv file may have, through ingest."""
 
 import csv
+import gzip
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from tests.ingest.test_ingest import (
     refusal,
     rows_for,
     table,
+    write_json,
     write_jsonl,
     write_workbook,
 )
@@ -118,6 +121,20 @@ def test_a_bad_byte_is_named_by_its_row(folder: Path, encoding: str) -> None:
     path.write_bytes(content[:place] + b"\xff" + content[place:])
     assert refusal(folder).startswith(
         f"{path}, row 21: neither utf-8 nor cp949 (byte {place + 1:,} of the file); "
+    )
+
+
+@pytest.mark.parametrize("kind", ["utf-16-le", "utf-16-be", "utf-32", "a workbook", "gzip"])
+def test_a_file_that_is_no_such_text_at_all(folder: Path, kind: str) -> None:
+    path = write(folder / "Training.csv", HEADER_LINE, *LINES)
+    if kind == "a workbook":
+        write_workbook(path.with_suffix(".xlsx"), rows_for(HEADER)).rename(path)
+    elif kind == "gzip":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    else:
+        write(path, HEADER_LINE, *LINES, encoding=kind)
+    assert refusal(folder) == (
+        f"{path}: neither utf-8 nor cp949, but another encoding or no text; save it as CSV UTF-8"
     )
 
 
@@ -252,6 +269,16 @@ def test_a_bad_byte_in_json_is_named_by_its_line(folder: Path) -> None:
     lines[2] = lines[2].replace("길".encode(), b"\xff")
     path.write_bytes(b"".join(lines))
     assert refusal(folder) == f"{path}, line 3: not utf-8; AI Hub's JSON is"
+
+
+@pytest.mark.parametrize("write", [write_json, write_jsonl])
+def test_a_key_that_is_there_twice(folder: Path, write: Callable) -> None:
+    """json would take the last one, and a turn or an emotion would be lost."""
+    for key in ("type", "HS01"):
+        path = write(folder / "Training.json", json_items())
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(f'"{key}"', f'"{key}": "E11", "{key}"', 3), encoding="utf-8")
+        assert refusal(folder).startswith(f"{path}, item 1: not valid JSON (a key is there twice)")
 
 
 @pytest.mark.parametrize("code", ["None", "null", "-", "E61\u200b"])

@@ -843,6 +843,22 @@ def run_stage(root: Path) -> str:
     return done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are utf-8")
+@pytest.mark.parametrize(("corpus", "name"), [("aihub", "일기"), ("말뭉치", "a")])
+def test_a_locale_that_is_not_utf_8(tmp_path: Path, corpus: str, name: str) -> None:
+    path = tmp_path / "data" / corpus / f"{name}_Training.csv"
+    path.parent.mkdir(parents=True)
+    write_csv(path, [HEADER, *rows_for(HEADER)])
+    set_params(tmp_path, corpus=corpus)
+    stage = [sys.executable, "-X", "utf8=0", "-m", "stages.ingest"]
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    done = run(tmp_path, *stage, **locale)
+    where = path if corpus == "aihub" else path.parent
+    remedy = "here file names are read as ascii; type 'export PYTHONUTF8=1' first"
+    said = f"error: {where.relative_to(tmp_path)}: {remedy}\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 def test_stage_says_it_in_one_line(folder: Path) -> None:
     root = folder.parents[1]
     header = ["감정" if name == "감정_대분류" else name for name in HEADER]

@@ -167,6 +167,17 @@ def test_a_class_of_one_row_names_its_file(folder: Path, capsys: pytest.CaptureF
     )
 
 
+def test_classes_that_are_alike(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    labels = ["Good", "1", "so so", "C", "good", "1.0", "soso", "C++", "10", "ＧＯＯＤ"]
+    rows = [(f"글 {number}", label) for number, label in enumerate(labels * 2)]
+    path = two_columns(folder / "mine.csv", rows)
+    assert len(ingest(folder, **DRAWN)["splits"]["Training"]["labels"]) == 10
+    said = "7 of 10 classes differ from one another in capitals, blanks, width or a .0 alone"
+    assert capsys.readouterr().err == (
+        f"note: {path}: {said} (first in rows 2, 6, 11, 3, 7, 4, 8); are they the same?\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
@@ -283,6 +294,12 @@ def test_a_text_column_that_turns_leaves_out(folder: Path, capsys: pytest.Captur
             "no column 감정_소분류; found document, label; set target: major in params.yaml to do "
             "without",
         ),
+        (
+            "title,body,label",
+            {**OWN, "text_columns": "title, body"},
+            "no column title, body; found title, body, label; write text_columns: [title, body] "
+            "into params.yaml",
+        ),
         ("document,label,label", OWN, "2 columns named label; keep one"),
     ],
 )
@@ -290,6 +307,26 @@ def test_a_column_that_is_not_there(folder: Path, header: str, options: dict, me
     path = write(folder / "Training.csv", header, ",".join(header.split(",")).swapcase())
     two_columns(folder / "Validation.csv", numbered(0, 3))
     assert refusal(folder, **options) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize("name", ["reviews.jsonl", "dataset_info.json"])
+def test_json_of_other_columns(folder: Path, name: str) -> None:
+    two_columns(folder / "a.csv", numbered(0, 30))
+    path = write(folder / name, '{"document": "가", "label": "1"}')
+    assert refusal(folder, **DRAWN) == (
+        f"{path}: no column document, label, for JSON is read as AI Hub's; save other data as "
+        ".csv, or move the file away"
+    )
+
+
+def test_numbers_as_headers_of_a_workbook(folder: Path) -> None:
+    """As pandas writes them for a table without names."""
+    book = openpyxl.Workbook()
+    for row in [(0, 1), *numbered(0, 9)]:
+        book.active.append(row)
+    book.save(folder / "a.xlsx")
+    report = ingest(folder, **{**DRAWN, "text_columns": "0", "label_column": "1"})
+    assert report["splits"]["Training"]["files"][0]["read"] == 9
 
 
 @pytest.mark.parametrize("texts", ["label", ["document", "label"], ["a", "a "]])
@@ -594,6 +631,46 @@ def test_a_name_that_may_be_validation_misspelled(folder: Path) -> None:
     assert refusal(folder, **DRAWN) == (
         f"{folder}: no Validation file, and no split is named by Vaildation.csv; write 'Training' "
         "or 'Validation' into that name, or move the file away"
+    )
+
+
+SUFFIXES = ".xlsx, .csv, .tsv, .json, .jsonl"
+
+
+@pytest.mark.parametrize("first", ["Training.csv", "reviews.csv"])
+@pytest.mark.parametrize("name", ["Validation.xls", "Validation.csv.gz", "Validation/a.xlsm"])
+def test_a_validation_of_a_format_that_is_not_read(folder: Path, first: str, name: str) -> None:
+    two_columns(folder / first, numbered(0, 30))
+    write(folder / name, "no table")
+    assert refusal(folder, **DRAWN) == (
+        f"{folder / name}: names Validation, and only {SUFFIXES} are read; save it as one of "
+        "them, rename it or move it away"
+    )
+
+
+@pytest.mark.parametrize("names", [["reviews.csv"], ["Training.csv", "Validation.csv"]])
+def test_tables_of_a_format_that_is_not_read(
+    folder: Path, names: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    for number, name in enumerate(names):
+        two_columns(folder / name, numbered(30 * number, 30 * number + 30))
+        write(folder / f"{name}.dvc", "outs:")
+    for name in ("more.parquet", "README.md", "terms.txt", "Training_2.txt", "x/o.XLS"):
+        write(folder / name, "no table")
+    ingest(folder, **DRAWN)
+    assert capsys.readouterr().err == (
+        f"note: {folder}: not read, for only {SUFFIXES} are: Training_2.txt, more.parquet, x/o.XLS"
+        "\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["Validation.csv", "Validation", "more.csv"])
+def test_a_link_to_a_file_that_is_gone(folder: Path, name: str) -> None:
+    two_columns(folder / "Training.csv", numbered(0, 30))
+    (folder / name).symlink_to(folder.parent / "usb" / name)
+    (folder / ".#Training.csv").symlink_to("user@host.1:2")  # Emacs' lock
+    assert refusal(folder, **DRAWN) == (
+        f"{folder / name}: a link to a file that is not there; bring it back or remove the link"
     )
 
 

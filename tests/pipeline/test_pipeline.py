@@ -420,6 +420,24 @@ IGNORED = {
 }
 
 
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"encoder", "ingest"}))
+def test_a_stage_before_those_that_it_needs(stage: str, tmp_path: Path) -> None:
+    """Run by hand, as it stands in dvc.yaml."""
+    set_params(tmp_path)
+    done = run(tmp_path, sys.executable, "-m", f"stages.{stage}", PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_table_of_dialogues_that_is_damaged(tmp_path: Path) -> None:
+    set_params(tmp_path)
+    (tmp_path / "data/interim").mkdir(parents=True)
+    (tmp_path / "data/interim/dialogues.parquet").write_bytes(b"PAR1")
+    done = run(tmp_path, sys.executable, "-m", "stages.labels", PYTHONPATH=str(ROOT))
+    assert done.stderr.startswith("error: data/interim/dialogues.parquet: ")
+    assert done.stderr.endswith("; make it again with 'dvc repro'\n")
+
+
 def test_what_git_ignores(tmp_path: Path) -> None:
     command(tmp_path, "git", "init", "-q")
     (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())

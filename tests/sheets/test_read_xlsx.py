@@ -137,6 +137,17 @@ def test_the_dialogues_on_another_sheet(tmp_path: Path, capfd: pytest.CaptureFix
     assert capfd.readouterr() == ("", f"note: {path}, sheet '대화': read from this sheet, of 3\n")
 
 
+@pytest.mark.parametrize("second", [[], ROWS, [["감정_대분류", "대화"], *ROWS]])
+def test_more_sheets_that_are_not_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture, second: list[list]
+) -> None:
+    """The second may hold the rows for which the first had no room, without a header."""
+    path = book_of(tmp_path / "a.xlsx", 대화=[HEADER, *ROWS], 나머지=second)
+    assert list(open_sheet(path, WANTED).rows) == list(enumerate(ROWS, start=2))
+    said = f"note: {path}, sheet '대화': read from this sheet, of 2\n"
+    assert capfd.readouterr() == ("", said if second else "")
+
+
 @pytest.mark.parametrize("first", [[], [SUMMARY]])
 def test_a_title_above_the_header(
     tmp_path: Path, capfd: pytest.CaptureFixture, first: list[list]
