@@ -121,23 +121,21 @@ def evaluate(
         }
         predicted = probability["classifier"].argmax(axis=1)
         counts = confusion_matrix(actual, predicted, labels=range(len(names)))
-        numbers, pairs, matrix, curves, diagram, answered, choices = (
-            reports / name
-            for name in (
-                *("metrics.json", "confusion.csv", "confusion.png", "learning_curves.png"),
-                *("reliability.png", "coverage.csv", "coverage.png"),
-            )
-        )
+        scores = reports / "metrics.json"
+        matrix = reports / "confusion.png"
+        curves = reports / "learning_curves.png"
+        diagram = reports / "reliability.png"
+        coverage = reports / "coverage.png"
         shares = metrics.coverage(probability["classifier"], actual)
         with replacing() as beside:
-            beside(numbers).write_text(json_text(result), encoding="utf-8")
-            write_pairs(names, actual, predicted, beside(pairs))
+            beside(scores).write_text(json_text(result), encoding="utf-8")
+            write_pairs(names, actual, predicted, beside(reports / "confusion.csv"))
             plots.confusion_matrix(counts, names, beside(matrix))
             plots.learning_curves(read_history(history), beside(curves))
             bins = {name: metrics.reliability(rows, actual) for name, rows in by_stage.items()}
             plots.reliability_diagram(bins, beside(diagram))
-            write_shares(shares, len(actual), beside(answered))
-            plots.coverage_curve(shares, len(actual), beside(choices))
+            write_shares(shares, len(actual), beside(reports / "coverage.csv"))
+            plots.coverage_curve(shares, len(actual), beside(coverage))
             write_predictions(
                 dialogues,
                 actual=actual,
@@ -149,7 +147,7 @@ def evaluate(
 
         scalars = {key: value for key, value in result.items() if not isinstance(value, list)}
         run.log_results({f"final_{key}": value for key, value in scalars.items()})
-        run.attach(numbers, matrix, curves, diagram, choices, history)
+        run.attach(scores, matrix, curves, diagram, coverage, history)
     root = checkpoint_folders.root_of(checkpoint_dir, repository.main_root())
     checkpoint_folders.discard(root, run.record.tags.get("fingerprint", ""))
     return result
