@@ -26,7 +26,8 @@ from storyflower.interim.dialogues import batches, class_names, texts
 from storyflower.interim.history import read_history
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
-from storyflower.model.device import choose
+from storyflower.model.classifier import EmotionClassifier
+from storyflower.model.device import Placement, choose
 from storyflower.model.folder import digest, load_classifier, need
 from storyflower.tracking.record import Record
 from storyflower.tracking.run import Run
@@ -74,72 +75,53 @@ def evaluate(
         if not same_classes(dialogues, actual, names, target):
             raise InputError(f"{tokens} and {dialogues} are of different runs; run 'dvc repro'")
 
-        every = -(-len(train_labels) // baseline.MAX_TEXTS)
-        train = list(texts(dialogues, "Training", every))
-        if every > 1:
-            print(f"note: TF-IDF + logistic regression learns from {len(train)} Training texts")
-        probability = {
-            "majority": baseline.majority(train_labels, len(actual), len(names)),
-            # Before the classifier, so that TF-IDF's memory is freed first.
-            "tfidf_logistic_regression": baseline.tfidf_logistic_regression(
-                train, train_labels[::every], texts(dialogues, "Validation"), len(names)
-            ),
-        }
-        temperature = document["temperature"]
-        if temperature is None:
-            probability["classifier"] = scoring.probabilities(network, table, placement)
-            by_stage = {"as trained": probability["classifier"]}
-        else:
-            logits = torch.from_numpy(scoring.logits(network, table, placement))
-            probability["classifier"] = scoring.softmax(logits, temperature).numpy()
-            by_stage = {
-                "as trained": scoring.softmax(logits).numpy(),
-                f"temperature {temperature:g}": probability["classifier"],
-            }
-        ours = metrics.summary(probability["classifier"], actual, names, seed)
-        if temperature is not None:
-            before = metrics.calibration_error(by_stage["as trained"], actual)
-            ours |= {"temperature": temperature, "calibration_error_as_trained": before}
+        # Before the classifier, so that TF-IDF's memory is freed first.
+        others = of_baselines(dialogues, train_labels, len(actual), len(names))
+        by_stage = of_classifier(network, table, placement, document["temperature"])
+        probability = list(by_stage.values())[-1]  # (rows, classes)
         baselines = [
             compare(
                 name,
-                baseline=probability[name],
-                classifier=probability["classifier"],
+                baseline=other,
+                classifier=probability,
                 actual=actual,
                 names=names,
                 seed=seed,
             )
-            for name in OTHER_NAMES
+            for name, other in others.items()
         ]
-        result = {
-            **ours,
-            # Repeated here for the table of `dvc exp show`, which does not show lists.
-            "tfidf_accuracy": baselines[1]["accuracy"],
-            "accuracy_minus_tfidf": baselines[1]["difference"],
-            "baselines": baselines,
-            "notes": [NOTES[corpus]] if (corpus := run.record.experiment) in NOTES else [],
-        }
-        predicted = probability["classifier"].argmax(axis=1)
-        counts = confusion_matrix(actual, predicted, labels=range(len(names)))
+        result = metrics.summary(probability, actual, names, seed)
+        if document["temperature"] is not None:
+            before = metrics.calibration_error(by_stage["as trained"], actual)
+            result["temperature"] = document["temperature"]
+            result["calibration_error_as_trained"] = before
+        # Repeated here for the table of `dvc exp show`, which does not show lists.
+        result["tfidf_accuracy"] = baselines[1]["accuracy"]
+        result["accuracy_minus_tfidf"] = baselines[1]["difference"]
+        result["baselines"] = baselines
+        result["notes"] = [NOTES[corpus]] if (corpus := run.record.experiment) in NOTES else []
+
         scores = reports / "metrics.json"
         matrix = reports / "confusion.png"
         curves = reports / "learning_curves.png"
         diagram = reports / "reliability.png"
         coverage = reports / "coverage.png"
-        shares = metrics.coverage(probability["classifier"], actual)
+        predicted = probability.argmax(axis=1)
+        counts = confusion_matrix(actual, predicted, labels=range(len(names)))
+        bins = {name: metrics.reliability(rows, actual) for name, rows in by_stage.items()}
+        shares = metrics.coverage(probability, actual)
         with replacing() as beside:
             beside(scores).write_text(json_text(result), encoding="utf-8")
             write_pairs(names, actual, predicted, beside(reports / "confusion.csv"))
             plots.confusion_matrix(counts, names, beside(matrix))
             plots.learning_curves(read_history(history), beside(curves))
-            bins = {name: metrics.reliability(rows, actual) for name, rows in by_stage.items()}
             plots.reliability_diagram(bins, beside(diagram))
             write_shares(shares, len(actual), beside(reports / "coverage.csv"))
             plots.coverage_curve(shares, len(actual), beside(coverage))
             write_predictions(
                 dialogues,
                 actual=actual,
-                probability=probability["classifier"],
+                probability=probability,
                 names=names,
                 classifier=scored,
                 path=beside(predictions),
@@ -151,6 +133,41 @@ def evaluate(
     root = checkpoint_folders.root_of(checkpoint_dir, repository.main_root())
     checkpoint_folders.discard(root, run.record.tags.get("fingerprint", ""))
     return result
+
+
+def of_baselines(
+    dialogues: Path, train_labels: np.ndarray, rows: int, classes: int
+) -> dict[str, np.ndarray]:
+    """Each baseline's probabilities for Validation, (rows, classes), in OTHER_NAMES' order."""
+    every = -(-len(train_labels) // baseline.MAX_TEXTS)
+    train = list(texts(dialogues, "Training", every))
+    if every > 1:
+        print(f"note: TF-IDF + logistic regression learns from {len(train)} Training texts")
+    return {
+        "majority": baseline.majority(train_labels, rows, classes),
+        "tfidf_logistic_regression": baseline.tfidf_logistic_regression(
+            train, train_labels[::every], texts(dialogues, "Validation"), classes
+        ),
+    }
+
+
+def of_classifier(
+    network: EmotionClassifier,
+    table: TokenArrays,
+    placement: Placement,
+    temperature: float | None,
+) -> dict[str, np.ndarray]:
+    """The classifier's probabilities, (rows, classes): as trained, then by its temperature, if any.
+
+    The last are its answers.
+    """
+    if temperature is None:
+        return {"as trained": scoring.probabilities(network, table, placement)}
+    logits = torch.from_numpy(scoring.logits(network, table, placement))
+    return {
+        "as trained": scoring.softmax(logits).numpy(),
+        f"temperature {temperature:g}": scoring.softmax(logits, temperature).numpy(),
+    }
 
 
 def validation(dialogues: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
