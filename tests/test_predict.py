@@ -96,6 +96,22 @@ def nfd(text: str) -> str:
     return unicodedata.normalize("NFD", text)
 
 
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_folder_that_is_written_over_after_loading(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bare: bool
+) -> None:
+    """cp onto a model in use keeps the file and changes its bytes; what is loaded stays."""
+    if not bare:  # as of a family that transformers reads
+        monkeypatch.setattr("storyflower.model.folder.bare_encoder", lambda _: None)
+    folder = shutil.copytree(classifier, tmp_path / "classifier")
+    loaded = Classifier.load(folder, device="cpu")
+    before = loaded.predict(list(SENTENCES))
+    for file in folder.glob("*.safetensors"):
+        with file.open("r+b") as inside:
+            inside.write(bytes(file.stat().st_size))
+    assert loaded.predict(list(SENTENCES)) == before
+
+
 def test_text_is_read_as_nfc(wordpiece: Path) -> None:
     """As macOS writes it, a WordPiece vocabulary would know no word of it."""
     loaded = Classifier.load(wordpiece, device="cpu")

@@ -7,6 +7,7 @@ classifier.json with labels, params and temperature.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -198,6 +199,10 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
             f"{expected}; its parts are of different models"
         )
     model.linear.load_state_dict(head)
+    # safetensors maps the file into memory. Without a copy, a file that is written over in place
+    # (cp does that) would change the answers of a running service, or kill it.
+    for value in itertools.chain(model.parameters(), model.buffers()):
+        value.data = value.detach().clone()
     return model.eval(), document
 
 

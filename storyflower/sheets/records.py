@@ -126,11 +126,13 @@ class JsonLines(Records):
                     json.dumps(value, ensure_ascii=False).encode()
             except UnicodeEncodeError:
                 reason = "half of a surrogate pair"
-            except (ValueError, RecursionError) as error:
+            except RecursionError:
+                reason = "nested too deep"
+            except ValueError as error:
                 # Not the whole message of another library, which might quote the line
                 reason = getattr(error, "msg", None) or error
                 if not isinstance(error, json.JSONDecodeError) and error.args[:1] not in KNOWN:
-                    reason = "not readable"
+                    reason = "a number is too long"  # Python's limit of 4,300 digits
             else:
                 yield number, value
                 continue
