@@ -12,6 +12,7 @@ import asyncio
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from storyflower.common.errors import InputError
-from storyflower.predict import Scores, Steps, split
+from storyflower.predict import Scores, Steps, finish, split
 from storyflower.serve.messages import Refused
 from storyflower.serve.metrics import Metrics
 
@@ -196,15 +197,10 @@ def share(wanted: list[int], limit: int) -> list[int]:
 
 def end(each: Waiting) -> Any:
     """The answer of a request whose texts are scored, or an exception."""
-    parts = each.parts
-    scores = parts[0] if len(parts) == 1 else joined(parts)
     try:
-        each.steps.send(scores)
-    except StopIteration as stop:
-        return stop.value
+        return finish(each.steps, joined(each.parts))
     except Exception as error:
         return public(error)
-    return public(RuntimeError("asked for texts twice"))
 
 
 def joined(parts: list[Scores]) -> Scores:
@@ -225,11 +221,10 @@ def public(error: Exception) -> Exception:
 
 def where(error: BaseException) -> str:
     """The type of an exception and the lines that it passed, without its message."""
-    lines, trace = [], error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        lines.append(f"{code.co_filename}:{trace.tb_lineno} {code.co_name}")
-        trace = trace.tb_next
+    lines = [
+        f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
     return " < ".join([type(error).__name__, *reversed(lines)])
 
 
