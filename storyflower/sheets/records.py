@@ -11,7 +11,6 @@ Not supported: Parquet from people you do not trust. pyarrow reads it in this pr
 
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -268,22 +267,13 @@ class Parquet(Records):
             return [None if value != value else value for value in values]
         return values
 
-    def _ending(self) -> bytes:
-        """The file's last four bytes; none if it has fewer or is gone."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(-4, os.SEEK_END)
-                return file.read()
-        except OSError:
-            return b""
-
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             # Not the library's message, which may quote a value
-            if "decrypt" in str(error) or self._ending() == b"PARE":
+            if "decrypt" in str(error):
                 raise InputError(
                     f"{self.path}: encrypted; write it again without encryption"
                 ) from None
