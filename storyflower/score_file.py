@@ -31,7 +31,7 @@ from storyflower.common.files import read_json, remove, replacing, sha256, write
 from storyflower.model.folder import digest
 from storyflower.predict import MOSTLY, Classifier, check_share, text_column
 from storyflower.sheets import sheet, write
-from storyflower.sheets.records import Parquet, Records, Spreadsheet, open_records
+from storyflower.sheets.records import KINDS, Parquet, Records, Spreadsheet, open_records
 
 # Limits on how much of a file is in memory at a time, and so of a part: rows, roughly characters
 BATCH, BATCH_TEXT = 4096, 2**24
@@ -113,7 +113,7 @@ def score_file(
 def check_paths(source: Path, output: Path) -> None:
     """Raise InputError for names that cannot be the input and the output of one run."""
     for path in (source, output):
-        if path.suffix.lower() not in write.SUFFIXES:
+        if path.suffix.lower() not in KINDS:
             raise InputError(
                 f"{path}: --input and --output are .xlsx, .csv, .jsonl or .parquet files"
             )
@@ -287,18 +287,17 @@ def join(
     schema = pa.schema([(added[0], pa.string()), *((name, pa.float64()) for name in added[1:])])
 
     if copies_columns(records, output):
-
-        def columns(count: int) -> list[pa.Array]:
-            rows = itertools.islice(answers, count)
-            return list(map(pa.array, zip(*rows, strict=True), schema.types))
+        wider = pa.schema([*records.schema, *schema], records.schema.metadata)
 
         def batches() -> Iterator[pa.RecordBatch]:
-            yield from records.batches()
+            for batch in records.batches():
+                rows = itertools.islice(answers, len(batch))
+                columns = map(pa.array, zip(*rows, strict=True), schema.types)
+                yield pa.record_batch([*batch.columns, *columns], schema=wider)
             unchanged()
 
-        wider = pa.schema([*records.schema, *schema], records.schema.metadata)
         with another_file(output, unchanged):
-            write.write_beside(output, wider, batches(), columns)
+            write.write_batches(output, wider, batches())
         return
     if output.suffix.lower() == ".parquet":
         own = zip(names, preview.types(), strict=True)
