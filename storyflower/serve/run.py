@@ -28,6 +28,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from storyflower.common.errors import InputError
+from storyflower.common.signals import catch
 from storyflower.serve.settings import Settings
 
 TOKEN = "STORYFLOWER_TOKEN"
@@ -184,13 +185,8 @@ def run_here(model: Path, settings: Settings, listener: socket.socket, address: 
     # The handler of a stop signal sets should_exit at once; the server looks at it every 0.1 s
     app = load_app(model, settings, 1, lambda: server.should_exit)
     # uvicorn raises the signal again once it has ended; that would make it look like a failure
-    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, hangup)}
+    handlers = catch(server.handle_exit)
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        if handlers[hangup] is not signal.SIG_IGN:  # nohup
-            signal.signal(hangup, server.handle_exit)
         listener.listen()  # who reads the address may connect at once
         print(address, flush=True)
         server.run([listener])
