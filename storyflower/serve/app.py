@@ -215,8 +215,7 @@ def answer_of(content: dict[str, Any], status: int = 200, headers: Any = None) -
     return Response(body, status, headers, media_type="application/json")
 
 
-async def refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
+async def refused(_: Request, error: Refused) -> Response:
     return answer_of(error.body, error.status, error.headers)
 
 
@@ -225,9 +224,8 @@ async def failed(request: Request, _: Exception) -> Response:
     return await refused(request, Refused("internal", "the service could not answer"))
 
 
-async def no_such_path(request: Request, error: Exception) -> Response:
+async def no_such_path(request: Request, error: HTTPException) -> Response:
     """Starlette's own refusals: 404, 405 and those of the static files."""
-    assert isinstance(error, HTTPException)
     if error.status_code == 405:
         methods = (error.headers or {}).get("Allow", "GET, HEAD")
         return await refused(
@@ -250,7 +248,8 @@ async def read(request: Request, model: type[messages.Model], seconds: float) ->
 
 
 async def body_of(request: Request) -> bytes:
-    if declared(request.headers) <= MAX_BODY:
+    # The server has checked that it is a number
+    if int(request.headers.get("content-length", "0")) <= MAX_BODY:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -259,11 +258,6 @@ async def body_of(request: Request) -> bytes:
         else:
             return bytes(body)
     raise Refused("too_large", f"the body has more than {MAX_BODY} bytes")
-
-
-def declared(headers: Headers) -> int:
-    """The Content-Length, 0 if there is none; the server has checked that it is a number."""
-    return int(headers.get("content-length", "0"))
 
 
 class Guard:

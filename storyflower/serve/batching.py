@@ -115,9 +115,13 @@ class Batches:
             new = self._take_new(wait=not waiting)
             if not new and not waiting:
                 return
-            done = [(each, *self._begin(each)) for each in new]
-            waiting += [each for each, ready, _ in done if ready]
-            answered = [(each, end) for each, ready, end in done if not ready]
+            answered = []
+            for each in new:
+                try:
+                    each.texts = next(each.steps)
+                    waiting.append(each)
+                except Exception as error:
+                    answered.append((each, public(error)))
             waiting = [each for each in waiting if not each.future.done()]
             if waiting:
                 answered += self._turn(waiting)
@@ -144,14 +148,6 @@ class Batches:
                         break
             new, self._new = self._new, []
             return new
-
-    def _begin(self, each: Waiting) -> tuple[bool, Any]:
-        """Ask for the texts: (True, None); or what ended it: (False, exception)."""
-        try:
-            each.texts = next(each.steps)
-        except Exception as error:
-            return False, public(error)
-        return True, None
 
     def _turn(self, waiting: list[Waiting]) -> list[tuple[Waiting, Any]]:
         """Score one batch; return the answers that are complete. Reorders `waiting`."""
