@@ -27,9 +27,6 @@ from storyflower.model.folder import digest
 from storyflower.predict import Classifier
 from storyflower.sheets.sheet import says_nothing
 
-# torch's threads in this process; without it, torch obeys OMP_NUM_THREADS, which Spark sets to the
-# cores of a task
-THREADS = "STORYFLOWER_THREADS"
 KEPT = 2  # classifiers that a process keeps: the one in use, and the next one
 
 _loaded: dict[str, Classifier] = {}  # digest → classifier, the newest last
@@ -93,8 +90,6 @@ def load_once(folder: Path) -> Classifier:
     """
     with _loading:
         if folder.name not in _loaded:
-            if threads := os.environ.get(THREADS):
-                torch.set_num_threads(thread_count(threads))
             if digest(folder) != folder.name:
                 raise InputError(f"{folder}: not the classifier that was registered; register anew")
             classifier = Classifier.load(folder)
@@ -108,12 +103,6 @@ def load_once(folder: Path) -> Classifier:
                 flush=True,
             )
         return _loaded[folder.name]
-
-
-def thread_count(value: str) -> int:
-    if not value.isdecimal() or not 1 <= int(value) <= 1024:
-        raise InputError(f"{THREADS}: expected a number of threads from 1 to 1024")
-    return int(value)
 
 
 set_model(RegisteredClassifier())

@@ -104,8 +104,10 @@ def register(*, model: str, name: str, predictions: Path, record: Path, root: Pa
     folder = resolve(model, root)
     _, document = load_classifier(folder)
     classifier = digest(folder)
-    registered = model.startswith(REGISTERED)
-    outcome = score(folder, predictions) if registered else read_outcome(predictions, classifier)
+    if model.startswith(REGISTERED):
+        outcome = score(folder, predictions)
+    else:  # what evaluate wrote
+        outcome = outcome_of(rows_of(predictions, classifier))
     training = record_of(record, classifier)
     with (
         errors_in_one_line(),
@@ -168,22 +170,12 @@ def known_version(client: "MlflowClient", name: str, classifier: str) -> "ModelV
     return min(same, key=lambda each: int(each.version)) if same else None
 
 
-def read_outcome(predictions: Path, classifier: str) -> Outcome:
-    """What evaluate wrote, without the texts. Raises InputError if another classifier made it."""
-    file = opened(predictions)
-    if (file.schema_arrow.metadata or {}).get(b"classifier") != classifier.encode():
-        raise InputError(
-            f"{predictions}: not made with this classifier; 'dvc repro' scores models/classifier"
-        )
-    return outcome_of(rows_of(file, predictions))
-
-
 def score(folder: Path, predictions: Path) -> Outcome:
     """What a classifier gets right now of the rows that evaluate wrote; computes in float32."""
     classifier = Classifier.load(folder)
 
     def batches() -> Iterator[dict[str, list]]:
-        for rows in rows_of(opened(predictions), predictions):
+        for rows in rows_of(predictions):
             answers = [row.label for row in classifier.predict(rows["text"])]
             rows["right"] = [a == b for a, b in zip(answers, rows["actual"], strict=True)]
             yield rows
@@ -201,18 +193,21 @@ def outcome_of(batches: Iterable[dict[str, list]]) -> Outcome:
     return Outcome(rows.hexdigest(), np.array(right, dtype=bool))
 
 
-def rows_of(file: pq.ParquetFile, predictions: Path) -> Iterator[dict[str, list]]:
-    """The columns COLUMNS, a batch at a time. Raises InputError for damaged data."""
+def rows_of(predictions: Path, classifier: str | None = None) -> Iterator[dict[str, list]]:
+    """The columns COLUMNS, a batch at a time.
+
+    Raises InputError for a file that is missing, damaged or made with another `classifier`.
+    """
     try:
+        file = pq.ParquetFile(predictions)
+        made_with = (file.schema_arrow.metadata or {}).get(b"classifier")
+        if classifier and made_with != classifier.encode():
+            raise InputError(
+                f"{predictions}: not made with this classifier; 'dvc repro' scores "
+                "models/classifier"
+            )
         for batch in file.iter_batches(columns=COLUMNS):
             yield batch.to_pydict()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{predictions}: damaged ({type(error).__name__}); 'dvc repro'") from None
-
-
-def opened(predictions: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(predictions)
     except FileNotFoundError:
         raise InputError(f"{predictions}: not found; 'dvc repro' makes it") from None
     except (OSError, ValueError) as error:

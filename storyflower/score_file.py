@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +31,7 @@ from storyflower.common.files import read_json, remove, replacing, sha256, write
 from storyflower.model.folder import digest
 from storyflower.predict import MOSTLY, Classifier, check_share, text_column
 from storyflower.sheets import sheet, write
-from storyflower.sheets.records import Parquet, Records, Spreadsheet, open_records
+from storyflower.sheets.records import KINDS, Parquet, Records, Spreadsheet, open_records
 
 # Limits on how much of a file is in memory at a time, and so of a part: rows, roughly characters
 BATCH, BATCH_TEXT = 4096, 2**24
@@ -88,13 +87,14 @@ def score_file(
             "part": [BATCH, BATCH_TEXT],
         },
     }
-    with Parts(output, len(classifier.labels), run) as parts:
+    parts = Parts(output, len(classifier.labels), run)
 
-        def unchanged() -> None:
-            if stamp_of(source) != stamp:
-                parts.finish()  # some may be of the changed file
-                raise InputError(f"{source}: was changed while it was read; run it again")
+    def unchanged() -> None:
+        if stamp_of(source) != stamp:
+            parts.finish()  # some may be of the changed file
+            raise InputError(f"{source}: was changed while it was read; run it again")
 
+    with parts.held():
         score(classifier, records, parts, preview.rows, unsure_below)
         scored = Scored(preview.rows, blank)
         join(
@@ -113,7 +113,7 @@ def score_file(
 def check_paths(source: Path, output: Path) -> None:
     """Raise InputError for names that cannot be the input and the output of one run."""
     for path in (source, output):
-        if path.suffix.lower() not in write.SUFFIXES:
+        if path.suffix.lower() not in KINDS:
             raise InputError(
                 f"{path}: --input and --output are .xlsx, .csv, .jsonl or .parquet files"
             )
@@ -287,17 +287,17 @@ def join(
     schema = pa.schema([(added[0], pa.string()), *((name, pa.float64()) for name in added[1:])])
 
     if copies_columns(records, output):
-
-        def columns(count: int) -> list[pa.Array]:
-            rows = list(itertools.islice(answers, count))
-            if len(rows) < count:
-                unchanged()  # raises: the file had fewer rows when it was scored
-            return list(map(pa.array, zip(*rows, strict=True), schema.types))
-
-        batches = itertools.chain(records.batches(), nothing_but(unchanged))
         wider = pa.schema([*records.schema, *schema], records.schema.metadata)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for batch in records.batches():
+                rows = itertools.islice(answers, len(batch))
+                columns = map(pa.array, zip(*rows, strict=True), schema.types)
+                yield pa.record_batch([*batch.columns, *columns], schema=wider)
+            unchanged()
+
         with another_file(output, unchanged):
-            write.write_beside(output, wider, batches, columns)
+            write.write_batches(output, wider, batches())
         return
     if output.suffix.lower() == ".parquet":
         own = zip(names, preview.types(), strict=True)
@@ -322,12 +322,6 @@ def another_file(output: Path, unchanged: Callable[[], None]) -> Iterator[None]:
         raise InputError(f"{output}: its rows cannot be written; run it again") from None
 
 
-def nothing_but(call: Callable[[], None]) -> Iterator:
-    """No items; the call happens when the first is asked for."""
-    call()
-    yield from ()
-
-
 def stamp_of(path: Path) -> tuple[int, int, int] | None:
     """What changes when a file does; None if it is not there."""
     try:
@@ -344,10 +338,10 @@ def parts_folder(output: Path) -> Path:
 class Parts:
     """The scored chunks of a run, in a folder beside its output that only the owner can read.
 
-    As a context: holds the folder against a second run. finish() removes it; without, what is
-    there stays for the next run with the same `run` (the digests of what the answers depend on).
-    A part gets its name when it is whole, and is read once before it is believed: a cut one has no
-    footer, and a page in it has a checksum.
+    held() keeps a second run out. finish() removes the folder; without, what is there stays for the
+    next run with the same `run` (the digests of what the answers depend on). A part gets its name
+    when it is whole, and is read once before it is believed: a cut one has no footer, and a page in
+    it has a checksum.
     """
 
     def __init__(self, output: Path, classes: int, run: dict[str, Any]):
@@ -357,28 +351,25 @@ class Parts:
         self._run = run
         self._output = output
 
-    def __enter__(self) -> "Parts":
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder; raises InputError if another run does."""
         self._own_folder()
-        self._lock = locks.acquire_free(self.folder / "lock")
-        if self._lock is None:
+        lock = locks.acquire_free(self.folder / "lock")
+        if lock is None:
             raise InputError(f"{self._output}: another run is writing it; wait for its end")
-        try:
+        with lock:
             self._keep_what_fits()
-        except BaseException:
-            self._lock.lock.release()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if not self.sizes:
-            remove(self.folder)
-        elif kind and issubclass(kind, SystemExit | KeyboardInterrupt):
-            with suppress(OSError):  # the terminal is gone
-                rows = sum(self.sizes.values())
-                sheet.note(f"{rows:,} rows are scored; the same command goes on from there")
-        self._lock.lock.release()
+            try:
+                yield
+            except (SystemExit, KeyboardInterrupt):
+                if rows := sum(self.sizes.values()):
+                    with suppress(OSError):  # the terminal is gone
+                        sheet.note(f"{rows:,} rows are scored; the same command goes on from there")
+                raise
+            finally:
+                if not self.sizes:
+                    remove(self.folder)
 
     def write(self, number: int, answers: pa.Table) -> None:
         """Keep one chunk. Raises InputError if the system refuses."""

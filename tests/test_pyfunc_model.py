@@ -109,25 +109,6 @@ def test_a_classifier_that_is_another(classifier: Path, tmp_path: Path) -> None:
         pyfunc_model.load_once(folder)
 
 
-@pytest.mark.parametrize(("value", "threads"), [("2", 2), ("0", None), ("all", None), ("-1", None)])
-def test_its_threads(classifier: Path, tmp_path, monkeypatch, value: str, threads) -> None:
-    import torch
-
-    before = torch.get_num_threads()
-    folder = shutil.copytree(classifier, tmp_path / digest(classifier))
-    monkeypatch.setattr(pyfunc_model, "_loaded", {})
-    monkeypatch.setenv("STORYFLOWER_THREADS", value)
-    try:
-        if threads is None:
-            with pytest.raises(InputError, match="STORYFLOWER_THREADS: expected a number"):
-                pyfunc_model.load_once(folder)
-        else:
-            pyfunc_model.load_once(folder)
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-
-
 # As a service, for real
 
 

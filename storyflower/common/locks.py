@@ -63,5 +63,5 @@ def remove(folder: Path) -> None:
 def remove_files(lock: Path) -> None:
     """Remove a lock file, which the caller holds, and the .pid file beside it, if possible."""
     for path in (lock.with_suffix(".pid"), lock):
-        with suppress(OSError):  # Windows does not remove an open file
+        with suppress(OSError):  # one that is left behind locks nothing
             path.unlink()

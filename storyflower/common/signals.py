@@ -12,15 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-# Ctrl-C sends SIGINT; a closed terminal sends SIGHUP, which Windows does not have.
-HANGUP = getattr(signal, "SIGHUP", None)
-SIGNALS = tuple(filter(None, (signal.SIGTERM, signal.SIGINT, HANGUP)))
+# Ctrl-C sends SIGINT, a closed terminal SIGHUP.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def stop(number: int, _: object) -> NoReturn:
     """Exit through every finally and except block; a second signal must not interrupt them."""
     signal.signal(number, signal.SIG_IGN)
-    if number == HANGUP:
+    if number == signal.SIGHUP:
         let_go_of_terminal()
     sys.exit(128 + number)
 
@@ -57,7 +56,7 @@ class PendingStop:
     def _note(self, number: int, _: object) -> None:
         if not self.number:
             self.number = number
-            if number == HANGUP:
+            if number == signal.SIGHUP:
                 let_go_of_terminal()
             with suppress(OSError):  # the reader of stderr may have just ended
                 os.write(2, b"stopping, after this step\n")  # the signal may interrupt a print()

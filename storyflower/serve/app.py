@@ -8,8 +8,6 @@ request is ever logged but what kind of fault it met.
 import asyncio
 import hmac
 import json
-import signal
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -53,35 +51,16 @@ HEADERS = {
 }
 
 
-class State:
-    """Whether the service is about to end."""
-
-    stopping = False
-
-    def watch_signals(self) -> None:
-        """Know of a stop signal at once; the server itself looks for it ten times a second."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            server = signal.getsignal(number)
-
-            def stop(number: int, frame: Any, server: Any = server) -> None:
-                self.stopping = True
-                if callable(server):
-                    server(number, frame)
-
-            signal.signal(number, stop)
-
-
 def make_app(
-    classifier: Classifier, settings: Settings, *, one_of_several: bool = False
+    classifier: Classifier, settings: Settings, stopping: Callable[[], bool] = lambda: False
 ) -> ASGIApp:
     """The whole service. Its lifespan ends the scoring thread.
 
-    One of several workers answers what reaches it after a stop signal, too, until the server closes
-    its socket: another worker may be taking its place, and a client should not notice.
+    Once it is `stopping`, it refuses new requests. One of several workers does not: until the
+    server closes its socket, another worker may be taking its place, and a client should not
+    notice.
     """
-    metrics, state = Metrics(), State()
+    metrics = Metrics()
     batches = Batches(
         classifier.score,
         limit=settings.batch_limit,
@@ -93,8 +72,6 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if not one_of_several:
-            state.watch_signals()
         yield
         await asyncio.to_thread(batches.close)
 
@@ -108,9 +85,9 @@ def make_app(
         exception_handlers={HTTPException: no_such_path, Refused: refused, Exception: failed},
     )
     add_answers(app, classifier, batches, settings.deadline)
-    add_health(app, batches, state, metrics)
+    add_health(app, batches, stopping, metrics)
     add_pages(app)
-    guarded = Guard(app, settings, state, metrics)
+    guarded = Guard(app, settings, stopping, metrics)
     if not settings.origins:
         return guarded
     return CORSMiddleware(  # outside: a browser's preflight has no token
@@ -192,7 +169,9 @@ def add_answers(app: FastAPI, classifier: Classifier, batches: Batches, seconds:
         )
 
 
-def add_health(app: FastAPI, batches: Batches, state: State, metrics: Metrics) -> None:
+def add_health(
+    app: FastAPI, batches: Batches, stopping: Callable[[], bool], metrics: Metrics
+) -> None:
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -205,7 +184,7 @@ def add_health(app: FastAPI, batches: Batches, state: State, metrics: Metrics) -
     @app.get("/readyz")
     async def readyz() -> Response:
         """200 while new requests are taken."""
-        if state.stopping:
+        if stopping():
             raise Refused("stopping", "the service is about to end")
         return answer_of({"status": "ready"})
 
@@ -236,8 +215,7 @@ def answer_of(content: dict[str, Any], status: int = 200, headers: Any = None) -
     return Response(body, status, headers, media_type="application/json")
 
 
-async def refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
+async def refused(_: Request, error: Refused) -> Response:
     return answer_of(error.body, error.status, error.headers)
 
 
@@ -246,9 +224,8 @@ async def failed(request: Request, _: Exception) -> Response:
     return await refused(request, Refused("internal", "the service could not answer"))
 
 
-async def no_such_path(request: Request, error: Exception) -> Response:
+async def no_such_path(request: Request, error: HTTPException) -> Response:
     """Starlette's own refusals: 404, 405 and those of the static files."""
-    assert isinstance(error, HTTPException)
     if error.status_code == 405:
         methods = (error.headers or {}).get("Allow", "GET, HEAD")
         return await refused(
@@ -271,7 +248,8 @@ async def read(request: Request, model: type[messages.Model], seconds: float) ->
 
 
 async def body_of(request: Request) -> bytes:
-    if declared(request.headers) <= MAX_BODY:
+    # The server has checked that it is a number
+    if int(request.headers.get("content-length", "0")) <= MAX_BODY:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -282,16 +260,13 @@ async def body_of(request: Request) -> bytes:
     raise Refused("too_large", f"the body has more than {MAX_BODY} bytes")
 
 
-def declared(headers: Headers) -> int:
-    """The Content-Length, 0 if there is none; the server has checked that it is a number."""
-    return int(headers.get("content-length", "0"))
-
-
 class Guard:
     """What holds for every path: the token, the headers, the numbers, the faults."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, state: State, metrics: Metrics):
-        self._app, self.state, self._metrics = app, state, metrics
+    def __init__(
+        self, app: ASGIApp, settings: Settings, stopping: Callable[[], bool], metrics: Metrics
+    ):
+        self._app, self._stopping, self._metrics = app, stopping, metrics
         self._token = settings.token and f"Bearer {settings.token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -333,7 +308,7 @@ class Guard:
             if not hmac.compare_digest(sent, self._token):
                 challenge = {"WWW-Authenticate": "Bearer"}
                 raise Refused("unauthorized", "send Authorization: Bearer …", headers=challenge)
-        if self.state.stopping:
+        if self._stopping():
             raise Refused(
                 "stopping", "the service is about to end", headers={"Connection": "close"}
             )

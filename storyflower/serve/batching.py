@@ -12,6 +12,7 @@ import asyncio
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from storyflower.common.errors import InputError
-from storyflower.predict import Scores, Steps, split
+from storyflower.predict import Scores, Steps, finish, split
 from storyflower.serve.messages import Refused
 from storyflower.serve.metrics import Metrics
 
@@ -114,9 +115,13 @@ class Batches:
             new = self._take_new(wait=not waiting)
             if not new and not waiting:
                 return
-            done = [(each, *self._begin(each)) for each in new]
-            waiting += [each for each, ready, _ in done if ready]
-            answered = [(each, end) for each, ready, end in done if not ready]
+            answered = []
+            for each in new:
+                try:
+                    each.texts = next(each.steps)
+                    waiting.append(each)
+                except Exception as error:
+                    answered.append((each, public(error)))
             waiting = [each for each in waiting if not each.future.done()]
             if waiting:
                 answered += self._turn(waiting)
@@ -143,14 +148,6 @@ class Batches:
                         break
             new, self._new = self._new, []
             return new
-
-    def _begin(self, each: Waiting) -> tuple[bool, Any]:
-        """Ask for the texts: (True, None); or what ended it: (False, exception)."""
-        try:
-            each.texts = next(each.steps)
-        except Exception as error:
-            return False, public(error)
-        return True, None
 
     def _turn(self, waiting: list[Waiting]) -> list[tuple[Waiting, Any]]:
         """Score one batch; return the answers that are complete. Reorders `waiting`."""
@@ -196,15 +193,10 @@ def share(wanted: list[int], limit: int) -> list[int]:
 
 def end(each: Waiting) -> Any:
     """The answer of a request whose texts are scored, or an exception."""
-    parts = each.parts
-    scores = parts[0] if len(parts) == 1 else joined(parts)
     try:
-        each.steps.send(scores)
-    except StopIteration as stop:
-        return stop.value
+        return finish(each.steps, joined(each.parts))
     except Exception as error:
         return public(error)
-    return public(RuntimeError("asked for texts twice"))
 
 
 def joined(parts: list[Scores]) -> Scores:
@@ -225,11 +217,10 @@ def public(error: Exception) -> Exception:
 
 def where(error: BaseException) -> str:
     """The type of an exception and the lines that it passed, without its message."""
-    lines, trace = [], error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        lines.append(f"{code.co_filename}:{trace.tb_lineno} {code.co_name}")
-        trace = trace.tb_next
+    lines = [
+        f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
     return " < ".join([type(error).__name__, *reversed(lines)])
 
 

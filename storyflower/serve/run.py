@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from logging import getLogger
@@ -28,6 +28,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from storyflower.common.errors import InputError
+from storyflower.common.signals import catch
 from storyflower.serve.settings import Settings
 
 TOKEN = "STORYFLOWER_TOKEN"
@@ -180,16 +181,12 @@ def config_of(app: object, settings: Settings) -> uvicorn.Config:
 
 def run_here(model: Path, settings: Settings, listener: socket.socket, address: str) -> None:
     """One worker: this process."""
-    app = load_app(model, settings, 1)
-    # uvicorn raises the signal again once it has ended; that would make it look like a failure
-    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, hangup)}
     server = uvicorn.Server(config_of(lambda: app, settings))
+    # The handler of a stop signal sets should_exit at once; the server looks at it every 0.1 s
+    app = load_app(model, settings, 1, lambda: server.should_exit)
+    # uvicorn raises the signal again once it has ended; that would make it look like a failure
+    handlers = catch(server.handle_exit)
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        if handlers[hangup] is not signal.SIG_IGN:  # nohup
-            signal.signal(hangup, server.handle_exit)
         listener.listen()  # who reads the address may connect at once
         print(address, flush=True)
         server.run([listener])
@@ -228,7 +225,9 @@ def follow(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def load_app(model: Path, settings: Settings, workers: int) -> ASGIApp:
+def load_app(
+    model: Path, settings: Settings, workers: int, stopping: Callable[[], bool] = lambda: False
+) -> ASGIApp:
     """Load the classifier and compute once, so that the first request is as fast as the others."""
     import torch
 
@@ -239,7 +238,7 @@ def load_app(model: Path, settings: Settings, workers: int) -> ASGIApp:
         torch.set_num_threads(max(cores() // workers, 1))
     classifier = Classifier.load(model, precision=settings.precision)
     classifier.predict(["오늘 하루"])
-    return make_app(classifier, settings, one_of_several=workers > 1)
+    return make_app(classifier, settings, stopping)
 
 
 def cores() -> int:

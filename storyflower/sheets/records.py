@@ -11,7 +11,6 @@ Not supported: Parquet from people you do not trust. pyarrow reads it in this pr
 
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from pyarrow import types
 from storyflower.common.errors import InputError
 from storyflower.sheets import sheet
 from storyflower.sheets.read import check_readable, open_sheet
-from storyflower.sheets.read_csv import MAX_RECORD
+from storyflower.sheets.read_csv import MAX_RECORD, bounded_lines, first_bad_byte
 from storyflower.sheets.sheet import MISSING, Sheet
 
 MAX_COLUMNS = 2**14  # Excel's limit
@@ -92,6 +91,8 @@ class JsonLines(Records):
 
     def __init__(self, path: Path, wanted: str):
         self._path = path
+        if bad := first_bad_byte(path, "utf-8"):
+            raise InputError(f"{path}, row {bad.line}: not utf-8; save the file as utf-8")
         keys: dict[str, None] = {}
         for number, row in self._objects():
             if not row.keys() <= keys.keys():
@@ -143,24 +144,15 @@ class JsonLines(Records):
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         """The lines that are not blank, as editors number them."""
-        with self._path.open("rb") as file:
-            number = 0
-            while line := file.readline(4 * MAX_RECORD + 1):
-                number += 1
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                try:
-                    text = line.decode()
-                except UnicodeDecodeError:
-                    raise InputError(
-                        f"{self._path}, row {number}: not utf-8; save the file as utf-8"
-                    ) from None
-                if len(text) > MAX_RECORD:
+        # A byte that is bad now is in another file than __init__ saw; score_file refuses that
+        with self._path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
+            for number, line in enumerate(bounded_lines(file), start=1):
+                if len(line) > MAX_RECORD:
                     raise InputError(
                         f"{self._path}, row {number}: over {MAX_RECORD:,} characters in one line"
                     )
-                if text.strip():
-                    yield number, text
+                if line.strip():
+                    yield number, line
 
 
 KNOWN = {("no object",), ("a key is there twice",), ("a number is too large",)}
@@ -271,22 +263,13 @@ class Parquet(Records):
             return [None if value != value else value for value in values]
         return values
 
-    def _ending(self) -> bytes:
-        """The file's last four bytes; none if it has fewer or is gone."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(-4, os.SEEK_END)
-                return file.read()
-        except OSError:
-            return b""
-
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             # Not the library's message, which may quote a value
-            if "decrypt" in str(error) or self._ending() == b"PARE":
+            if "decrypt" in str(error):
                 raise InputError(
                     f"{self.path}: encrypted; write it again without encryption"
                 ) from None

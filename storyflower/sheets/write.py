@@ -14,7 +14,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from storyflower.common.errors import InputError
 from storyflower.common.files import replacing
 from storyflower.sheets.sheet import MISSING
 
-SUFFIXES = (".xlsx", ".csv", ".jsonl", ".parquet")
 MAX_ROWS = 2**20  # Excel's limit
 MAX_COLUMNS = 2**14  # Excel's limit, too
 MAX_UNITS = 32_767  # UTF-16 units in a cell; with more, Excel reports a damaged workbook
@@ -52,13 +51,10 @@ def write_rows(
     """Write a header and rows; text becomes text, an int or a float becomes a number.
 
     A .parquet needs a `schema` with the header's names. `scratch` is a folder on the output's disk
-    for xlsxwriter's temporary files (default: the output's own). Raises InputError for another
-    suffix, for more than an .xlsx can hold, and if the system refuses to write; an old file then
-    stays unchanged.
+    for xlsxwriter's temporary files (default: the output's own). Raises InputError for more than an
+    .xlsx can hold, and if the system refuses to write; an old file then stays unchanged.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
     with replacing() as beside:
         part = beside(path)
         part.touch(mode=0o600)
@@ -70,6 +66,14 @@ def write_rows(
             write_jsonl(part, header, rows)
         else:
             write_parquet(part, schema, record_batches(schema, rows))
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write a .parquet whose columns keep their types. Raises InputError as write_rows."""
+    with replacing() as beside:
+        part = beside(path)
+        part.touch(mode=0o600)
+        write_parquet(part, schema, batches)
 
 
 def as_text(value: Any) -> str:
@@ -213,43 +217,16 @@ def write_parquet(part: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 def record_batches(schema: pa.Schema, rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
     rows = iter(rows)
     while some := list(islice(rows, 1024)):
-        columns = [
-            pa.array(map(as_text_or_null, column) if pa.types.is_string(kind) else column, kind)
-            for column, kind in zip(
-                (without_missing(column) for column in zip(*some, strict=True)),
-                schema.types,
-                strict=True,
-            )
-        ]
-        yield pa.record_batch(columns, schema=schema)
+        columns = map(array_of, zip(*some, strict=True), schema.types)
+        yield pa.record_batch(list(columns), schema=schema)
 
 
-def without_missing(column: Iterable[Any]) -> list[Any]:
-    return [None if cell is MISSING else cell for cell in column]
-
-
-def as_text_or_null(value: Any) -> str | None:
-    return None if value is None else as_text(value)
-
-
-def write_beside(
-    path: Path,
-    schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
-    added: Callable[[int], list[pa.Array]],
-) -> None:
-    """Write a .parquet: `batches` and, behind them, what `added` gives for so many more rows.
-
-    Columns keep their types. Raises InputError as write_rows.
-    """
-    with replacing() as beside:
-        part = beside(path)
-        part.touch(mode=0o600)
-        wider = (
-            pa.record_batch([*batch.columns, *added(len(batch))], schema=schema)
-            for batch in batches
-        )
-        write_parquet(part, schema, wider)
+def array_of(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
+    """An array of one type; a MISSING value is null, and strings take any value as text."""
+    cells = (None if value is MISSING else value for value in values)
+    if pa.types.is_string(kind):
+        cells = (None if cell is None else as_text(cell) for cell in cells)
+    return pa.array(cells, kind)
 
 
 class Preview:

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -339,10 +340,9 @@ def test_numbers_that_are_gone(
 
 def test_what_comes_after_the_signal_to_stop(loaded: Classifier) -> None:
     """The server looks for the signal ten times a second; until then requests still arrive."""
-    settings = Settings()
-    app = make_app(loaded, settings)
-    with running(app, settings) as service:
-        app.state.stopping = True
+    settings, stopping = Settings(), threading.Event()
+    with running(make_app(loaded, settings, stopping.is_set), settings) as service:
+        stopping.set()
         answer = service.call("/v1/predict", {"texts": ["합격했어"]})
         assert answer.error == (503, "stopping", None)
         assert answer.headers["Connection"] == "close" and answer.headers["Retry-After"]

@@ -114,6 +114,14 @@ def test_a_stop_finishes_what_is_in_flight_and_logs_no_text(
         service.call("/healthz")
 
 
+@pytest.mark.slow
+def test_a_stop_as_soon_as_the_address_is_there(command: Callable[..., Command]) -> None:
+    """uvicorn has not set its handlers yet."""
+    running = command()
+    running.started()
+    assert running.end(signal.SIGTERM) == (0, "")
+
+
 def is_open(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
