@@ -44,7 +44,6 @@ class Scored:
     """What became of a file's rows."""
 
     rows: int = 0
-    blank: int = 0  # without text, so without label
     unknown: int = 0  # mostly [UNK]
     first_unknown: list[int] = field(default_factory=list)  # the first ten of these, by number
 
@@ -96,7 +95,7 @@ def score_file(
 
     with parts.held():
         score(classifier, records, parts, preview.rows, unsure_below)
-        scored = Scored(preview.rows, blank)
+        scored = Scored(preview.rows)
         join(
             records=records,
             names=names,
