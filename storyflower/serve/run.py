@@ -203,12 +203,15 @@ def worker_app(
     try:
         app = load_app(model, settings, workers)
     except InputError as error:
-        if (folder / "once").exists():  # a reload, or a worker that died: the others go on
+        started = (folder / "once").exists()
+        if started:  # a reload, or a worker that died: the others go on
             print(f"error: {error}", file=sys.stderr, flush=True)
             time.sleep(1)  # uvicorn starts the next one at once
-            sys.exit(1)
-        (folder / REASON).write_text(str(error), encoding="utf-8")
-        sys.exit(STARTUP_FAILURE)  # uvicorn then stops the others
+        else:
+            (folder / REASON).write_text(str(error), encoding="utf-8")
+        # Not sys.exit: unloading torch takes a second in which nothing answers uvicorn's ping, and
+        # it would wait a minute for the answer. By STARTUP_FAILURE it stops the others.
+        os._exit(1 if started else STARTUP_FAILURE)
     try:
         os.link(folder / "said", folder / "once")  # the first worker says it
     except FileExistsError:

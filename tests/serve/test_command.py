@@ -184,7 +184,9 @@ def test_workers_that_cannot_start_say_so_once(
     command: Callable[..., Command], tmp_path: Path
 ) -> None:
     running = command("--workers", "2", "--model", str(tmp_path / "none"))
+    started = time.monotonic()
     code, written = running.end()
+    assert time.monotonic() - started < 45  # uvicorn waits a minute for a ping's answer
     assert code == 1
     (line,) = written.splitlines()
     assert line.startswith(f"error: {tmp_path / 'none'}") and "dvc repro" in line
