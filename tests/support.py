@@ -1,13 +1,16 @@
 """What the tests make for themselves: workbooks, a tiny encoder card, a repository of their own."""
 
 import functools
+import json
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import openpyxl
 import pyarrow as pa
@@ -140,6 +143,21 @@ def mlflow_runs(root: Path) -> list:
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = client.search_runs(experiments, order_by=["attributes.start_time"])
     return list(runs)
+
+
+def change_head(classifier: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a classifier's linear layer in place, and its checksum with it."""
+    from safetensors.torch import load_file, save_file
+
+    from storyflower.model.folder import digests
+
+    weights = load_file(classifier / "head.safetensors")
+    change(weights)
+    save_file(weights, classifier / "head.safetensors")
+    file = classifier / "classifier.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    document["weights"] = digests(classifier, document["weights"])
+    file.write_text(json.dumps(document), encoding="utf-8")
 
 
 def params_of(**values: object) -> Params:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from storyflower import Classifier, registry
 from storyflower.__main__ import main
@@ -26,7 +26,7 @@ from storyflower.model.folder import digest
 from storyflower.registry import Registration, resolve
 from storyflower.tracking import mlflow
 from storyflower.tracking.record import CLASSIFIER_TAG, KEY_TAG, Record, new_record
-from tests.support import ROOT
+from tests.support import ROOT, change_head
 
 CANARY = "남몰래적은일기"
 ROWS = 200
@@ -72,10 +72,7 @@ def variants(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         path = folder / str(number)
         if not path.exists():
             shutil.copytree(classifier, path)
-            head = load_file(path / "head.safetensors")
-            save_file(
-                {name: v + 1e-3 * number for name, v in head.items()}, path / "head.safetensors"
-            )
+            change_head(path, lambda head: [value.add_(1e-3 * number) for value in head.values()])
         return path
 
     return variant

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 WEIGHTS = ("config.json", "model.safetensors")  # of an encoder folder; the rest is its tokenizer
+SAFETENSORS = ("head.safetensors", "model.safetensors")  # of a classifier's folder
 
 
 def build_classifier(
@@ -154,7 +155,13 @@ def save_classifier(
         # config.json too: with another number of heads or another activation, the weights would
         # load without an error and give other results.
         files = digests(part, [*tokenizer, "config.json"])
-        document = {"labels": list(labels.names), "tokenizer": files, **facts}
+        weights = digests(part, SAFETENSORS)
+        document = {
+            "labels": list(labels.names),
+            "tokenizer": files,
+            "weights": weights,
+            **facts,
+        }
         (part / "classifier.json").write_text(json_text(document), encoding="utf-8")
 
 
@@ -176,6 +183,7 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
         if temperature is not None and not 0 < document["temperature"] < math.inf:
             raise ValueError(f"temperature is {temperature}")
         changed = files != digests(folder, files)
+        weights = dict(document.get("weights", {}))  # older folders have no checksums of these
     except KeyError as error:
         raise damaged(folder / "classifier.json", f"{error} is missing") from None
     except (OSError, ValueError, TypeError) as error:
@@ -203,6 +211,9 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
     # (cp does that) would change the answers of a running service, or kill it.
     for value in itertools.chain(model.parameters(), model.buffers()):
         value.data = value.detach().clone()
+    for name, checksum in weights.items():
+        if name in SAFETENSORS and sha256(folder / name) != checksum:
+            raise damaged(folder / name, "its checksum has changed")
     return model.eval(), document
 
 

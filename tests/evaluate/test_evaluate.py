@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from safetensors.torch import load_file, save_file
+import torch
 
 from storyflower.common.errors import InputError
 from storyflower.evaluate import baseline, metrics, plots
 from storyflower.evaluate import evaluate as evaluate_module
 from storyflower.interim.labels import LabelIndex
 from storyflower.tracking import mlflow, record
-from tests.support import WORDS
+from tests.support import WORDS, change_head
 
 SEED = 42
 REPORTS = {
@@ -66,10 +66,12 @@ def scored(
     """(a folder with reports/ and predictions.parquet, what evaluate returned)."""
     root = tmp_path_factory.mktemp("scored")
     erring = shutil.copytree(classifier, root / "classifier")
-    head = load_file(erring / "head.safetensors")
-    for values in head.values():
-        values[1] = values[0]  # so that the second class is never answered
-    save_file(head, erring / "head.safetensors")
+
+    def forget_the_second_class(head: dict[str, torch.Tensor]) -> None:
+        for values in head.values():
+            values[1] = values[0]
+
+    change_head(erring, forget_the_second_class)
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
             patch.delenv(name)

@@ -161,6 +161,17 @@ def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Call
     return rewrite
 
 
+def flip(name: str) -> Callable[[Path], object]:
+    """One bit in the last weight."""
+
+    def change(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[-2] ^= 1
+        (folder / name).write_bytes(content)
+
+    return change
+
+
 # What is done to an encoder's folder, or the encoder's part of a classifier's, and what is said.
 ENCODER_DAMAGE = {
     "more layers": (edit("config.json", num_hidden_layers=2), "encoder.layer.1.* is missing"),
@@ -204,6 +215,8 @@ CLASSIFIER_DAMAGE = {
         tensors("head.safetensors", lambda w: w.pop("bias")),
         "its parts are of different models",
     ),
+    "a bit of the head": (flip("head.safetensors"), r"head.safetensors: damaged \(its checksum"),
+    "a bit of the weights": (flip("model.safetensors"), r"model.safetensors: damaged \(its check"),
     "no document": (remove("classifier.json"), "classifier.json: not found; train a classifier"),
     "cut document": (write("classifier.json", b'{"labels": ['), r"classifier.json: damaged \("),
     "document of another kind": (write("classifier.json", b"[]"), r"classifier.json: damaged \("),
