@@ -10,6 +10,7 @@ import torch
 
 from storyflower.common.errors import InputError
 
+DEVICES = ("cpu", "cuda", "mps")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,9 +40,9 @@ class Placement:
 
 
 def choose(device: str, precision: str) -> Placement:
-    """Turn the params' device and precision ("auto" or a name) into a Placement.
+    """Turn a device and a precision ("auto" or a name) into a Placement.
 
-    Raises InputError if this machine does not have the named device or precision.
+    Raises InputError if there is no such device, or this machine does not have it or the precision.
     """
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     has_mps = torch.backends.mps.is_available()
@@ -49,15 +50,19 @@ def choose(device: str, precision: str) -> Placement:
     accelerators += ", Apple GPU" if has_mps else ""
     if device == "auto":
         device = "cuda" if gpus else "mps" if has_mps else "cpu"
-    if (device == "cuda" and not gpus) or (device == "mps" and not has_mps):
-        raise InputError(
-            f"device {device} is not here ({accelerators}); set device: auto in params.yaml"
-        )
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        place = None
+    if not place or place.type not in DEVICES:
+        raise InputError(f"device must be auto, {', '.join(DEVICES)}, got {device!r}")
+    if (place.type == "cuda" and not gpus) or (place.type == "mps" and not has_mps):
+        raise InputError(f"device {device} is not here ({accelerators}); set device: auto")
     if precision == "auto":
-        precision = native_precision(device)
-    if precision == "fp16" and device != "cuda":
+        precision = native_precision(place.type)
+    if precision == "fp16" and place.type != "cuda":
         raise InputError(f"precision fp16 needs a CUDA GPU, not {device}; set precision: auto")
-    return Placement(torch.device(device), precision, accelerators)
+    return Placement(place, precision, accelerators)
 
 
 def native_precision(device: str) -> str:

@@ -70,6 +70,10 @@ def test_what_is_named_is_taken(device: str, precision: str, machine) -> None:
         ({}, "cpu", "fp16", "precision fp16 needs a CUDA GPU, not cpu; set precision: auto"),
         ({}, "auto", "fp16", "precision fp16 needs a CUDA GPU, not cpu"),
         ({"mps": True}, "auto", "fp16", "precision fp16 needs a CUDA GPU, not mps"),
+        ({}, "tpu", "fp32", "device must be auto, cpu, cuda, mps, got 'tpu'"),
+        ({}, "meta", "fp32", "device must be auto, cpu, cuda, mps, got 'meta'"),
+        ({}, "", "fp32", "device must be auto, cpu, cuda, mps, got ''"),
+        ({}, "cuda:1", "fp32", "device cuda:1 is not here (0 CUDA GPUs); set device: auto"),
     ],
 )
 def test_what_is_not_here_is_said_in_one_line(
