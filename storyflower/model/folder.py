@@ -183,7 +183,8 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
         if temperature is not None and not 0 < document["temperature"] < math.inf:
             raise ValueError(f"temperature is {temperature}")
         changed = files != digests(folder, files)
-        weights = dict(document.get("weights", {}))  # older folders have no checksums of these
+        # Older folders have no checksums of these.
+        weights = {name: document["weights"][name] for name in SAFETENSORS if "weights" in document}
     except KeyError as error:
         raise damaged(folder / "classifier.json", f"{error} is missing") from None
     except (OSError, ValueError, TypeError) as error:
@@ -212,7 +213,7 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
     for value in itertools.chain(model.parameters(), model.buffers()):
         value.data = value.detach().clone()
     for name, checksum in weights.items():
-        if name in SAFETENSORS and sha256(folder / name) != checksum:
+        if sha256(folder / name) != checksum:
             raise damaged(folder / name, "its checksum has changed")
     return model.eval(), document
 

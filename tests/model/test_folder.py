@@ -222,6 +222,7 @@ CLASSIFIER_DAMAGE = {
     "document of another kind": (write("classifier.json", b"[]"), r"classifier.json: damaged \("),
     "a label less": (edit("classifier.json", labels=["기쁨", "분노"]), "but 2 labels"),
     "no labels": (edit("classifier.json", labels=None), r"damaged \('labels' is missing\)"),
+    "no checksum": (edit("classifier.json", weights={}), "'head.safetensors' is missing"),
     "no params": (edit("classifier.json", params=None), r"damaged \('params' is missing\)"),
     "no max_len": (edit("classifier.json", params={"dr_rate": 0.5}), "'max_len' is missing"),
     "another vocabulary": (write("spiece.model", b"other"), "the tokenizer, or config.json, is n"),
