@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import attention
-from storyflower.model.attention import GroupedAttention, in_rectangle, lay_out
+from storyflower.model.attention import GroupedAttention, in_one_kernel, in_rectangle, lay_out
 from storyflower.model.batch import Batch, make_batch
 from storyflower.model.dropout import dropout, scale_mask
 
@@ -90,6 +90,9 @@ def test_pads_change_nothing(lengths: list[int], seed: int) -> None:
         patch.setitem(attention.GROUP_STEP, torch.float64, 16)
         layout = lay_out(batch, HEADS, torch.float64)
     assert {width % 16 for _, width in layout.groups} == {0}
+    with torch.no_grad():
+        results = [in_one_kernel(qkv, layout), textbook(qkv, batch)]
+    torch.testing.assert_close(*results, atol=1e-12, rtol=0)
     results = [GroupedAttention.apply(qkv, layout, 0.0), textbook(qkv, batch)]
     torch.testing.assert_close(*results, atol=1e-12, rtol=0)
     gradients = [torch.autograd.grad((r * toward).sum(), qkv)[0] for r in results]
