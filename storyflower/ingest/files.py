@@ -22,6 +22,10 @@ from storyflower.sheets.sheet import note
 SUFFIXES = (".xlsx", ".csv", ".tsv", ".json", ".jsonl")
 # Suffixes of other tables, which a person may believe to be read
 OTHER_TABLES = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".parquet", ".feather", ".gz")
+ARCHIVES = (".zip", ".7z", ".tar", ".tgz", ".rar")
+# Suffixes of what explains a corpus, whatever split its name names
+NO_TABLES = (".md", ".ipynb", ".py", ".pdf", ".docx", ".hwp", ".hwpx", ".html", ".log", ".yaml")
+NO_TABLES += (".png", ".jpg", ".jpeg", ".gif", ".svg")
 # Words in a file's or folder's name by which people set rows aside: not latest, contest, values
 SET_ASIDE = re.compile(
     "(?<![a-z])(test|valid|eval|hold.?out|(val|dev)s?(set|data)?(?![a-z]))|검증|테스트|평가|시험"
@@ -95,20 +99,29 @@ def find_files(
 def look_at_unread(folder: Path, present: list[Path], tables: dict[Path, list[str]]) -> None:
     """Print a note on the files beside the tables that may be tables, too, of another format.
 
-    Raises InputError if one of them may be the Validation that is missing.
+    Raises InputError if one of them may be the Validation that is missing, or is DVC's pointer to a
+    table that is not here.
     """
-    read = tuple(map(str, tables))
-    # Training.csv.dvc is about Training.csv, and no table.
-    unread = [path for path in present if read and not str(path).startswith(read)]
-    has_validation = any("Validation" in named for named in tables.values())
+    found = {split for named in tables.values() for split in named}
+    stems = {path.stem for path in tables}
     odd = []
-    for path in unread:
-        if not has_validation and "Validation" in splits_named(path):
+    for path in present:
+        about, suffix = path.with_suffix(""), path.suffix.lower()
+        # Training.csv.bak is about Training.csv, and Training.zip what it was unpacked from.
+        if {path, about} & tables.keys() or (suffix in ARCHIVES and path.stem in stems):
+            continue
+        if suffix == ".dvc" and about.suffix.lower() in SUFFIXES:
+            raise InputError(f"{folder / path}: its data is not here; type 'dvc pull'")
+        if not tables or suffix in NO_TABLES:
+            continue
+        own, holds_rows = splits_named(Path(path.name)), suffix in OTHER_TABLES + ARCHIVES
+        missing = "Validation" not in found and "Validation" in splits_named(path)
+        if missing and (own or holds_rows):
             raise InputError(
                 f"{folder / path}: names Validation, and only {', '.join(SUFFIXES)} are read; save "
                 "it as one of them, rename it or move it away"
             )
-        if path.suffix.lower() in OTHER_TABLES or splits_named(Path(path.name)):
+        if suffix in OTHER_TABLES or (own and not (suffix in ARCHIVES and found.issuperset(own))):
             odd.append(path)
     if odd:
         note(f"{folder}: not read, for only {', '.join(SUFFIXES)} are: {listed(odd)}")

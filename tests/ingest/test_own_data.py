@@ -638,7 +638,16 @@ SUFFIXES = ".xlsx, .csv, .tsv, .json, .jsonl"
 
 
 @pytest.mark.parametrize("first", ["Training.csv", "reviews.csv"])
-@pytest.mark.parametrize("name", ["Validation.xls", "Validation.csv.gz", "Validation/a.xlsm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Validation.xls",
+        "Validation.csv.gz",
+        "Validation/a.xlsm",
+        "Validation.zip",
+        "Validation.dat",
+    ],
+)
 def test_a_validation_of_a_format_that_is_not_read(folder: Path, first: str, name: str) -> None:
     two_columns(folder / first, numbered(0, 30))
     write(folder / name, "no table")
@@ -648,6 +657,27 @@ def test_a_validation_of_a_format_that_is_not_read(folder: Path, first: str, nam
     )
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["cross_validation.ipynb", "how_validation_was_done.md", "Validation/README.md"]
+    + ["Validation/page-1.png", "Training.zip", "Training.csv.dvc", "more.zip"],
+)
+def test_files_beside_that_are_no_tables(
+    folder: Path, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    two_columns(folder / "Training.csv", numbered(0, 30))
+    write(folder / name, "no table")
+    assert ingest(folder, **DRAWN)["splits"]["Validation"]["kept"]
+    assert "not read" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["Training.csv.dvc", "Validation.xlsx.dvc"])
+def test_a_table_that_dvc_has_not_brought(folder: Path, name: str) -> None:
+    two_columns(folder / "Training_2.csv", numbered(0, 30))
+    write(folder / name, "outs:")
+    assert refusal(folder, **DRAWN) == f"{folder / name}: its data is not here; type 'dvc pull'"
+
+
 @pytest.mark.parametrize("names", [["reviews.csv"], ["Training.csv", "Validation.csv"]])
 def test_tables_of_a_format_that_is_not_read(
     folder: Path, names: list[str], capsys: pytest.CaptureFixture
@@ -655,12 +685,12 @@ def test_tables_of_a_format_that_is_not_read(
     for number, name in enumerate(names):
         two_columns(folder / name, numbered(30 * number, 30 * number + 30))
         write(folder / f"{name}.dvc", "outs:")
-    for name in ("more.parquet", "README.md", "terms.txt", "Training_2.txt", "x/o.XLS"):
+    unread = ["Training_2.txt", f"{names[0]}_2.parquet", "x/o.XLS"]
+    for name in ("README.md", "terms.txt", *unread):
         write(folder / name, "no table")
     ingest(folder, **DRAWN)
     assert capsys.readouterr().err == (
-        f"note: {folder}: not read, for only {SUFFIXES} are: Training_2.txt, more.parquet, x/o.XLS"
-        "\n"
+        f"note: {folder}: not read, for only {SUFFIXES} are: {', '.join(sorted(unread))}\n"
     )
 
 
