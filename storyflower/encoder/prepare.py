@@ -18,15 +18,15 @@ from storyflower.encoder.card import VOCABULARY, Card, Lock
 from storyflower.encoder.pretrained import load_body, read_weights
 from storyflower.encoder.sources import CheckedSource
 from storyflower.encoder.trial import try_out
-from storyflower.encoder.verify import check_golden, max_length, verify
+from storyflower.encoder.verify import check_added, check_golden, max_length, verify
 from storyflower.model.folder import read_encoder
 from storyflower.tokenizer.load import load_tokenizer
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is used
-# What a tokenizer reads beside its vocabulary: what its special tokens are, whether to lower-case
+# What is read beside a vocabulary: special tokens, added ones, whether to lower-case
 SETTINGS = {
     "sentencepiece": (),
-    "wordpiece": ("tokenizer_config.json",),
+    "wordpiece": ("tokenizer_config.json", "added_tokens.json"),
     "tokenizer.json": ("tokenizer_config.json", "special_tokens_map.json"),
 }
 # Its ids are not those of the encoder, but shifted by one, with other special tokens before them.
@@ -88,6 +88,8 @@ def take_over(
             shutil.copyfile(settings, folder / name)
     body = load_body(card, read_object(card, config), read_weights(card, weights), folder)
     body.save_pretrained(folder)
+    if card.tokenizer == "wordpiece":
+        check_added(folder, card, find)
     if lock is not None:
         check_golden(folder, card, lock.golden)
     shutil.rmtree(unpacked, ignore_errors=True)

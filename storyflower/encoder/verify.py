@@ -5,6 +5,7 @@ Out: the card, completed, or an InputError.
 Not supported: checking the weights; `model.folder` checks that they fit config.json.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -38,13 +39,6 @@ def verify(folder: Path, card: Card) -> Card:
         raise InputError(
             f"{card.source}: {pieces} pieces in the vocabulary, but {rows} rows in the embedding"
         )
-    settings = read_json(folder / "tokenizer_config.json", missing={})
-    added = settings.get("added_tokens_decoder") or {} if card.tokenizer == "wordpiece" else {}
-    if count := sum(str(row).isdecimal() and int(row) >= pieces for row in added):
-        raise InputError(
-            f"{card.source}: tokenizer_config.json adds {count} tokens that vocab.txt lacks; say "
-            "tokenizer: tokenizer.json on the card"
-        )
     ids = {key: getattr(tokenizer, key) for key in ("cls_id", "sep_id")}
     for key, row in ids.items():
         if getattr(card, key) not in (None, row):
@@ -61,6 +55,23 @@ def verify(folder: Path, card: Card) -> Card:
     if card.golden:
         check_golden(folder, card, card.golden)
     return card.model_copy(update={**ids, "pad_id": tokenizer.pad_id, "lower_case": lower})
+
+
+def check_added(folder: Path, card: Card, find: Callable[[str], Path | None]) -> None:
+    """Raise InputError if other files add tokens to a vocab.txt for which the embedding has rows.
+
+    `find` looks into the card's source.
+    """
+    settings = read_json(folder / "tokenizer_config.json", missing={})
+    older = read_json(folder / "added_tokens.json", missing={})  # token → id
+    added = set(map(str, [*(settings.get("added_tokens_decoder") or {}), *older.values()]))
+    pieces = load_tokenizer(folder, card.model_dump()).vocab_size
+    rows = range(pieces, read_json(folder / "config.json")["vocab_size"])
+    if count := sum(row.isdecimal() and int(row) in rows for row in added):
+        remedy = "make a tokenizer.json, as docs/encoders.md says"
+        if find("tokenizer.json"):
+            remedy = "say tokenizer: tokenizer.json on the card"
+        raise InputError(f"{card.source}: {count} tokens are added that vocab.txt lacks; {remedy}")
 
 
 def lower_cases(tokenizer: Tokenizer) -> bool | None:

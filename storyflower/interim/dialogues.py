@@ -5,6 +5,7 @@ Out: its batches or splits, and each row's class.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,16 +33,31 @@ def batches(path: Path, columns: list[str]) -> Iterator[tuple[str, pa.RecordBatc
 
     Raises InputError for a table that is not there or damaged.
     """
-    try:
+    with reading(path):
         file = pq.ParquetFile(path, pre_buffer=False)  # pre_buffer would keep what it has read
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: {one_line(error)}; make it again with 'dvc repro'") from None
-    for batch in file.iter_batches(ROWS, columns=["split", *columns]):
+        if not file.schema_arrow.equals(SCHEMA):
+            raise ValueError("its columns are not those that ingest writes")
+        pieces = file.iter_batches(ROWS, columns=["split", *columns])
+    while True:
+        with reading(path):
+            batch = next(pieces, None)
+            if batch is None:
+                return
+            batch.validate(full=True)  # finds text that is not utf-8
         # The rows before `first` are Training, those after Validation.
         first = pc.sum(pc.equal(batch.column("split"), SPLITS[0]), min_count=0).as_py()
         for split, start, stop in ((SPLITS[0], 0, first), (SPLITS[1], first, len(batch))):
             if start < stop:
                 yield split, batch.slice(start, stop - start)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise InputError for what pyarrow raises, which is damage."""
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path}: {one_line(error)}; make it again with 'dvc repro'") from None
 
 
 def texts(path: Path, split: str, every: int = 1) -> Iterator[str]:

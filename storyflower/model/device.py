@@ -36,7 +36,7 @@ class Placement:
             torch.mps.synchronize()
 
     def __str__(self) -> str:
-        return f"{self.accelerators}; using {self.device.type} in {self.precision}"
+        return f"{self.accelerators}; using {self.device} in {self.precision}"
 
 
 def choose(device: str, precision: str) -> Placement:
@@ -56,7 +56,7 @@ def choose(device: str, precision: str) -> Placement:
         place = None
     if not place or place.type not in DEVICES:
         raise InputError(f"device must be auto, {', '.join(DEVICES)}, got {device!r}")
-    if (place.type == "cuda" and not gpus) or (place.type == "mps" and not has_mps):
+    if (place.index or 0) >= {"cuda": len(gpus), "mps": has_mps, "cpu": 1}[place.type]:
         raise InputError(f"device {device} is not here ({accelerators}); set device: auto")
     if precision == "auto":
         precision = native_precision(place.type)

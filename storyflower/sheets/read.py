@@ -12,8 +12,8 @@ from storyflower.sheets.sheet import Sheet
 def open_sheet(path: Path, wanted: Set[str], values: bool = False) -> Sheet:
     """Open one file by its suffix; its header is the row that names the `wanted` columns.
 
-    With `values`, a workbook's numbers, dates and truth values are read; without, each is a 0.
-    Raises InputError if the content does not fit the suffix.
+    With `values`, a workbook's numbers, dates and truth values are read; without, each is False
+    unless a `wanted` name is a number. Raises InputError if the content does not fit the suffix.
     """
     check_readable(path)
     if path.suffix.lower() == ".xlsx":

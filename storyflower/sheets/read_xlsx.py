@@ -37,8 +37,8 @@ class Worksheet:
     """A visible worksheet: `head`, its first rows that are not empty (20 at most), and all `rows`.
 
     A row is (its number from 1, its cells from column A). A cell is its text, "" if it is empty; if
-    it holds something else, 0, or that value where read_workbook was told to read `values`. In a
-    workbook, the rows of only one sheet can be read, and only once. `rows` raises InputError like
+    it holds something else, False, or that value where read_workbook was told to read `values`. Of
+    a workbook, the rows of only one sheet can be read, and only once. `rows` raises InputError like
     read_workbook.
     """
 
@@ -151,6 +151,7 @@ def open_xlsx(path: Path, wanted: Set[str], values: bool = False) -> Sheet:
     some is used, or else one that is not empty. Raises InputError if none or several
     fit.
     """
+    values = values or any(name.isdecimal() for name in wanted)  # which a header's cell may hold
     sheets = read_workbook(path, values)
     headers = [find_header([cells for _, cells in sheet.head], wanted) for sheet in sheets]
     candidates = [index for index, it in enumerate(headers) if it and wanted <= set(it[1])]

@@ -28,7 +28,7 @@ from storyflower.sheets.read_csv import MAX_RECORD, bounded_lines, first_bad_byt
 from storyflower.sheets.sheet import MISSING, Sheet
 
 MAX_COLUMNS = 2**14  # Excel's limit
-BATCH = 4096  # rows of a parquet file in memory
+BATCH = 512  # rows of a parquet file in memory; more are no faster, and each may be a long text
 Row = tuple[int, list]  # its number, as messages give it, and its values
 
 

@@ -36,7 +36,7 @@ MAX_UNITS = 32_767  # UTF-16 units in a cell; with more, Excel reports a damaged
 EXACT = 2**53  # a float, as Excel stores numbers, holds every whole number up to here
 FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")
 NUMBER = re.compile(r"[+-][0-9]+(?:[.,][0-9]+)*(?:[eE][+-]?[0-9]+)?%?")
-ROW_GROUP = 2**14  # rows of a parquet file that are in memory until they are written
+ROW_GROUP, GROUP_BYTES = 2**14, 2**26  # of a parquet file, in memory until they are written
 Row = Sequence[Any]
 
 
@@ -210,8 +210,21 @@ def json_value(cell: Any) -> Any:
 
 def write_parquet(part: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     with part.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch, row_group_size=ROW_GROUP)
+        for group in row_groups(batches):
+            writer.write_table(pa.Table.from_batches(group, schema))
+
+
+def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    group: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        group.append(batch)
+        rows, size = rows + len(batch), size + batch.nbytes
+        if rows >= ROW_GROUP or size >= GROUP_BYTES:
+            yield group
+            group, rows, size = [], 0, 0
+    if group:
+        yield group
 
 
 def record_batches(schema: pa.Schema, rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:

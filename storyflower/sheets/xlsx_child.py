@@ -5,9 +5,9 @@ the index of the wanted sheet.
 Out: lines of JSON in UTF-8. First [name, first rows] for each visible worksheet, then null. Then
 the other rows of the wanted sheet, then null. A row is [its number, its cells from column A]. A
 cell is its text ("" for an empty cell or an error such as #N/A; for a formula, what is saved with
-it), or 0 for a number, date or truth value. With "values", that number or truth value itself, or
-[kind, ISO text] for a date, datetime or time and ["timedelta", seconds]. For a file that cannot be
-read, the last line is {"refused": why}.
+it), or false for a number, date or truth value. With "values", that number or truth value itself,
+or [kind, ISO text] for a date, datetime or time and ["timedelta", seconds]. For a file that cannot
+be read, the last line is {"refused": why}.
 
 read_xlsx.py runs this as a script, not as a module, and this file imports nothing from the package.
 So it starts fast, and never imports a json.py from the user's folder.
@@ -81,8 +81,8 @@ def say(message: Any) -> None:
     sys.stdout.buffer.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
 
 
-def no_value(_: Any) -> int:
-    return 0
+def no_value(_: Any) -> bool:
+    return False
 
 
 def value(cell: Any) -> Any:

@@ -57,11 +57,11 @@ def train(
     """
     placement = choose(params.device, params.precision)
     memory.keep_freed()
-    with ExitStack() as stack:
+    with ExitStack() as locked, ExitStack() as stack:  # unlocked last
         ranks = stack.enter_context(joined(placement.device))
         if ranks.first:
             repository.check_clone()
-            stack.enter_context(locks.acquire(lock, "still trains here"))
+            locked.enter_context(locks.acquire(lock, "still trains here"))
             print(placement, flush=True)
         ranks.wait()
         card = read_json(encoder / "card.json")

@@ -916,20 +916,32 @@ def test_lower_casing_is_tried_not_read(name, pieces, hub, cards):
     assert document["lower_case"] is lowers
 
 
-def test_tokens_added_to_a_word_piece_vocabulary(pieces, hub, cards):
+@pytest.mark.parametrize("older", [False, True])
+def test_tokens_added_to_a_word_piece_vocabulary(older, hub, cards):
     """Left out, each of them would be cut into pieces, and its row of the embedding never used."""
-    files, *_ = family("bert", pieces)
     rows = len(word_pieces(BERT_ORDER))
-    for row, fits in ((BERT_ORDER.index("[MASK]"), True), (rows, False)):
-        added = {"2": {"content": "[CLS]"}, str(row): {"content": "ㅋㅋ"}}
-        hub.publish("lab/tiny", files | word_piece_files(BERT_ORDER, added_tokens_decoder=added))
-        if fits:
-            prepare(write(cards), cards.parent / "fits")
-        else:
-            assert refused(write(cards)) == (
-                "lab/tiny: tokenizer_config.json adds 1 tokens that vocab.txt lacks; say "
-                "tokenizer: tokenizer.json on the card"
-            )
+    config = transformers.BertConfig(vocab_size=rows + 1, **BODY)
+    files, _ = checkpoint(config, "BertForMaskedLM", safe=True)
+
+    def publish(row: int, **more: bytes) -> None:
+        ids = {"[CLS]": 2, "ㅋㅋ": row}
+        added = {str(row): {"content": token} for token, row in ids.items()}
+        settings = word_piece_files(
+            BERT_ORDER, **({} if older else {"added_tokens_decoder": added})
+        )
+        settings |= {"added_tokens.json": json.dumps(ids).encode()} if older else {}
+        hub.publish("lab/tiny", files | settings | more)
+
+    for row in (BERT_ORDER.index("[MASK]"), rows + 1):  # in vocab.txt; without a row
+        publish(row)
+        prepare(write(cards), cards.parent / "fits")
+    for more, remedy in (
+        ({}, "make a tokenizer.json, as docs/encoders.md says"),
+        ({"tokenizer.json": tokenizer_json()}, "say tokenizer: tokenizer.json on the card"),
+    ):
+        publish(rows, **more)
+        said = refused(write(cards, tokenizer="wordpiece"))
+        assert said == f"lab/tiny: 1 tokens are added that vocab.txt lacks; {remedy}"
 
 
 def test_pretokenize_is_no_word_to_a_word_piece_vocabulary(pieces, hub, cards):

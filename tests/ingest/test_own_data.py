@@ -319,14 +319,17 @@ def test_json_of_other_columns(folder: Path, name: str) -> None:
     )
 
 
-def test_numbers_as_headers_of_a_workbook(folder: Path) -> None:
+@pytest.mark.parametrize("label", [1, "감정_대분류"])
+def test_numbers_as_headers_of_a_workbook(folder: Path, label: int | str) -> None:
     """As pandas writes them for a table without names."""
     book = openpyxl.Workbook()
-    for row in [(0, 1), *numbered(0, 9)]:
+    for row in [(7, label), *((text, "기쁨") for text, _ in numbered(0, 9))]:
         book.active.append(row)
     book.save(folder / "a.xlsx")
-    report = ingest(folder, **{**DRAWN, "text_columns": "0", "label_column": "1"})
-    assert report["splits"]["Training"]["files"][0]["read"] == 9
+    named = {**DRAWN, "label_column": str(label)}
+    assert ": no column 0; found " in refusal(folder, **{**named, "text_columns": "0"})
+    ingest(folder, **{**named, "text_columns": "7"})
+    assert len(texts(folder) + texts(folder, "Validation")) == 9
 
 
 @pytest.mark.parametrize("texts", ["label", ["document", "label"], ["a", "a "]])

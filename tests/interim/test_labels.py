@@ -150,3 +150,35 @@ def test_batches_keep_the_splits_apart(tmp_path: Path, training: int) -> None:
         whole = pq.read_table(path, filters=[("split", "==", split)])
         assert whole.column("row").to_pylist() == read[split]
         assert dialogues.class_names(whole, "major") == [f"label {row % 7}" for row in read[split]]
+
+
+def dialogue_table() -> pa.Table:
+    columns = {"split": ["Training"] * 9, "row": range(9), "text": ["가나다"] * 9}
+    columns |= {"label": ["기쁨", "슬픔", "분노"] * 3, "fine": [None] * 9, "file": ["표본.csv"] * 9}
+    return pa.table(columns, schema=dialogues.SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("table", "damage"),
+    [
+        (dialogue_table(), (b"PAR1", b"PAR2")),
+        (dialogue_table(), (b"PAR1\x15\x00", b"PAR1\xff\xff")),  # a page's header
+        (dialogue_table(), ("슬픔".encode(), b"\xff" * 6)),
+        (dialogue_table().drop(["fine"]), (b"", b"")),
+        (dialogue_table().set_column(0, "split", [range(9)]), (b"", b"")),
+    ],
+    ids=["file", "page", "text", "column", "type"],
+)
+def test_a_table_that_ingest_did_not_write(
+    tmp_path: Path, table: pa.Table, damage: tuple[bytes, bytes]
+) -> None:
+    path = tmp_path / "dialogues.parquet"
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    content = path.read_bytes()
+    assert damage[0] in content
+    path.write_bytes(content.replace(*damage))
+    with pytest.raises(InputError) as caught:
+        labels.build(path, tmp_path / "labels.json", target="major")
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and message.splitlines() == [message]
+    assert message.endswith("; make it again with 'dvc repro'")

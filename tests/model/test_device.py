@@ -74,6 +74,8 @@ def test_what_is_named_is_taken(device: str, precision: str, machine) -> None:
         ({}, "meta", "fp32", "device must be auto, cpu, cuda, mps, got 'meta'"),
         ({}, "", "fp32", "device must be auto, cpu, cuda, mps, got ''"),
         ({}, "cuda:1", "fp32", "device cuda:1 is not here (0 CUDA GPUs); set device: auto"),
+        ({"gpus": ["Tesla T4"]}, "cuda:1", "auto", "device cuda:1 is not here (1 CUDA GPUs (Tesl"),
+        ({"mps": True}, "mps:1", "auto", "device mps:1 is not here (0 CUDA GPUs, Apple GPU); set"),
     ],
 )
 def test_what_is_not_here_is_said_in_one_line(
@@ -100,6 +102,8 @@ def test_what_is_not_here_is_said_in_one_line(
 def test_the_line_names_every_gpu(found: dict, text: str, machine) -> None:
     machine(**found)
     assert str(choose("auto", "auto")) == text
+    if "cuda" in text:
+        assert str(choose("cuda:1", "auto")) == text.replace("cuda", "cuda:1")
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

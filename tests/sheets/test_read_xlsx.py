@@ -105,9 +105,9 @@ def test_rows_and_columns_are_the_sheets_own(tmp_path: Path) -> None:
         ('t="str"><f>A1&amp;"!"</f><v>저장된 글</v>', "저장된 글"),
         ('t="e"><v>#N/A</v>', ""),
         ("><f>1+1</f>", ""),
-        ("><v>3</v>", 0),
-        ('t="b"><v>1</v>', 0),
-        ('t="d"><v>2024-05-01</v>', 0),
+        ("><v>3</v>", False),
+        ('t="b"><v>1</v>', False),
+        ('t="d"><v>2024-05-01</v>', False),
     ],
 )
 def test_what_a_cell_holds(tmp_path: Path, cell: str, read: object) -> None:

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from storyflower.common import locks
 from storyflower.common.errors import InputError
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.device import choose
 from storyflower.model.folder import load_classifier
+from storyflower.model.processes import ALONE, Ranks
 from storyflower.model.temperature import LEAST, MOST, fit_temperature
 from storyflower.tracking import mlflow
 from storyflower.tracking.record import Record
@@ -74,3 +78,23 @@ def test_the_temperature_is_that_of_the_dev_part_and_the_kept_weights(
     monkeypatch.setattr(scoring, "logits", full)
     with pytest.raises(InputError, match=r"^out of memory \(CUDA out of memory\); lower max_len"):
         train(**values)
+
+
+def test_the_lock_is_held_until_the_processes_have_parted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, free = tmp_path / "train.lock", []
+
+    @contextmanager
+    def joined(_: torch.device) -> Iterator[Ranks]:
+        try:
+            yield ALONE
+        finally:
+            free.append(locks.acquire_free(lock))
+
+    monkeypatch.setattr(run_module, "joined", joined)
+    inputs = dict.fromkeys(("encoder", "dialogues", "labels", "tokens"), tmp_path / "none")
+    outputs = dict.fromkeys(("classifier", "history", "record"), tmp_path / "none")
+    with pytest.raises(InputError, match="none/card.json"):
+        run_module.train(params_of(device="cpu", precision="fp32"), **inputs, **outputs, lock=lock)
+    assert free == [None]
