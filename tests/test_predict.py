@@ -1,8 +1,10 @@
 """Text → emotion, from a program and from the command line."""
 
+import copy
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -170,6 +172,13 @@ def test_a_fork_after_loading_on_a_gpu(loaded: Classifier, monkeypatch: pytest.M
             loaded.predict(["합격했어"])
 
     assert in_child(work) == 0
+
+
+def test_what_a_program_may_do_with_a_classifier(loaded: Classifier) -> None:
+    """A copy is the same one, for it never changes; a pickle would carry the weights to workers."""
+    assert copy.deepcopy([loaded]) == [loaded] and copy.copy(loaded) is loaded
+    with pytest.raises(TypeError, match="cannot be pickled; load it in each process: Classifier.l"):
+        pickle.dumps(loaded)
 
 
 class Done(NamedTuple):
