@@ -302,6 +302,8 @@ class Classifier:
         return pieces, cutting.windows(diary, pieces, self._count, self.max_len)
 
     def _check_text(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise TypeError(f"a text must be str, got {type(text).__name__}")
         if sheet.says_nothing(text):
             raise InputError("no text")
 

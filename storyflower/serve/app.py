@@ -265,7 +265,7 @@ class Guard:
         self, app: ASGIApp, settings: Settings, stopping: Callable[[], bool], metrics: Metrics
     ):
         self._app, self._stopping, self._metrics = app, stopping, metrics
-        self._token = settings.token and f"Bearer {settings.token}".encode()
+        self._token = settings.token and settings.token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -304,8 +304,9 @@ class Guard:
         if path in OPEN or path == "other":
             return
         if self._token:
-            sent = Headers(scope=scope).get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(sent, self._token):
+            scheme, _, sent = Headers(scope=scope).get("authorization", "").partition(" ")
+            right = hmac.compare_digest(sent.encode("latin-1"), self._token)
+            if scheme.lower() != "bearer" or not right:
                 challenge = {"WWW-Authenticate": "Bearer"}
                 raise Refused("unauthorized", "send Authorization: Bearer …", headers=challenge)
         if self._stopping():

@@ -219,7 +219,8 @@ def worker_app(
         if not isinstance(error, InputError):
             reason = wrong_python(error) or disk_fault(error) or one_line(repr(error))
             reason = f"a worker cannot start: {reason}"
-        started = (folder / "once").exists()
+        # What cleans /tmp may have removed both since
+        started = (folder / "once").exists() or not (folder / "said").exists()
         if started:  # a reload, or a worker that died: the others go on
             print(f"error: {reason}", file=sys.stderr, flush=True)
             time.sleep(1)  # uvicorn starts the next one at once
@@ -229,7 +230,7 @@ def worker_app(
         os._exit(1 if started else STARTUP_FAILURE)
     try:
         os.link(folder / "said", folder / "once")  # the first worker says it
-    except FileExistsError:
+    except OSError:  # it is said
         pass
     else:
         print((folder / "said").read_text(encoding="utf-8"), flush=True)

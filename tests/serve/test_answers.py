@@ -375,6 +375,7 @@ def test_a_token(start: Callable[..., Service]) -> None:
     right = {"Authorization": "Bearer s3cret-word"}
     assert service.call("/v1/predict", body, **right).status == 200
     assert service.call("/metrics", **right).status == 200
+    assert service.call("/metrics", Authorization="bearer s3cret-word").status == 200
     for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/static/docs.js"):
         assert service.call(path).status == 200
 

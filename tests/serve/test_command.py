@@ -240,6 +240,9 @@ def test_a_reload_takes_the_new_classifier_and_never_a_damaged_one(
         return set(answer.json["predictions"][0]["probabilities"])
 
     old = labels()
+    workers = psutil.Process(running.process.pid).children()
+    for file in Path(folder_of({each.pid for each in workers})).iterdir():
+        file.unlink()  # as what cleans /tmp does after some days
     head = (folder / "head.safetensors").read_bytes()
     (folder / "head.safetensors").write_bytes(head[:-1])
     running.process.send_signal(signal.SIGHUP)
