@@ -477,7 +477,7 @@ def test_no_diary(call, words: list[str], stdin: bytes) -> None:
 @pytest.mark.parametrize("option", ["--diary", "--explain"])
 def test_a_spreadsheet_is_no_diary(call, option: str) -> None:
     done = call(option, "--input", "a.csv", "--output", "b.csv")
-    line = "error: --diary and --explain are for sentences, not for --input\n"
+    line = "error: --diary, --explain, --json and --show-text are for sentences, not for --input\n"
     assert done == (1, "", line)
 
 
