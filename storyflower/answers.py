@@ -32,8 +32,10 @@ def predict(options: argparse.Namespace) -> None:
     if options.input or options.output:
         if not (options.input and options.output) or options.sentence:
             raise InputError("--input and --output belong together, without sentences")
-        if options.diary or options.explain:
-            raise InputError("--diary and --explain are for sentences, not for --input")
+        if options.diary or options.explain or options.json or options.show_text:
+            raise InputError(
+                "--diary, --explain, --json and --show-text are for sentences, not for --input"
+            )
         from storyflower.score_file import score_file
 
         scored = score_file(
@@ -47,6 +49,8 @@ def predict(options: argparse.Namespace) -> None:
         print(f"{options.output}: {scored.rows} rows")
         note_unknown(scored.first_unknown, count=scored.unknown)
         return
+    if options.column:
+        raise InputError("--column is for --input, which reads a file")
     if sys.stdout is None:
         raise InputError("standard output is closed; there is nowhere to write the answer to")
     if options.diary:

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -135,6 +135,17 @@ class Classifier:
         self._tokenizer = load_tokenizer(folder)
         self._process = os.getpid()
         one_thread_after_fork()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Classifier cannot be pickled; load it in each process: Classifier.load(folder)"
+        )
+
+    def __copy__(self) -> "Classifier":
+        return self  # nothing in it changes
+
+    def __deepcopy__(self, _: object) -> "Classifier":
+        return self
 
     @classmethod
     def load(
@@ -291,6 +302,8 @@ class Classifier:
         return pieces, cutting.windows(diary, pieces, self._count, self.max_len)
 
     def _check_text(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise TypeError(f"a text must be str, got {type(text).__name__}")
         if sheet.says_nothing(text):
             raise InputError("no text")
 

@@ -237,6 +237,9 @@ def test_what_is_no_text(loaded: Classifier) -> None:
             call(["합격했어"])
     with pytest.raises(TypeError, match="a list of texts, not one text"):
         loaded.read_all("합격했어")
+    for value in (None, 3, b"text", ["합격했어"]):
+        with pytest.raises(TypeError, match=f"a text must be str, got {type(value).__name__}"):
+            loaded.read_all(["합격했어", value])
     with pytest.raises(InputError, match="half of a surrogate pair"):
         loaded.read("합격했어 \ud800")
 

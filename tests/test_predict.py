@@ -1,8 +1,10 @@
 """Text → emotion, from a program and from the command line."""
 
+import copy
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -170,6 +172,13 @@ def test_a_fork_after_loading_on_a_gpu(loaded: Classifier, monkeypatch: pytest.M
             loaded.predict(["합격했어"])
 
     assert in_child(work) == 0
+
+
+def test_what_a_program_may_do_with_a_classifier(loaded: Classifier) -> None:
+    """A copy is the same one, for it never changes; a pickle would carry the weights to workers."""
+    assert copy.deepcopy([loaded]) == [loaded] and copy.copy(loaded) is loaded
+    with pytest.raises(TypeError, match="cannot be pickled; load it in each process: Classifier.l"):
+        pickle.dumps(loaded)
 
 
 class Done(NamedTuple):
@@ -468,7 +477,7 @@ def test_no_diary(call, words: list[str], stdin: bytes) -> None:
 @pytest.mark.parametrize("option", ["--diary", "--explain"])
 def test_a_spreadsheet_is_no_diary(call, option: str) -> None:
     done = call(option, "--input", "a.csv", "--output", "b.csv")
-    line = "error: --diary and --explain are for sentences, not for --input\n"
+    line = "error: --diary, --explain, --json and --show-text are for sentences, not for --input\n"
     assert done == (1, "", line)
 
 

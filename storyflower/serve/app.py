@@ -172,7 +172,6 @@ def add_answers(app: FastAPI, classifier: Classifier, batches: Batches, seconds:
 def add_health(
     app: FastAPI, batches: Batches, stopping: Callable[[], bool], metrics: Metrics
 ) -> None:
-    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Response:
         """200 while the process can compute."""
@@ -180,7 +179,6 @@ def add_health(
             raise Refused("internal", "the scoring thread has ended")
         return answer_of({"status": "ok"})
 
-    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz() -> Response:
         """200 while new requests are taken."""
@@ -267,12 +265,14 @@ class Guard:
         self, app: ASGIApp, settings: Settings, stopping: Callable[[], bool], metrics: Metrics
     ):
         self._app, self._stopping, self._metrics = app, stopping, metrics
-        self._token = settings.token and f"Bearer {settings.token}".encode()
+        self._token = settings.token and settings.token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server leaves the body out
         path, started, status = known(scope["path"]), time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:
@@ -304,8 +304,9 @@ class Guard:
         if path in OPEN or path == "other":
             return
         if self._token:
-            sent = Headers(scope=scope).get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(sent, self._token):
+            scheme, _, sent = Headers(scope=scope).get("authorization", "").partition(" ")
+            right = hmac.compare_digest(sent.encode("latin-1"), self._token)
+            if scheme.lower() != "bearer" or not right:
                 challenge = {"WWW-Authenticate": "Bearer"}
                 raise Refused("unauthorized", "send Authorization: Bearer …", headers=challenge)
         if self._stopping():

@@ -25,14 +25,15 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors import Multiprocess, multiprocess
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, disk_fault, one_line, wrong_python
 from storyflower.common.signals import catch
 from storyflower.serve.settings import Settings
 
 TOKEN = "STORYFLOWER_TOKEN"
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
+PING = 60  # seconds in which a worker must say that it lives
 KEEP_ALIVE = 75  # seconds; longer than nginx keeps an idle connection, which is 60
 REASON = "reason"  # the file in which a worker that cannot start says why
 
@@ -71,6 +72,7 @@ def serve(model: Path, place: Place, settings: Settings) -> None:
         reason = folder / REASON
         # uvicorn says that a worker did not start; ours is the line that says why
         getLogger("uvicorn.error").addFilter(lambda _: not reason.exists())
+        multiprocess.Process = Worker
         Multiprocess(config, [listener]).run()
         if reason.exists():
             raise InputError(reason.read_text(encoding="utf-8"))
@@ -173,7 +175,7 @@ def config_of(app: object, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE,
         # uvicorn kills a worker that does not answer its ping, and gives up a reload whose worker
         # is not ready in time: a large model on a busy machine takes long to load
-        timeout_worker_healthcheck=60,
+        timeout_worker_healthcheck=PING,
         # A request may take the deadline twice: for its body and for its answer
         timeout_graceful_shutdown=int(2 * settings.deadline) + 5,
     )
@@ -195,6 +197,16 @@ def run_here(model: Path, settings: Settings, listener: socket.socket, address: 
             signal.signal(number, handler)
 
 
+class Worker(multiprocess.Process):
+    """One of several workers, seen from the process that started it."""
+
+    def start(self) -> None:
+        super().start()
+        # While this end is open here, too, the end of a worker that has been asked whether it lives
+        # looks like one that is busy, and uvicorn would wait for its answer.
+        self.child_conn.close()
+
+
 def worker_app(
     model: Path, settings: Settings, *, workers: int, folder: Path, parent: int
 ) -> ASGIApp:
@@ -202,19 +214,23 @@ def worker_app(
     threading.Thread(target=follow, args=[parent], daemon=True).start()
     try:
         app = load_app(model, settings, workers)
-    except InputError as error:
-        started = (folder / "once").exists()
+    except Exception as error:
+        reason = str(error)
+        if not isinstance(error, InputError):
+            reason = wrong_python(error) or disk_fault(error) or one_line(repr(error))
+            reason = f"a worker cannot start: {reason}"
+        # What cleans /tmp may have removed both since
+        started = (folder / "once").exists() or not (folder / "said").exists()
         if started:  # a reload, or a worker that died: the others go on
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {reason}", file=sys.stderr, flush=True)
             time.sleep(1)  # uvicorn starts the next one at once
         else:
-            (folder / REASON).write_text(str(error), encoding="utf-8")
-        # Not sys.exit: unloading torch takes a second in which nothing answers uvicorn's ping, and
-        # it would wait a minute for the answer. By STARTUP_FAILURE it stops the others.
+            (folder / REASON).write_text(reason, encoding="utf-8")
+        # Not sys.exit: unloading torch takes a second. By STARTUP_FAILURE uvicorn stops the others.
         os._exit(1 if started else STARTUP_FAILURE)
     try:
         os.link(folder / "said", folder / "once")  # the first worker says it
-    except FileExistsError:
+    except OSError:  # it is said
         pass
     else:
         print((folder / "said").read_text(encoding="utf-8"), flush=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from resource import RLIMIT_FSIZE, setrlimit
 from typing import Any
 
 import pytest
@@ -127,9 +128,14 @@ async def main_loop(server: uvicorn.Server) -> None:
 class Command:
     """python -m storyflower serve … in a process of its own."""
 
-    def __init__(self, *words: str, **environment: str):
+    def __init__(self, *words: str, largest_file: int | None = None, **environment: str):
+        main = "import storyflower.__main__; storyflower.__main__.command()"
+        # A command that waits for the answer to uvicorn's ping never ends
+        main = f"from storyflower.serve import run; run.PING = 10_000; {main}"
+        limit = largest_file and (lambda: setrlimit(RLIMIT_FSIZE, (largest_file, largest_file)))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "storyflower", "serve", "--port", "0", *words],
+            [sys.executable, "-c", main, "serve", "--port", "0", *words],
+            preexec_fn=limit,
             cwd=ROOT,
             env=environment_of(OMP_NUM_THREADS="1", **environment),
             stdout=subprocess.PIPE,
@@ -158,9 +164,9 @@ def command(classifier: Path) -> Iterator[Callable[..., Command]]:
     """Start the command with the tiny classifier; what still runs is killed after the test."""
     commands = []
 
-    def command(*words: str, **environment: str) -> Command:
+    def command(*words: str, **more: Any) -> Command:
         os.environ.pop("STORYFLOWER_TOKEN", None)
-        commands.append(Command("--model", str(classifier), *words, **environment))
+        commands.append(Command("--model", str(classifier), *words, **more))
         return commands[-1]
 
     yield command

@@ -83,7 +83,16 @@ def test_what_is_served(service: Service, loaded: Classifier) -> None:
     }
     assert service.call("/healthz").json == {"status": "ok"}
     assert service.call("/readyz").json == {"status": "ready"}
-    assert service.call("/healthz", method="HEAD").status == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/static/page.js", "/openapi.json", "/healthz", "/readyz", "/v1/model"]
+)
+def test_head_is_get_without_the_body(service: Service, path: str) -> None:
+    got, head = service.call(path), service.call(path, method="HEAD")
+    assert (got.status, head.status, head.body) == (200, 200, b"")
+    same = ("Content-Length", "Content-Type", "Cache-Control", "X-Content-Type-Options")
+    assert [head.headers[name] for name in same] == [got.headers[name] for name in same]
 
 
 def test_pages_load_nothing_from_elsewhere(service: Service) -> None:
@@ -366,6 +375,7 @@ def test_a_token(start: Callable[..., Service]) -> None:
     right = {"Authorization": "Bearer s3cret-word"}
     assert service.call("/v1/predict", body, **right).status == 200
     assert service.call("/metrics", **right).status == 200
+    assert service.call("/metrics", Authorization="bearer s3cret-word").status == 200
     for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/static/docs.js"):
         assert service.call(path).status == 200
 

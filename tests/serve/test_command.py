@@ -180,16 +180,36 @@ def folder_of(workers: set[int]) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "where", "reason"),
+    [
+        (["--model", "none"], {}, "none/classifier.json: not found; train a classifier with 'dvc"),
+        # Each worker wants a file for its numbers
+        ([], {"largest_file": 1000}, "a worker cannot start: file too large; raise the limit"),
+    ],
+)
 def test_workers_that_cannot_start_say_so_once(
-    command: Callable[..., Command], tmp_path: Path
+    command: Callable[..., Command], more: list[str], where: dict, reason: str
 ) -> None:
-    running = command("--workers", "2", "--model", str(tmp_path / "none"))
-    started = time.monotonic()
-    code, written = running.end()
-    assert time.monotonic() - started < 45  # uvicorn waits a minute for a ping's answer
-    assert code == 1
+    code, written = command("--workers", "2", *more, **where).end()
     (line,) = written.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'none'}") and "dvc repro" in line
+    assert code == 1 and line.startswith(f"error: {reason}")
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_while_it_is_asked_whether_it_lives(
+    command: Callable[..., Command],
+) -> None:
+    running = command("--workers", "2")
+    running.started()
+    parent = psutil.Process(running.process.pid)
+    asked = next(each for each in parent.children() if "spawn_main" in " ".join(each.cmdline()))
+    asked.suspend()
+    time.sleep(2)  # uvicorn asks twice a second
+    asked.kill()
+    psutil.wait_procs([asked], timeout=120)
+    assert not asked.is_running()  # its parent has taken note
+    assert running.end(signal.SIGTERM)[0] == 0
 
 
 @pytest.mark.slow
@@ -220,6 +240,9 @@ def test_a_reload_takes_the_new_classifier_and_never_a_damaged_one(
         return set(answer.json["predictions"][0]["probabilities"])
 
     old = labels()
+    workers = psutil.Process(running.process.pid).children()
+    for file in Path(folder_of({each.pid for each in workers})).iterdir():
+        file.unlink()  # as what cleans /tmp does after some days
     head = (folder / "head.safetensors").read_bytes()
     (folder / "head.safetensors").write_bytes(head[:-1])
     running.process.send_signal(signal.SIGHUP)
