@@ -5,6 +5,7 @@ Out: the positions, which each file may have in an order of its own. For a colum
 lacks, an error says what the sheet has instead and which param to set.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,10 +87,12 @@ class Columns:
         """Find the columns by name; raises InputError for one that is missing or there twice."""
         turns = []
         for number, name in enumerate(names.texts):
+            listed = [column for column in header(name.split(",")) if column]
             if number and not set(names.texts[number:]).intersection(sheet.columns):
                 hint = f"write turns: {number} into params.yaml to do without"
-            elif set(listed := header(name.split(","))) <= set(sheet.columns):
-                hint = f"write text_columns: [{', '.join(listed)}] into params.yaml"
+            elif 1 < len(listed) <= 4 and set(listed) <= set(sheet.columns):
+                quoted = json.dumps(listed, ensure_ascii=False)  # a name may hold a colon
+                hint = f"write text_columns: {quoted} into params.yaml"
             else:
                 hint = "set text_columns in params.yaml"
             turns.append(position(sheet, name, hint))

@@ -228,7 +228,8 @@ class Tally:
             where, listed = self._listed(rows)
             note(
                 f"{where}: {len(rows)} of {len(self.known)} classes differ from one another in "
-                f"capitals, blanks, width or a .0 alone (first in {listed}); are they the same?"
+                f"capitals, blanks, form (① and 1) or a .0 alone (first in {listed}); are they the "
+                "same?"
             )
 
     def _listed(self, rows: list[tuple[FileTally, int]]) -> tuple[str, str]:

@@ -47,7 +47,12 @@ class LabelIndex:
 
     @classmethod
     def load(cls, path: Path) -> "LabelIndex":
-        return cls(read_json(path)["labels"])
+        """Raises InputError for a file that was changed by hand."""
+        document = read_json(path)
+        names = document.get("labels") if isinstance(document, dict) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: damaged; make it again with 'dvc repro'")
+        return cls(names)
 
 
 def build(table: Path, output: Path, *, target: str) -> LabelIndex:

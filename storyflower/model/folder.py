@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 WEIGHTS = ("config.json", "model.safetensors")  # of an encoder folder; the rest is its tokenizer
+FLOATS = ("F64", "F32", "F16", "BF16")  # types of weights in a safetensors file
 SAFETENSORS = ("head.safetensors", "model.safetensors")  # of a classifier's folder
 
 
@@ -63,7 +64,11 @@ def read_encoder(folder: Path) -> "PreTrainedModel":
     logging.set_verbosity_error()  # else it reports what is checked below
     try:
         with safetensors.safe_open(folder / "model.safetensors", "pt") as weights:
-            pooled = any(name.startswith("pooler.") for name in weights.keys())  # noqa: SIM118
+            kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        pooled = any(name.startswith("pooler.") for name in kinds)
+        if odd := sorted(set(kinds.values()).difference(FLOATS)):
+            # transformers would take 3 in int8 for 3.0.
+            raise ValueError(f"its weights are {odd[0]}, and only {', '.join(FLOATS)} are read")
         # Without these, transformers may ask at the terminal whether to run code from the folder.
         closed = {"local_files_only": True, "trust_remote_code": False}
         kind = model_class(AutoConfig.from_pretrained(folder, **closed))
@@ -202,6 +207,8 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
     model = build_classifier(folder, classes, dr_rate, bare_encoder(folder))
     expected = {name: tuple(value.shape) for name, value in model.linear.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in head.items()}
+    if not all(value.is_floating_point() for value in head.values()):
+        raise damaged(folder / "head.safetensors", "its weights are no floating-point numbers")
     if shapes != expected:
         raise InputError(
             f"{folder}: head.safetensors holds {shapes}, but {classes} labels and the encoder need "

@@ -172,7 +172,9 @@ def test_classes_that_are_alike(folder: Path, capsys: pytest.CaptureFixture) -> 
     rows = [(f"글 {number}", label) for number, label in enumerate(labels * 2)]
     path = two_columns(folder / "mine.csv", rows)
     assert len(ingest(folder, **DRAWN)["splits"]["Training"]["labels"]) == 10
-    said = "7 of 10 classes differ from one another in capitals, blanks, width or a .0 alone"
+    said = (
+        "7 of 10 classes differ from one another in capitals, blanks, form (① and 1) or a .0 alone"
+    )
     assert capsys.readouterr().err == (
         f"note: {path}: {said} (first in rows 2, 6, 11, 3, 7, 4, 8); are they the same?\n"
     )
@@ -295,10 +297,15 @@ def test_a_text_column_that_turns_leaves_out(folder: Path, capsys: pytest.Captur
             "without",
         ),
         (
-            "title,body,label",
-            {**OWN, "text_columns": "title, body"},
-            "no column title, body; found title, body, label; write text_columns: [title, body] "
-            "into params.yaml",
+            "title,body: x,label",
+            {**OWN, "text_columns": "title, body: x,"},
+            "no column title, body: x,; found title, label, other names in columns B; write "
+            'text_columns: ["title", "body: x"] into params.yaml',
+        ),
+        (
+            "title,label",
+            {**OWN, "text_columns": "title,"},
+            "no column title,; found title, label; set text_columns in params.yaml",
         ),
         ("document,label,label", OWN, "2 columns named label; keep one"),
     ],

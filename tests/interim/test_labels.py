@@ -49,6 +49,15 @@ def test_file_is_readable_by_people(tmp_path: Path) -> None:
     assert "기쁨" in (tmp_path / "labels.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"labels": "기쁨"}', '{"labels": [1, 2]}'])
+def test_an_index_changed_by_hand(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        LabelIndex.load(path)
+    assert str(error.value) == f"{path}: damaged; make it again with 'dvc repro'"
+
+
 @pytest.mark.parametrize("count", [0, 1, 101, 500])
 def test_number_of_classes(count: int) -> None:
     with pytest.raises(InputError, match=f"^{count} distinct labels; 2 to 100 can be learned$"):

@@ -161,6 +161,17 @@ def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Call
     return rewrite
 
 
+def in_int8(name: str) -> Callable[[Path], None]:
+    """As a quantizer writes it that renews the checksum, too."""
+
+    def change(folder: Path) -> None:
+        tensors(name, lambda w: w.update({key: w[key].to(torch.int8) for key in w}))(folder)
+        weights = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))["weights"]
+        edit("classifier.json", weights=weights | digests(folder, [name]))(folder)
+
+    return change
+
+
 def flip(name: str) -> Callable[[Path], object]:
     """One bit in the last weight."""
 
@@ -201,6 +212,8 @@ ENCODER_DAMAGE = {
     ),
 }
 CLASSIFIER_DAMAGE = {
+    "head in int8": (in_int8("head.safetensors"), r"head.safetensors: damaged \(.*floating-point"),
+    "encoder in int8": (in_int8("model.safetensors"), r"damaged \(its weights are I8, and only"),
     "no head": (remove("head.safetensors"), "head.safetensors: not found; train a classifier"),
     "cut head": (cut("head.safetensors"), r"head.safetensors: damaged \("),
     "another head": (
