@@ -19,6 +19,8 @@ from storyflower.sheets.records import without_twins
 from storyflower.sheets.sheet import NOTHING, Sheet, folded
 
 COLUMNS = [MAJOR, FINE, *TURNS]
+# What may be meant as a turn of the person (HS) or the system (SS), and is not AI Hub's key
+LIKE_A_TURN = re.compile(r"(?![HS]S0[1-9]$)(?i:\s*[HS]S_?\d+\s*)")
 
 
 def open_json(path: Path, wanted: Set[str]) -> Sheet:
@@ -59,11 +61,16 @@ def open_json(path: Path, wanted: Set[str]) -> Sheet:
             code = item["profile"]["emotion"]["type"]
             content = item["talk"]["content"]
             turns = [content.get(f"HS0{turn}", "") for turn in range(1, 5)]
+            odd = [key for key in content if LIKE_A_TURN.fullmatch(key)]
         except (KeyError, TypeError, AttributeError):
             raise InputError(
                 f"{where}: expected profile.emotion.type and talk.content.HS01, as in AI Hub's "
                 "JSON; save other data as csv"
             ) from None
+        if odd:  # its turn would be lost without a word
+            raise InputError(
+                f"{where}: talk.content has {odd[0]!r}; AI Hub's keys are HS01 to HS04"
+            )
         if not isinstance(code, str):
             raise InputError(f"{where}: profile.emotion.type is no text, expected E10-E69")
         code = folded(code)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Settings:
     """The limits of a worker, and who may ask it."""
 
-    batch_limit: int = 16  # texts in one scoring call; more no longer fit a core's cache
+    batch_limit: int = 32  # texts in one scoring call
     window: float = 0.002  # seconds that a request waits for others when nothing is computed
     queue: int = 256  # requests that may wait
     precision: str = "fp32"  # or bf16: Classifier.load
