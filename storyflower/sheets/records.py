@@ -200,7 +200,7 @@ class Parquet(Records):
         """Pieces of the file; with `columns`, only these are read."""
         # With a buffer, a column is read in pieces even where a row group is large.
         # A page that has a checksum, as Spark's have, is read only if it fits.
-        options = {"buffer_size": 1 << 20, "page_checksum_verification": True}
+        options = {"buffer_size": 1 << 20, "page_checksum_verification": True, "pre_buffer": False}
         with self._reading(), pq.ParquetFile(self.path, **options) as file:
             yield from file.iter_batches(BATCH, columns=columns)
 
