@@ -84,10 +84,10 @@ def pretrain(
                 with Checkpoints(
                     checkpoint_root, run, checkpoint_minutes, command="the same command"
                 ) as checkpoints:
-                    if not start and checkpoints.saved is None:
+                    if not start and checkpoints.saved_extra is None:
                         set_embeddings(encoder, train, recipe.seed)
                     model = PretrainingModel(encoder, list(map(len, texts.tasks.values())))
-                    if start and checkpoints.saved is None:
+                    if start and checkpoints.saved_extra is None:
                         load_heads(model, texts.tasks, start)
                     history = fit(
                         model,

@@ -77,12 +77,12 @@ def evaluate(
 
         # Before the classifier, so that TF-IDF's memory is freed first.
         others = of_baselines(dialogues, train_labels, len(actual), len(names))
-        by_stage = of_classifier(network, table, placement, document["temperature"])
-        probability = list(by_stage.values())[-1]  # (rows, classes)
+        by_temperature = of_classifier(network, table, placement, document["temperature"])
+        probability = list(by_temperature.values())[-1]  # (rows, classes)
         baselines = [
             compare(
                 name,
-                baseline=other,
+                other=other,
                 classifier=probability,
                 actual=actual,
                 names=names,
@@ -92,7 +92,7 @@ def evaluate(
         ]
         result = metrics.summary(probability, actual, names, seed)
         if document["temperature"] is not None:
-            before = metrics.calibration_error(by_stage["as trained"], actual)
+            before = metrics.calibration_error(by_temperature["as trained"], actual)
             result["temperature"] = document["temperature"]
             result["calibration_error_as_trained"] = before
         # Repeated here for the table of `dvc exp show`, which does not show lists.
@@ -108,7 +108,7 @@ def evaluate(
         coverage = reports / "coverage.png"
         predicted = probability.argmax(axis=1)
         counts = confusion_matrix(actual, predicted, labels=range(len(names)))
-        bins = {name: metrics.reliability(rows, actual) for name, rows in by_stage.items()}
+        bins = {name: metrics.reliability(rows, actual) for name, rows in by_temperature.items()}
         shares = metrics.coverage(probability, actual)
         with replacing() as beside:
             beside(scores).write_text(json_text(result), encoding="utf-8")
@@ -190,7 +190,7 @@ def same_classes(dialogues: Path, actual: np.ndarray, names: tuple[str, ...], ta
 def compare(
     name: str,
     *,
-    baseline: np.ndarray,
+    other: np.ndarray,
     classifier: np.ndarray,
     actual: np.ndarray,
     names: tuple[str, ...],
@@ -198,13 +198,13 @@ def compare(
 ) -> dict[str, Any]:
     """A baseline's scores, and the classifier's accuracy minus the baseline's on the same rows.
 
-    `baseline` and `classifier` are probabilities (rows, classes), `actual` class numbers (rows,).
+    `other` and `classifier` are probabilities (rows, classes), `actual` class numbers (rows,).
     `low` and `high` are the 95% interval of the difference, from a paired bootstrap.
     """
-    scores = metrics.summary(baseline, actual, names, seed)
+    scores = metrics.summary(other, actual, names, seed)
     # 1 if only the classifier is right, -1 if only the baseline is right, else 0
     gains = (classifier.argmax(axis=1) == actual).astype(np.int64)
-    gains -= baseline.argmax(axis=1) == actual
+    gains -= other.argmax(axis=1) == actual
     low, high = metrics.bootstrap_mean(gains, seed)
     result = {
         "name": name,

@@ -2,7 +2,8 @@
 
 In: a folder in any of AI Hub's layouts, or one with your own tables.
 Out: the files of Training and of Validation, each in the order of their names. Files that name
-neither split are Training's if no file names one, and else not read, which a note says.
+neither split are Training's if no file names one and Validation may be drawn; else they are not
+read, which a note says, or refused.
 Not supported: a split's name in another language.
 """
 

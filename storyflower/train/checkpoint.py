@@ -59,9 +59,9 @@ class Checkpoints:
         self.minutes = minutes
         self.ranks = ranks
         self.command = command or same_command()
-        self.more: Callable[[], dict[str, Any]] = dict  # returns extra data for each checkpoint
+        self.extra: Callable[[], dict[str, Any]] = dict  # what else a checkpoint holds
         self.stop = PendingStop()
-        self.saved: dict[str, Any] | None = None
+        self.saved_extra: dict[str, Any] | None = None
         self._newest: Path | None = None
         self._numbers: dict[str, Any] = {}
         self._saved_at = time.monotonic()
@@ -115,7 +115,7 @@ class Checkpoints:
             self.stop.leave(f"stopped after {state.moment()}; {how}")
 
     def _save(self, state: State) -> bool:
-        numbers = {**state.numbers(), "fingerprint": self.fingerprint, "more": self.more()}
+        numbers = {**state.numbers(), "fingerprint": self.fingerprint, "more": self.extra()}
         # The end of an epoch can be saved twice, before and after scoring. The second position
         # belongs to the next epoch, so it sorts as the newer one.
         position = f"{state.epoch:05d}{state.step:07d}"
@@ -154,7 +154,7 @@ class Checkpoints:
             try:
                 numbers = read_numbers(path)
                 if numbers["fingerprint"] == self.fingerprint:
-                    self._newest, self._numbers, self.saved = path, numbers, numbers["more"]
+                    self._newest, self._numbers, self.saved_extra = path, numbers, numbers["more"]
                     return
             except OSError as error:  # perhaps Drive is disconnected; the file may be good
                 print(f"warning: checkpoint {path}: {error}", file=sys.stderr)

@@ -50,7 +50,7 @@ def fit(
 ) -> State:
     """Train the model in place; return the state at the end, which has the history.
 
-    `params` are resolved (train/run.py): their learning_rate and optimizer are no longer "auto".
+    `params` are resolved (train/run.py): what the encoder's card can say is no longer "auto".
     `held`, bool (dialogues,), marks the rows of `train` that are not trained on but scored like
     `test`; keep: best and patience need them. `mask_id` is the id of [MASK], for mask_rate.
     `on_epoch` gets the history so far after each epoch. With `checkpoints`, training resumes from
@@ -127,10 +127,10 @@ def is_over(history: list[Epoch], params: Params) -> bool:
 
 
 def keep_weights(state: State, params: Params) -> None:
-    """Keep, of the epoch that ended, what may be what the training leaves.
+    """Keep the weights of the epoch that ended if the training may end with them.
 
-    That is the best epoch's weights, or the mean of the last `average_last` epochs' weights. One
-    epoch's mean is what the model holds at the end, and need not be kept.
+    With keep: best, those of the best epoch; with average_last above 1, the sum of the last
+    epochs'. (One of the two at most: params.py.)
     """
     if params.keep == "best" and best_epoch(state.history) == len(state.history):
         state.keep()

@@ -19,7 +19,7 @@ import torch
 
 from storyflower.common import locks, repository
 from storyflower.common.errors import InputError
-from storyflower.common.files import read_json
+from storyflower.common.files import read_json, sha256
 from storyflower.common.params import Params
 from storyflower.interim import checkpoint_folders
 from storyflower.interim.history import Epoch, best_epoch, write_history
@@ -112,13 +112,13 @@ def train(
             },
             dataset=dialogues,
         )
-        with Run(continued(new, checkpoints.saved)) as run:
+        with Run(continued(new, checkpoints.saved_extra)) as run:
 
             def note(rows: list[Epoch]) -> None:
                 write_history(rows, history)  # our own file first, then MLflow
                 run.log(epoch_metrics(rows[-1]), rows[-1].epoch)
 
-            checkpoints.more = lambda: asdict(run.record)
+            checkpoints.extra = lambda: asdict(run.record)
             with checkpoints.stop:
                 state = train_epochs(on_epoch=note)
             rows = state.history
@@ -165,7 +165,7 @@ def loaded_code(*packages: str) -> dict[str, str]:
     """The modules of storyflower and of `packages` that this process imported: name → sha256."""
     prefixes = tuple(f"{package}." for package in ("storyflower", *packages))
     return {
-        name: checkpoint.fingerprint({}, [Path(module.__file__)])
+        name: sha256(Path(module.__file__))
         for name, module in sorted(sys.modules.items())
         if name.startswith(prefixes) and module.__file__
     }

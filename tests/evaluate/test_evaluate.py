@@ -162,7 +162,7 @@ def compare(
     """What evaluate says of two that answer with these class numbers."""
     return evaluate_module.compare(
         name,
-        baseline=np.eye(3)[theirs],
+        other=np.eye(3)[theirs],
         classifier=np.eye(3)[ours],
         actual=actual,
         names=tuple(WORDS),

@@ -133,7 +133,7 @@ def test_pickled_checkpoint(root: Path, sign: Path, capsys, form: str) -> None:
     for name in (f"{1:012}-{digest}.safetensors", f"{1:012}-{digest}.pt", "checkpoint.pt"):
         (folder / name).write_bytes(content)
     with Checkpoints(folder.parent, "a" * 64, 5) as checkpoints:
-        assert checkpoints.saved is None
+        assert checkpoints.saved_extra is None
     assert "warning: checkpoint" in capsys.readouterr().err
     assert not sign.exists()
 

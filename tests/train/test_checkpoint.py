@@ -137,11 +137,11 @@ def test_the_scaler_of_fp16_goes_on() -> None:
 
 def test_what_more_was_given_comes_back(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, MINE, 5) as checkpoints:
-        assert checkpoints.saved is None
-        checkpoints.more = lambda: {"key": "상처", "metrics": [["loss", 0.1, 5, 1]]}
+        assert checkpoints.saved_extra is None
+        checkpoints.extra = lambda: {"key": "상처", "metrics": [["loss", 0.1, 5, 1]]}
         fit(new_network(), checkpoints, num_epochs=1)
     with Checkpoints(tmp_path, MINE, 5) as checkpoints:
-        assert checkpoints.saved == {"key": "상처", "metrics": [["loss", 0.1, 5, 1]]}
+        assert checkpoints.saved_extra == {"key": "상처", "metrics": [["loss", 0.1, 5, 1]]}
 
 
 def test_time_decides_and_each_epoch_ends_with_one(tmp_path: Path, monkeypatch) -> None:
@@ -205,7 +205,7 @@ def test_all_damaged_is_a_start_from_the_beginning(tmp_path: Path, capsys) -> No
     for path in files(tmp_path):
         path.write_bytes(b"x")
     with Checkpoints(tmp_path, MINE, 5) as checkpoints:
-        assert checkpoints.saved is None
+        assert checkpoints.saved_extra is None
         fit(again, checkpoints)
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert same(whole, again)
@@ -215,7 +215,7 @@ def test_another_fingerprint_finds_nothing(tmp_path: Path) -> None:
     die(tmp_path, 3)
     for name in (OTHER, MINE[:16] + OTHER[16:]):  # of another folder; of the same one
         with Checkpoints(tmp_path, name, 5) as checkpoints:
-            assert checkpoints.saved is None
+            assert checkpoints.saved_extra is None
 
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_killed_writer_leaves_whole_files_under_whole_names(tmp_path: Path, ca
         writer.wait()
         hit += bool(leftovers(folder))
         with Checkpoints(tmp_path, MINE, 5) as checkpoints:
-            assert checkpoints.saved == {}
+            assert checkpoints.saved_extra == {}
         assert leftovers(folder) == []
         assert capsys.readouterr().err == ""
     assert hit
