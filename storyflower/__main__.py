@@ -197,7 +197,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--cors", action="append", default=[], metavar="ORIGIN", help="a web site that may call"
     )
     command.add_argument(
-        "--batch-limit", type=int, default=16, metavar="TEXTS", help="computed together at most"
+        "--batch-limit", type=int, default=32, metavar="TEXTS", help="computed together at most"
     )
     command.add_argument(
         "--window-ms", type=float, default=2.0, metavar="MS", help="a request waits for others"
