@@ -18,6 +18,7 @@ from typing import NoReturn
 from storyflower import __version__, answers
 from storyflower.answers import folder_of
 from storyflower.common.errors import InputError, exit_with_line
+from storyflower.serve.settings import Settings
 
 ENCODERS = Path("encoders")
 # A word that looks like an option, known or not. "-_-" is an emoticon, not an option.
@@ -187,6 +188,7 @@ def make_parser() -> argparse.ArgumentParser:
         parents=[loading],
     )
     command.set_defaults(run=serve)
+    limits = Settings()
     command.add_argument("--host", default="127.0.0.1")
     command.add_argument("--port", type=int, default=8000, help="0: any that is free")
     command.add_argument("--workers", type=int, default=1, help="processes, a classifier in each")
@@ -197,16 +199,16 @@ def make_parser() -> argparse.ArgumentParser:
         "--cors", action="append", default=[], metavar="ORIGIN", help="a web site that may call"
     )
     command.add_argument(
-        "--batch-limit", type=int, default=32, metavar="TEXTS", help="computed together at most"
+        "--batch-limit", type=int, default=limits.batch_limit, metavar="TEXTS", help="computed together at most"
     )
     command.add_argument(
-        "--window-ms", type=float, default=2.0, metavar="MS", help="a request waits for others"
+        "--window-ms", type=float, default=1000 * limits.window, metavar="MS", help="a request waits for others"
     )
     command.add_argument(
-        "--queue", type=int, default=256, metavar="N", help="requests that may wait in a worker"
+        "--queue", type=int, default=limits.queue, metavar="N", help="requests that may wait in a worker"
     )
     command.add_argument(
-        "--deadline", type=float, default=30.0, metavar="SECONDS", help="for one answer"
+        "--deadline", type=float, default=limits.deadline, metavar="SECONDS", help="for one answer"
     )
 
     command = commands.add_parser("card", help="write a card for a hub id or a folder")
@@ -229,7 +231,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def serve(options: argparse.Namespace) -> None:
     from storyflower.serve import run
-    from storyflower.serve.settings import Settings
 
     place = run.Place(options.host, options.port, options.workers, options.listen_publicly)
     settings = Settings(

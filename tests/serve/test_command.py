@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from storyflower.__main__ import main
 from storyflower.common.errors import InputError
 from storyflower.serve import run
 from storyflower.serve.settings import Settings
@@ -51,6 +52,13 @@ def test_what_it_refuses(
     with pytest.raises(InputError) as refusal:
         run.serve(classifier, run.Place(**place), Settings(**settings))
     assert str(refusal.value).startswith(complaint) or complaint in str(refusal.value)
+
+
+def test_the_command_has_no_defaults_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(run, "serve", lambda *what: given.append(what[2]))
+    main(["serve"])
+    assert given == [Settings()]
 
 
 @pytest.mark.parametrize("token", ["", " ", "두 글자", "with blank", "line\n"])
