@@ -199,13 +199,25 @@ def make_parser() -> argparse.ArgumentParser:
         "--cors", action="append", default=[], metavar="ORIGIN", help="a web site that may call"
     )
     command.add_argument(
-        "--batch-limit", type=int, default=limits.batch_limit, metavar="TEXTS", help="computed together at most"
+        "--batch-limit",
+        type=int,
+        default=limits.batch_limit,
+        metavar="TEXTS",
+        help="computed together at most",
     )
     command.add_argument(
-        "--window-ms", type=float, default=1000 * limits.window, metavar="MS", help="a request waits for others"
+        "--window-ms",
+        type=float,
+        default=1000 * limits.window,
+        metavar="MS",
+        help="a request waits for others",
     )
     command.add_argument(
-        "--queue", type=int, default=limits.queue, metavar="N", help="requests that may wait in a worker"
+        "--queue",
+        type=int,
+        default=limits.queue,
+        metavar="N",
+        help="requests that may wait in a worker",
     )
     command.add_argument(
         "--deadline", type=float, default=limits.deadline, metavar="SECONDS", help="for one answer"

@@ -104,24 +104,23 @@ def look_at_unread(folder: Path, present: list[Path], tables: dict[Path, list[st
     table that is not here.
     """
     found = {split for named in tables.values() for split in named}
-    stems = {path.stem for path in tables}
+    unpacked = {path.with_suffix("") for path in tables}
     odd = []
     for path in present:
         about, suffix = path.with_suffix(""), path.suffix.lower()
         # Training.csv.bak is about Training.csv, and Training.zip what it was unpacked from.
-        if {path, about} & tables.keys() or (suffix in ARCHIVES and path.stem in stems):
+        if {path, about} & tables.keys() or (suffix in ARCHIVES and about in unpacked):
             continue
         if suffix == ".dvc" and about.suffix.lower() in SUFFIXES:
             raise InputError(f"{folder / path}: its data is not here; type 'dvc pull'")
         if not tables or suffix in NO_TABLES:
             continue
-        own, holds_rows = splits_named(Path(path.name)), suffix in OTHER_TABLES + ARCHIVES
-        missing = "Validation" not in found and "Validation" in splits_named(path)
-        if missing and (own or holds_rows):
+        if "Validation" not in found and "Validation" in splits_named(path):
             raise InputError(
                 f"{folder / path}: names Validation, and only {', '.join(SUFFIXES)} are read; save "
                 "it as one of them, rename it or move it away"
             )
+        own = splits_named(Path(path.name))
         if suffix in OTHER_TABLES or (own and not (suffix in ARCHIVES and found.issuperset(own))):
             odd.append(path)
     if odd:

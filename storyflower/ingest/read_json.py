@@ -20,7 +20,7 @@ from storyflower.sheets.sheet import NOTHING, Sheet, folded
 
 COLUMNS = [MAJOR, FINE, *TURNS]
 # What may be meant as a turn of the person (HS) or the system (SS), and is not AI Hub's key
-LIKE_A_TURN = re.compile(r"(?![HS]S0[1-9]$)(?i:\s*[HS]S_?\d+\s*)")
+LIKE_A_TURN = re.compile(r"(?!(HS0[1-4]|SS0[1-9])\Z)(?i:\s*[HS]S[\s_-]*\d+\s*)")
 
 
 def open_json(path: Path, wanted: Set[str]) -> Sheet:

@@ -626,6 +626,12 @@ def test_json_cut_off(folder: Path, suffix: str, share: float) -> None:
         (label_json("\ud800"), "unknown emotion code"),
         (label_json(HS01=3), "사람문장1 holds a number, date or truth value; write it as text"),
         (label_json(HS2="가"), "talk.content has 'HS2'; AI Hub's keys are HS01 to HS04"),
+        (label_json(HS05="가"), "talk.content has 'HS05'; AI Hub's keys are HS01 to HS04"),
+        (label_json(**{"HS-02": "가"}), "talk.content has 'HS-02'; AI Hub's keys are HS01 to HS04"),
+        (
+            label_json(**{"HS02\n": "가"}),
+            "talk.content has 'HS02\\n'; AI Hub's keys are HS01 to HS",
+        ),
         (label_json(**{" hs_02": "가"}), "talk.content has ' hs_02'; AI Hub's keys are HS01 to HS"),
         (label_json(HS02=["가"]), "사람문장2 holds a list or object; write it as text"),
         (label_json(HS02="반쪽 \ud83d 글자"), "half of a surrogate pair"),

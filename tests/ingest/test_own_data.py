@@ -656,6 +656,8 @@ SUFFIXES = ".xlsx, .csv, .tsv, .json, .jsonl"
         "Validation/a.xlsm",
         "Validation.zip",
         "Validation.dat",
+        "Validation/ratings.txt",
+        "Validation/reviews.zip",
     ],
 )
 def test_a_validation_of_a_format_that_is_not_read(folder: Path, first: str, name: str) -> None:
