@@ -145,8 +145,6 @@ def bare_encoder(folder: Path) -> BareEncoder | None:
         weights = safetensors.torch.load_file(folder / "model.safetensors")
         if config["model_type"] not in UNPADDED or config["hidden_act"] != "gelu":
             return None
-        if not all(value.is_floating_point() for value in weights.values()):
-            return None
         if config["hidden_size"] % config["num_attention_heads"]:
             return None
         encoder = BareEncoder(config, any(name.startswith("pooler.") for name in weights))

@@ -63,12 +63,8 @@ def read_encoder(folder: Path) -> "PreTrainedModel":
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # else it reports what is checked below
     try:
-        with safetensors.safe_open(folder / "model.safetensors", "pt") as weights:
-            kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
-        pooled = any(name.startswith("pooler.") for name in kinds)
-        if odd := sorted(set(kinds.values()).difference(FLOATS)):
-            # transformers would take 3 in int8 for 3.0.
-            raise ValueError(f"its weights are {odd[0]}, and only {', '.join(FLOATS)} are read")
+        weights = names_of_weights(folder / "model.safetensors")
+        pooled = any(name.startswith("pooler.") for name in weights)
         # Without these, transformers may ask at the terminal whether to run code from the folder.
         closed = {"local_files_only": True, "trust_remote_code": False}
         kind = model_class(AutoConfig.from_pretrained(folder, **closed))
@@ -90,6 +86,19 @@ def read_encoder(folder: Path) -> "PreTrainedModel":
     if wrong := misfit(report):
         raise damaged(folder, f"model.safetensors does not fit config.json: {wrong}")
     return body
+
+
+def names_of_weights(file: Path) -> list[str]:
+    """The names in a safetensors file; raises ValueError for a weight that is no float.
+
+    torch and transformers would take 3 in int8 for 3.0. Some models save lists of ids, too.
+    """
+    with safetensors.safe_open(file, "pt") as weights:
+        kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    for name, kind in kinds.items():
+        if kind not in FLOATS and not name.endswith("_ids"):
+            raise ValueError(f"its weights are {kind}, and only floating-point ones are read")
+    return list(kinds)
 
 
 def model_class(config: "PreTrainedConfig") -> type["PreTrainedModel"]:
@@ -199,16 +208,16 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
             f"{folder}: the tokenizer, or config.json, is not the one that the model was trained "
             "with; restore it with 'dvc checkout'"
         )
-    try:
-        head = safetensors.torch.load_file(folder / "head.safetensors")
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise damaged(folder / "head.safetensors", error) from None
+    for name in SAFETENSORS:
+        try:
+            names_of_weights(folder / name)
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise damaged(folder / name, error) from None
+    head = safetensors.torch.load_file(folder / "head.safetensors")
     # The new linear layer is overwritten completely, or this fails: no weight stays random.
     model = build_classifier(folder, classes, dr_rate, bare_encoder(folder))
     expected = {name: tuple(value.shape) for name, value in model.linear.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in head.items()}
-    if not all(value.is_floating_point() for value in head.values()):
-        raise damaged(folder / "head.safetensors", "its weights are no floating-point numbers")
     if shapes != expected:
         raise InputError(
             f"{folder}: head.safetensors holds {shapes}, but {classes} labels and the encoder need "
