@@ -202,7 +202,9 @@ class Parquet(Records):
         # A page that has a checksum, as Spark's have, is read only if it fits.
         options = {"buffer_size": 1 << 20, "page_checksum_verification": True, "pre_buffer": False}
         with self._reading(), pq.ParquetFile(self.path, **options) as file:
-            yield from file.iter_batches(BATCH, columns=columns)
+            # Of categories, pyarrow makes the whole list anew for each piece
+            categories = any(types.is_dictionary(field.type) for field in self.schema)
+            yield from file.iter_batches(8 * BATCH if categories else BATCH, columns=columns)
 
     def rows(self) -> Iterator[Row]:
         """As Records.rows. Raises InputError for a type that only Parquet can hold."""
