@@ -40,10 +40,10 @@ KEPT = 2
 class Checkpoints:
     """The checkpoints of one run; a context that holds the run's lock and finds the newest one.
 
-    If the folder cannot be written, one warning is printed and the training goes on. `saved` is
-    what `more` returned when the newest checkpoint was saved, or None without a checkpoint. With
-    several `ranks`, only the first process saves; the others only read, and end after the first one
-    ends. `command` is the command that resumes the run.
+    If the folder cannot be written, one warning is printed and the training goes on. `saved_extra`
+    is what `extra` returned when the newest checkpoint was saved, or None without a checkpoint.
+    With several `ranks`, only the first process saves; the others only read, and end after the
+    first one ends. `command` is the command that resumes the run.
     """
 
     def __init__(
