@@ -57,24 +57,27 @@ def exit_with_line(main: Callable[[], None]) -> None:
             flush_output()
             raise
         flush_output()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except BrokenPipeError:
         drop_output()
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        if (reason := disk_fault(error)) is None:
+    except (InputError, OSError, ImportError) as error:
+        if (line := line_of(error)) is None:
             raise
-        drop_output()
-        where = f"{path}: " if (path := path_of(error)) else ""
-        print(f"error: {where}{reason}", file=sys.stderr)
-        sys.exit(1)
-    except ImportError as error:
-        if (reason := wrong_python(error)) is None:
-            raise
-        print(f"error: {reason}", file=sys.stderr)
-        sys.exit(1)
+        if isinstance(error, OSError):
+            drop_output()
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def line_of(error: Exception) -> str | None:
+    """What an error says on one line that is no bug in this project; None for any other."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, ImportError):
+        return wrong_python(error)
+    if reason := disk_fault(error):
+        return f"{path}: {reason}" if (path := path_of(error)) else reason
+    return None
 
 
 def open_streams() -> None:

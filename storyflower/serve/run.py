@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess, multiprocess
 
-from storyflower.common.errors import InputError, disk_fault, one_line, wrong_python
+from storyflower.common.errors import InputError, line_of, one_line
 from storyflower.common.signals import catch
 from storyflower.serve.settings import Settings
 
@@ -215,9 +215,8 @@ def worker_app(
     try:
         app = load_app(model, settings, workers)
     except Exception as error:
-        reason = str(error)
+        reason = line_of(error) or one_line(repr(error))
         if not isinstance(error, InputError):
-            reason = wrong_python(error) or disk_fault(error) or one_line(repr(error))
             reason = f"a worker cannot start: {reason}"
         # What cleans /tmp may have removed both since
         started = (folder / "once").exists() or not (folder / "said").exists()
