@@ -78,11 +78,9 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Prediction):
     """A diary's label and probabilities, and those of its pieces in order."""
 
-    label: str
-    probabilities: dict[str, float]
     pieces: tuple[Piece, ...]
 
 
@@ -100,11 +98,9 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Prediction):
     """A text's label and probabilities, and how much each word moved the first of them."""
 
-    label: str
-    probabilities: dict[str, float]
     words: tuple[Word, ...]
 
 
