@@ -297,38 +297,28 @@ def join(
     output = preview.path
     schema = pa.schema([(added[0], pa.string()), *((name, pa.float64()) for name in added[1:])])
 
-    if copies_columns(records, output):
-        wider = pa.schema([*records.schema, *schema], records.schema.metadata)
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for batch in records.batches():
-                rows = itertools.islice(answers, len(batch))
-                columns = map(pa.array, zip(*rows, strict=True), schema.types)
-                yield pa.record_batch([*batch.columns, *columns], schema=wider)
-            unchanged()
-
-        with another_file(output, unchanged):
-            write.write_batches(output, wider, batches())
-        return
-    if output.suffix.lower() == ".parquet":
-        own = zip(names, preview.types(), strict=True)
-        schema = pa.schema([*(pa.field(name, kind) for name, kind in own), *schema])
-
     def rows() -> Iterator[list]:
         for (_, cells), answer in zip(records.rows(), answers, strict=False):
             yield cells + [None] * (len(names) - len(cells)) + answer
         unchanged()
 
-    with another_file(output, unchanged):
-        write.write_rows(output, [*names, *added], rows(), schema=schema, scratch=scratch)
+    def batches(wider: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for batch in records.batches():
+            some = itertools.islice(answers, len(batch))
+            columns = map(pa.array, zip(*some, strict=True), schema.types)
+            yield pa.record_batch([*batch.columns, *columns], schema=wider)
+        unchanged()
 
-
-@contextmanager
-def another_file(output: Path, unchanged: Callable[[], None]) -> Iterator[None]:
-    """An InputError for rows that do not fit what the first reading saw; theirs quotes a cell."""
     try:
-        yield
-    except (ValueError, TypeError):  # pyarrow's among them
+        if copies_columns(records, output):
+            wider = pa.schema([*records.schema, *schema], records.schema.metadata)
+            write.write_batches(output, wider, batches(wider))
+        elif output.suffix.lower() == ".parquet":
+            wider = pa.schema([*zip(names, preview.types(), strict=True), *schema])
+            write.write_batches(output, wider, write.record_batches(wider, rows()))
+        else:
+            write.write_rows(output, [*names, *added], rows(), scratch)
+    except (ValueError, TypeError):  # rows that do not fit the first reading; these quote a cell
         unchanged()
         raise InputError(f"{output}: its rows cannot be written; run it again") from None
 
@@ -440,11 +430,10 @@ class Parts:
             before = read_json(file, missing={})
         except InputError:
             before = None
-        if not isinstance(before, dict):
-            before = {"": None}
         same = before == self._run
-        if before and not same:
-            other = [key for key in self._run if before.get(key) != self._run[key]]
+        if not same and before != {}:
+            known = before if isinstance(before, dict) else {}
+            other = [key for key in self._run if known.get(key) != self._run[key]]
             sheet.note(
                 f"{self.folder}: the stopped run had another {' and '.join(other)}; starting anew"
             )

@@ -13,7 +13,7 @@ import datetime
 import json
 import re
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -41,31 +41,23 @@ Row = Sequence[Any]
 
 
 def write_rows(
-    path: Path,
-    header: Sequence[str],
-    rows: Iterable[Row],
-    *,
-    schema: pa.Schema | None = None,
-    scratch: Path | None = None,
+    path: Path, header: Sequence[str], rows: Iterable[Row], scratch: Path | None = None
 ) -> None:
-    """Write a header and rows; text becomes text, an int or a float becomes a number.
+    """Write a .csv, .xlsx or .jsonl; text becomes text, an int or a float becomes a number.
 
-    A .parquet needs a `schema` with the header's names. `scratch` is a folder on the output's disk
-    for xlsxwriter's temporary files (default: the output's own). Raises InputError for more than an
-    .xlsx can hold, and if the system refuses to write; an old file then stays unchanged.
+    `scratch` is a folder on the output's disk for xlsxwriter's temporary files (default: the
+    output's own). Raises InputError for more than an .xlsx can hold, and if the system refuses to
+    write; an old file then stays unchanged.
     """
-    suffix = path.suffix.lower()
     with replacing() as beside:
         part = beside(path)
         part.touch(mode=0o600)
-        if suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             write_csv(part, chain([header], rows))
-        elif suffix == ".xlsx":
+        elif path.suffix.lower() == ".xlsx":
             write_xlsx(path, part, chain([header], rows), scratch or path.parent)
-        elif suffix == ".jsonl":
-            write_jsonl(part, header, rows)
         else:
-            write_parquet(part, schema, record_batches(schema, rows))
+            write_jsonl(part, header, rows)
 
 
 def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -73,7 +65,9 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
     with replacing() as beside:
         part = beside(path)
         part.touch(mode=0o600)
-        write_parquet(part, schema, batches)
+        with part.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
+            for group in row_groups(batches):
+                writer.write_table(pa.Table.from_batches(group, schema))
 
 
 def as_text(value: Any) -> str:
@@ -159,7 +153,10 @@ def check_xlsx(path: Path, number: int, column: int, cell: Any) -> None:
     if isinstance(cell, float | int):
         return
     text = as_text(cell)
-    if len(text) > MAX_UNITS // 2 and (units := utf16_units(text)) > MAX_UNITS:
+    if len(text) <= MAX_UNITS // 2:  # the fast path: most texts
+        return
+    units = len(text.encode("utf-16-le", "surrogatepass")) // 2
+    if units > MAX_UNITS:
         raise InputError(
             f"{path}: cell {xl_rowcol_to_cell(number, column)} would have {units:,} "
             f"characters, of which Excel reads {MAX_UNITS:,}; write a .csv"
@@ -189,11 +186,6 @@ class TextSheet(Worksheet):
         self._xml_inline_string(string, True, attributes)
 
 
-def utf16_units(text: str) -> int:
-    """The length of a text as Excel counts it: characters above U+FFFF, such as emoji, are two."""
-    return len(text) + sum(character > "\uffff" for character in text)
-
-
 def write_jsonl(part: Path, names: Sequence[str], rows: Iterable[Row]) -> None:
     """One object a line; a MISSING value leaves its key out."""
     encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=as_text).encode
@@ -206,12 +198,6 @@ def write_jsonl(part: Path, names: Sequence[str], rows: Iterable[Row]) -> None:
 def json_value(cell: Any) -> Any:
     """Itself, but an infinite number, which JSON lacks, as text."""
     return str(cell) if isinstance(cell, float) and abs(cell) == float("inf") else cell
-
-
-def write_parquet(part: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    with part.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
-        for group in row_groups(batches):
-            writer.write_table(pa.Table.from_batches(group, schema))
 
 
 def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
@@ -228,6 +214,7 @@ def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatc
 
 
 def record_batches(schema: pa.Schema, rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
+    """Rows as write_batches takes them; a string column takes any value as text."""
     rows = iter(rows)
     while some := list(islice(rows, 1024)):
         columns = map(array_of, zip(*some, strict=True), schema.types)
@@ -256,7 +243,7 @@ class Preview:
         self.rows = -1  # the header is none
         self.width = 0
         self.guarded: Counter[int] = Counter()
-        self._kinds: list[set[str]] = []
+        self._kinds: defaultdict[int, set[str]] = defaultdict(set)
         self._suffix = path.suffix.lower()
         self.add(header)
 
@@ -272,15 +259,13 @@ class Preview:
             for column, cell in enumerate(cells):
                 check_xlsx(self.path, self.rows, column, cell)
         elif self._suffix == ".parquet" and self.rows:
-            while len(self._kinds) < len(cells):
-                self._kinds.append(set())
-            for kinds, cell in zip(self._kinds, cells, strict=False):
-                kinds.add(kind_of(cell))
+            for column, cell in enumerate(cells):
+                self._kinds[column].add(kind_of(cell))
 
     def types(self) -> list[pa.DataType]:
         """The type of each column: that of all its values, or string where they differ."""
-        kinds = [*self._kinds, *(set() for _ in range(self.width - len(self._kinds)))]
-        return [TYPES.get(frozenset(kind - {"nothing"}), pa.string()) for kind in kinds]
+        kinds = (frozenset(self._kinds[column] - {"nothing"}) for column in range(self.width))
+        return [TYPES.get(kind, pa.string()) for kind in kinds]
 
 
 TYPES = {
