@@ -30,7 +30,7 @@ from storyflower.common import locks
 from storyflower.common.errors import InputError, disk_fault
 from storyflower.common.files import read_json, remove, replacing, sha256, write_json
 from storyflower.model.folder import digest
-from storyflower.predict import MOSTLY, Classifier, check_share, text_column
+from storyflower.predict import MOSTLY, Classifier, text_column
 from storyflower.sheets import sheet, write
 from storyflower.sheets.records import KINDS, Parquet, Records, Spreadsheet, open_records
 
@@ -65,7 +65,6 @@ def score_file(
     whole, as Classifier.read does. Prints notes on standard error, and a progress bar if that is a
     terminal. Raises InputError for bad input before anything is scored; the old output then stays.
     """
-    check_share(unsure_below)
     check_paths(source, output)
     stamp = stamp_of(source)
     column = column or text_column(folder)
@@ -219,8 +218,9 @@ def score(
     done = sum(parts.sizes.values())
     if done:
         sheet.note(f"going on: {done:,} of {rows:,} rows are scored already")
+    chunks = write.groups(records.texts(), (BATCH, BATCH_TEXT), lambda row: (1, len(row[1])))
     with tqdm(None, "scoring", rows, initial=done, unit="row", disable=None) as shown:
-        for number, chunk in enumerate(batches(records.texts())):
+        for number, chunk in enumerate(chunks):
             if parts.sizes.get(number) != len(chunk):
                 parts.write(number, answers_of(classifier, chunk, unsure_below))
                 shown.update(len(chunk))
@@ -235,20 +235,6 @@ def give_back_freed() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def batches(texts: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Chunks of at most BATCH rows and about BATCH_TEXT characters."""
-    batch: list[tuple[int, str]] = []
-    size = 0
-    for number, text in texts:
-        batch.append((number, text))
-        size += len(text)
-        if len(batch) == BATCH or size > BATCH_TEXT:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def answers_of(

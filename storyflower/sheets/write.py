@@ -14,10 +14,10 @@ import json
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,9 +35,16 @@ MAX_COLUMNS = 2**14  # Excel's limit, too
 MAX_UNITS = 32_767  # UTF-16 units in a cell; with more, Excel reports a damaged workbook
 EXACT = 2**53  # a float, as Excel stores numbers, holds every whole number up to here
 FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")
+DATES = {  # type → how Excel shows it
+    datetime.datetime: "yyyy-mm-dd hh:mm:ss",
+    datetime.date: "yyyy-mm-dd",
+    datetime.time: "hh:mm:ss",
+    datetime.timedelta: "[h]:mm:ss",
+}
 NUMBER = re.compile(r"[+-][0-9]+(?:[.,][0-9]+)*(?:[eE][+-]?[0-9]+)?%?")
 ROW_GROUP, GROUP_BYTES = 2**14, 2**26  # of a parquet file, in memory until they are written
 Row = Sequence[Any]
+Item = TypeVar("Item")
 
 
 def write_rows(
@@ -66,7 +73,8 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
         part = beside(path)
         part.touch(mode=0o600)
         with part.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
-            for group in row_groups(batches):
+            sizes = (ROW_GROUP, GROUP_BYTES)
+            for group in groups(batches, sizes, lambda batch: (len(batch), batch.nbytes)):
                 writer.write_table(pa.Table.from_batches(group, schema))
 
 
@@ -78,10 +86,6 @@ def as_text(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).upper()
-    if isinstance(value, datetime.datetime):
-        return value.isoformat(sep=" ")
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
     if isinstance(value, list | dict | tuple):
         return json.dumps(value, ensure_ascii=False, default=as_text)
     return str(value)
@@ -117,15 +121,7 @@ def write_xlsx(path: Path, part: Path, rows: Iterable[Row], scratch: Path) -> No
         book.set_properties({"created": datetime.datetime(2000, 1, 1)})
         # As if typed after an apostrophe
         as_typed = book.add_format({"num_format": "@", "quote_prefix": True})
-        dates = {
-            kind: book.add_format({"num_format": shown})
-            for kind, shown in (
-                (datetime.datetime, "yyyy-mm-dd hh:mm:ss"),
-                (datetime.date, "yyyy-mm-dd"),
-                (datetime.time, "hh:mm:ss"),
-                (datetime.timedelta, "[h]:mm:ss"),
-            )
-        }
+        dates = {kind: book.add_format({"num_format": shown}) for kind, shown in DATES.items()}
         sheet = book.add_worksheet(worksheet_class=TextSheet)
         for number, row in enumerate(rows):
             for column, cell in enumerate(row):
@@ -200,15 +196,19 @@ def json_value(cell: Any) -> Any:
     return str(cell) if isinstance(cell, float) and abs(cell) == float("inf") else cell
 
 
-def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
-    group: list[pa.RecordBatch] = []
-    rows = size = 0
-    for batch in batches:
-        group.append(batch)
-        rows, size = rows + len(batch), size + batch.nbytes
-        if rows >= ROW_GROUP or size >= GROUP_BYTES:
+def groups(
+    items: Iterable[Item], limits: tuple[int, int], weigh: Callable[[Item], tuple[int, int]]
+) -> Iterator[list[Item]]:
+    """Items in their order; a group ends where the sum of one of its two weights is at a limit."""
+    group: list[Item] = []
+    sums = (0, 0)
+    for item in items:
+        group.append(item)
+        weights = weigh(item)
+        sums = (sums[0] + weights[0], sums[1] + weights[1])
+        if sums[0] >= limits[0] or sums[1] >= limits[1]:
             yield group
-            group, rows, size = [], 0, 0
+            group, sums = [], (0, 0)
     if group:
         yield group
 
@@ -251,9 +251,7 @@ class Preview:
         self.rows += 1
         self.width = max(self.width, len(cells))
         if self._suffix == ".csv":
-            for column, cell in enumerate(cells):
-                if would_run(cell):
-                    self.guarded[column] += 1
+            self.guarded.update(column for column, cell in enumerate(cells) if would_run(cell))
         elif self._suffix == ".xlsx":
             check_xlsx(self.path, self.rows, self.width + self.added - 1, None)
             for column, cell in enumerate(cells):
