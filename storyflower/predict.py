@@ -137,11 +137,10 @@ class Classifier:
             "a Classifier cannot be pickled; load it in each process: Classifier.load(folder)"
         )
 
-    def __copy__(self) -> "Classifier":
+    def __copy__(self, _: object = None) -> "Classifier":
         return self  # nothing in it changes
 
-    def __deepcopy__(self, _: object) -> "Classifier":
-        return self
+    __deepcopy__ = __copy__
 
     @classmethod
     def load(
@@ -236,7 +235,9 @@ class Classifier:
 
     def read_steps(self, diary: str, unsure_below: float = 0.0) -> Steps[Reading]:
         """As read, for a caller that scores the texts of several answers together."""
-        pieces, windows = self._parts(diary)
+        self._check_text(diary)
+        pieces = cutting.cut(diary, cutting.sentences(diary), self._count, self.max_len)
+        windows = cutting.windows(diary, pieces, self._count, self.max_len)
         # A diary of one sentence has the same span as piece and as window: it is scored once.
         spans = list(dict.fromkeys(span for some in (pieces, windows) for span, _ in some))
         scores = yield [diary[start:end] for start, end in spans]
@@ -290,12 +291,6 @@ class Classifier:
         before = np.concatenate([[0], np.cumsum(tokens.ids == self._tokenizer.unk_id)])
         unknown = np.diff(before[tokens.offsets])
         return unknown / np.maximum(np.diff(tokens.offsets) - 2, 1)  # without [CLS] and [SEP]
-
-    def _parts(self, diary: str) -> tuple[list, list]:
-        """A diary's pieces and windows, each a span and its number of token ids."""
-        self._check_text(diary)
-        pieces = cutting.cut(diary, cutting.sentences(diary), self._count, self.max_len)
-        return pieces, cutting.windows(diary, pieces, self._count, self.max_len)
 
     def _check_text(self, text: str) -> None:
         if not isinstance(text, str):
