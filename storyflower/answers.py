@@ -108,15 +108,10 @@ def read_diary(options: argparse.Namespace) -> None:
         return classifier.explain(piece.text, options.unsure_below)
 
     if options.json:
-        pieces = [
-            {
-                "piece": number,
-                "start": piece.start,
-                "end": piece.end,
-                **json_answer(explained(piece), piece.text, options),
-            }
-            for number, piece in numbered
-        ]
+        pieces = []
+        for number, piece in numbered:
+            place = {"piece": number, "start": piece.start, "end": piece.end}
+            pieces.append(place | json_answer(explained(piece), piece.text, options))
         row = {"label": reading.label, "probabilities": reading.probabilities, "pieces": pieces}
         print(json_line({**row, "temperature": classifier.temperature}))
     else:

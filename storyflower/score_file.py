@@ -75,17 +75,8 @@ def score_file(
     added = free_names(records.names, ["label", *(f"p({name})" for name in classifier.labels)])
     names, preview, blank = survey(records, output, added)
     note_survey(names, preview, blank)
-    run = {
-        "input": sha256(source),
-        "classifier": digest(folder),
-        "options": {
-            "column": column,
-            "unsure_below": unsure_below,
-            "precision": precision,
-            "storyflower": __version__,
-            "part": [BATCH, BATCH_TEXT],
-        },
-    }
+    options = [column, unsure_below, precision, __version__, BATCH, BATCH_TEXT]
+    run = {"input": sha256(source), "classifier": digest(folder), "options": options}
     parts = Parts(output, len(classifier.labels), run)
 
     def unchanged() -> None:

@@ -35,13 +35,13 @@ MAX_COLUMNS = 2**14  # Excel's limit, too
 MAX_UNITS = 32_767  # UTF-16 units in a cell; with more, Excel reports a damaged workbook
 EXACT = 2**53  # a float, as Excel stores numbers, holds every whole number up to here
 FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")
+NUMBER = re.compile(r"[+-][0-9]+(?:[.,][0-9]+)*(?:[eE][+-]?[0-9]+)?%?")
 DATES = {  # type → how Excel shows it
     datetime.datetime: "yyyy-mm-dd hh:mm:ss",
     datetime.date: "yyyy-mm-dd",
     datetime.time: "hh:mm:ss",
     datetime.timedelta: "[h]:mm:ss",
 }
-NUMBER = re.compile(r"[+-][0-9]+(?:[.,][0-9]+)*(?:[eE][+-]?[0-9]+)?%?")
 ROW_GROUP, GROUP_BYTES = 2**14, 2**26  # of a parquet file, in memory until they are written
 Row = Sequence[Any]
 Item = TypeVar("Item")
