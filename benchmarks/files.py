@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from storyflower.common.errors import InputError, exit_with_line
 from storyflower.sheets.records import open_records
-from storyflower.sheets.write import write_rows
+from storyflower.sheets.write import record_batches, write_batches, write_rows
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["번호", "일기"]
@@ -41,8 +41,11 @@ def main() -> None:
 
 def measure(model: Path, source: Path, count: int) -> None:
     """Score a file of `count` rows and print its line. Raises InputError if that fails."""
-    schema = pa.schema([(name, pa.string()) for name in COLUMNS])
-    write_rows(source, COLUMNS, rows(count), schema=schema)
+    if source.suffix == ".parquet":
+        schema = pa.schema([(name, pa.string()) for name in COLUMNS])
+        write_batches(source, schema, record_batches(schema, rows(count)))
+    else:
+        write_rows(source, COLUMNS, rows(count))
     files = ["--input", source, "--output", source.with_stem("out"), "--column", COLUMNS[1]]
     words = [sys.executable, "-m", "storyflower", "predict", "--model", model, *files]
     started = time.perf_counter()

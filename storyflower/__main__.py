@@ -11,7 +11,7 @@ import argparse
 import gc
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,7 +20,9 @@ from storyflower.answers import folder_of
 from storyflower.common.errors import InputError, exit_with_line
 from storyflower.serve.settings import Settings
 
+Run = Callable[[argparse.Namespace], None]  # a subcommand
 ENCODERS = Path("encoders")
+CLASSIFIER = "models/classifier"
 # A word that looks like an option, known or not. "-_-" is an emoticon, not an option.
 OPTION = re.compile("--?[A-Za-z][A-Za-z0-9_-]*(=.*)?", re.DOTALL)
 MARK = "\0"  # put before a sentence that begins with a dash; no argument can contain it
@@ -92,152 +94,82 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"storyflower {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run: Run, help: str, *parents: Parser) -> Callable[..., argparse.Action]:
+        """Add a subcommand with its function's name; return what adds an argument to it."""
+        made = commands.add_parser(run.__name__, help=help, parents=parents, allow_abbrev=False)
+        made.set_defaults(run=run)
+        return made.add_argument
+
     loading = Parser(add_help=False)  # what Classifier.load takes
-    loading.add_argument(
-        "--model",
-        type=text,
-        default="models/classifier",
-        metavar="FOLDER",
-        help="or models:/NAME@ALIAS, models:/NAME/VERSION",
-    )
-    loading.add_argument(
-        "--precision", default="fp32", metavar="fp32|bf16", help="bf16 is faster where it is native"
-    )
+    add = loading.add_argument
+    model = "or models:/NAME@ALIAS, models:/NAME/VERSION"
+    add("--model", type=text, default=CLASSIFIER, metavar="FOLDER", help=model)
+    native = "bf16 is faster where it is native"
+    add("--precision", default="fp32", metavar="fp32|bf16", help=native)
 
-    command = commands.add_parser(
-        "predict",
-        help="say which emotion a sentence carries",
-        allow_abbrev=False,
-        parents=[loading],
-    )
-    command.set_defaults(run=answers.predict)
-    command.add_argument(
-        "sentence", nargs="*", type=text, help="none: one sentence a line from standard input"
-    )
-    command.add_argument(
-        "--diary", action="store_true", help="all of it is one diary: the whole, then its pieces"
-    )
-    command.add_argument(
-        "--unsure-below",
-        type=share,
-        default=0.0,
-        metavar="P",
-        help="say 모름 below this probability",
-    )
-    command.add_argument(
-        "--explain", action="store_true", help="how much each word moved the answer, in points"
-    )
-    command.add_argument("--json", action="store_true", help="one JSON object a line, for machines")
-    command.add_argument("--show-text", action="store_true", help="print the sentences, too")
-    command.add_argument(
-        "--input", type=path, metavar="FILE", help="a .xlsx, .csv, .jsonl or .parquet"
-    )
-    command.add_argument(
-        "--column",
-        type=text,
-        metavar="NAME",
-        help="of the input's texts; without, the first that the model was trained on",
-    )
-    command.add_argument("--output", type=path, metavar="FILE", help="the same, to write")
+    add = command(answers.predict, "say which emotion a sentence carries", loading)
+    add("sentence", nargs="*", type=text, help="none: one sentence a line from standard input")
+    add("--diary", action="store_true", help="all of it is one diary: the whole, then its pieces")
+    unsure = "say 모름 below this probability"
+    add("--unsure-below", type=share, default=0.0, metavar="P", help=unsure)
+    add("--explain", action="store_true", help="how much each word moved the answer, in points")
+    add("--json", action="store_true", help="one JSON object a line, for machines")
+    add("--show-text", action="store_true", help="print the sentences, too")
+    add("--input", type=path, metavar="FILE", help="a .xlsx, .csv, .jsonl or .parquet")
+    column = "of the input's texts; without, the first that the model was trained on"
+    add("--column", type=text, metavar="NAME", help=column)
+    add("--output", type=path, metavar="FILE", help="the same, to write")
 
-    command = commands.add_parser("register", help="add the classifier to MLflow's registry")
-    command.set_defaults(run=register)
-    command.add_argument(
-        "--model",
-        default="models/classifier",
-        metavar="FOLDER",
-        help="or models:/NAME@ALIAS: scores that version on the present Validation",
-    )
-    command.add_argument("--name", default="storyflower", help="of the registered model")
+    add = command(register, "add the classifier to MLflow's registry")
+    model = "or models:/NAME@ALIAS: scores that version on the present Validation"
+    add("--model", default=CLASSIFIER, metavar="FOLDER", help=model)
+    add("--name", default="storyflower", help="of the registered model")
 
-    command = commands.add_parser("spark", help="score Parquet on Apache Spark", allow_abbrev=False)
-    command.set_defaults(run=spark)
-    command.add_argument(
-        "--model", default="models:/storyflower@champion", help="of MLflow's registry, or a folder"
-    )
-    command.add_argument("--input", required=True, metavar="IN", help="Parquet: a file or a folder")
-    command.add_argument("--column", metavar="NAME", help="of the texts; as with predict")
-    command.add_argument("--output", required=True, metavar="OUT", help="the folder to write")
-    command.add_argument(
-        "--master", default="local[2]", help="Spark's: local[CORES], spark://HOST:PORT, yarn, k8s"
-    )
-    command.add_argument(
-        "--partitions", type=int, metavar="N", help="spread the rows evenly over N tasks"
-    )
-    command.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
-    command.add_argument(
-        "--conf", action="append", default=[], metavar="KEY=VALUE", help="a setting of Spark's"
-    )
+    add = command(spark, "score Parquet on Apache Spark")
+    champion = "models:/storyflower@champion"
+    add("--model", default=champion, help="of MLflow's registry, or a folder")
+    add("--input", required=True, metavar="IN", help="Parquet: a file or a folder")
+    add("--column", metavar="NAME", help="of the texts; as with predict")
+    add("--output", required=True, metavar="OUT", help="the folder to write")
+    add("--master", default="local[2]", help="Spark's: local[CORES], spark://HOST:PORT, yarn, k8s")
+    add("--partitions", type=int, metavar="N", help="spread the rows evenly over N tasks")
+    add("--overwrite", action="store_true", help="replace OUT if it is there")
+    add("--conf", action="append", default=[], metavar="KEY=VALUE", help="a setting of Spark's")
 
-    command = commands.add_parser("export", help="write the classifier for other languages: ONNX")
-    command.set_defaults(run=export)
-    command.add_argument("--onnx", type=path, required=True, metavar="FOLDER", help="to write")
-    command.add_argument("--model", type=text, default="models/classifier", metavar="FOLDER")
-    command.add_argument("--int8", action="store_true", help="a second graph, in int8")
-    command.add_argument(
-        "--examples", type=path, metavar="FILE", help="texts to write beside it, one a line"
-    )
-    command.add_argument(
-        "--check", type=path, metavar="CORPUS", help="compare on its Validation: data/sample"
-    )
+    add = command(export, "write the classifier for other languages: ONNX")
+    add("--onnx", type=path, required=True, metavar="FOLDER", help="to write")
+    add("--model", type=text, default=CLASSIFIER, metavar="FOLDER")
+    add("--int8", action="store_true", help="a second graph, in int8")
+    add("--examples", type=path, metavar="FILE", help="texts to write beside it, one a line")
+    add("--check", type=path, metavar="CORPUS", help="compare on its Validation: data/sample")
 
-    command = commands.add_parser(
-        "serve",
-        help="answer over HTTP, with a page at / (docs/serving.md)",
-        allow_abbrev=False,
-        parents=[loading],
-    )
-    command.set_defaults(run=serve)
-    limits = Settings()
-    command.add_argument("--host", default="127.0.0.1")
-    command.add_argument("--port", type=int, default=8000, help="0: any that is free")
-    command.add_argument("--workers", type=int, default=1, help="processes, a classifier in each")
-    command.add_argument(
-        "--listen-publicly", action="store_true", help="allow a --host that others reach"
-    )
-    command.add_argument(
-        "--cors", action="append", default=[], metavar="ORIGIN", help="a web site that may call"
-    )
-    command.add_argument(
-        "--batch-limit",
-        type=int,
-        default=limits.batch_limit,
-        metavar="TEXTS",
-        help="computed together at most",
-    )
-    command.add_argument(
-        "--window-ms",
-        type=float,
-        default=1000 * limits.window,
-        metavar="MS",
-        help="a request waits for others",
-    )
-    command.add_argument(
-        "--queue",
-        type=int,
-        default=limits.queue,
-        metavar="N",
-        help="requests that may wait in a worker",
-    )
-    command.add_argument(
-        "--deadline", type=float, default=limits.deadline, metavar="SECONDS", help="for one answer"
-    )
+    add = command(serve, "answer over HTTP, with a page at / (docs/serving.md)", loading)
+    texts, window = Settings.batch_limit, 1000 * Settings.window
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=8000, help="0: any that is free")
+    add("--workers", type=int, default=1, help="processes, a classifier in each")
+    add("--listen-publicly", action="store_true", help="allow a --host that others reach")
+    add("--cors", action="append", default=[], metavar="ORIGIN", help="a web site that may call")
+    together = "computed together at most"
+    add("--batch-limit", type=int, default=texts, metavar="TEXTS", help=together)
+    add("--window-ms", type=float, default=window, metavar="MS", help="a request waits for others")
+    waiting = "requests that may wait in a worker"
+    add("--queue", type=int, default=Settings.queue, metavar="N", help=waiting)
+    deadline = Settings.deadline
+    add("--deadline", type=float, default=deadline, metavar="SECONDS", help="for one answer")
 
-    command = commands.add_parser("card", help="write a card for a hub id or a folder")
-    command.set_defaults(run=card)
-    command.add_argument("name", help="what encoder: in params.yaml will say")
-    command.add_argument("source", help="a hub id such as klue/bert-base, or a folder")
+    add = command(card, "write a card for a hub id or a folder")
+    add("name", help="what encoder: in params.yaml will say")
+    add("source", help="a hub id such as klue/bert-base, or a folder")
 
-    command = commands.add_parser("lock", help="pin what a card's source holds now")
-    command.set_defaults(run=lock)
-    command.add_argument("name", nargs="+", help="of a card in encoders/")
+    add = command(lock, "pin what a card's source holds now")
+    add("name", nargs="+", help="of a card in encoders/")
 
-    command = commands.add_parser("sync", help="deliver runs that MLflow has not got")
-    command.set_defaults(run=sync)
+    command(sync, "deliver runs that MLflow has not got")
 
-    command = commands.add_parser("ui", help="show the runs: MLflow's pages, on this machine alone")
-    command.set_defaults(run=ui)
-    command.add_argument("--port", type=int, default=5000)
+    add = command(ui, "show the runs: MLflow's pages, on this machine alone")
+    add("--port", type=int, default=5000)
     return parser
 
 

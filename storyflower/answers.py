@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from storyflower.common.errors import InputError, can_hold
 
 if TYPE_CHECKING:
-    from storyflower.predict import Explanation, Piece, Prediction, Reading
+    from storyflower.predict import Piece, Prediction
 
 # A sentence that ends in one of these is probably the name of a file to read
 SUFFIXES = (".xlsx", ".xls", ".ods", ".csv", ".tsv", ".parquet")
@@ -102,21 +102,16 @@ def read_diary(options: argparse.Namespace) -> None:
     reading = classifier.read(diary, options.unsure_below)
     numbered = list(enumerate(reading.pieces, start=1))
 
-    def explained(piece: Piece) -> Piece | Explanation:
+    def explained(piece: Piece) -> Piece | Prediction:
         if not options.explain or says_nothing(piece.text):
             return piece
         return classifier.explain(piece.text, options.unsure_below)
 
     if options.json:
-        pieces = [
-            {
-                "piece": number,
-                "start": piece.start,
-                "end": piece.end,
-                **json_answer(explained(piece), piece.text, options),
-            }
-            for number, piece in numbered
-        ]
+        pieces = []
+        for number, piece in numbered:
+            place = {"piece": number, "start": piece.start, "end": piece.end}
+            pieces.append(place | json_answer(explained(piece), piece.text, options))
         row = {"label": reading.label, "probabilities": reading.probabilities, "pieces": pieces}
         print(json_line({**row, "temperature": classifier.temperature}))
     else:
@@ -128,13 +123,11 @@ def read_diary(options: argparse.Namespace) -> None:
     note_unknown(unknown, "piece")
 
 
-def listed(answer: Prediction | Reading | Piece | Explanation) -> str:
+def listed(answer: Prediction | Piece) -> str:
     return "  ".join(f"{name} {p:.1%}" for name, p in answer.probabilities.items())
 
 
-def json_answer(
-    answer: Prediction | Piece | Explanation, sentence: str, options: argparse.Namespace
-) -> dict:
+def json_answer(answer: Prediction | Piece, sentence: str, options: argparse.Namespace) -> dict:
     """What --json says of a text and, if they are explained, of its words."""
     row = {"text": sentence} if options.show_text else {}
     row |= {"label": answer.label, "probabilities": answer.probabilities}
@@ -148,10 +141,7 @@ def json_answer(
 
 
 def print_answer(
-    number: int,
-    answer: Prediction | Piece | Explanation,
-    sentence: str,
-    options: argparse.Namespace,
+    number: int, answer: Prediction | Piece, sentence: str, options: argparse.Namespace
 ) -> None:
     shown = [sentence] if options.show_text else []
     print(number, answer.label, listed(answer), *shown, sep="\t")

@@ -27,10 +27,9 @@ MARKS = re.compile("[.!?…‥。．！？｡‼⁇⁈⁉؟।]+")
 GLUED = re.compile("[0-9A-Za-z]")
 NUMBERED = re.compile("[0-9]{1,9}")  # "1." before an item of a list
 CLOSING_QUOTES = "\"'”’»"
-CLOSING_CATEGORIES = ("Pe", "Pf")  # brackets and quotes, such as 」
-EMOTICONS = "~;:^_\u200d\ufe0e\ufe0f"  # ^^ ;; :) and what joins the parts of an emoji
-EMOJI_CATEGORIES = ("So", "Sk")
-JAMO = ("\u3131", "\u3163")  # letters that make no syllable: ㅋㅋ, ㅠㅠ
+# Behind a mark: ^^ ;; :), letters that make no syllable (ㅋㅋ, ㅠㅠ), what joins parts of an emoji
+BEHIND = re.compile("[~;:^_\u3131-\u3163\u200d\ufe0e\ufe0f]")
+BEHIND_CATEGORIES = ("Pe", "Pf", "So", "Sk")  # brackets and quotes, such as 」, and emoji
 FARTHEST = 8  # code points that a cut inside a word moves, to keep a character whole
 
 
@@ -81,13 +80,7 @@ def tail(text: str, end: int, stop: int) -> int:
         if character in CLOSING_QUOTES:
             if text[at - 1].isspace():  # then it opens the next sentence
                 break
-        elif not (
-            kind in CLOSING_CATEGORIES
-            or kind in EMOJI_CATEGORIES
-            or character in EMOTICONS
-            or JAMO[0] <= character <= JAMO[1]
-            or MARKS.match(character)
-        ):
+        elif not (kind in BEHIND_CATEGORIES or BEHIND.match(character) or MARKS.match(character)):
             break
         at += 1
         end = at

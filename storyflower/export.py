@@ -8,10 +8,14 @@ Not supported: encoders that model/padded.py computes; opset versions other than
 2 GB; a tokenizer inside the graph.
 """
 
+import io
 import json
+import logging
 import shutil
 import unicodedata
+import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import islice
@@ -292,15 +296,10 @@ def open_session(path: Path, threads: int = 0) -> "InferenceSession":
 
 def write_graph(network: EmotionClassifier, path: Path) -> None:
     """Write model.onnx: input_ids and attention_mask (batch, length) → logits (batch, classes)."""
-    import contextlib
-    import io
-    import logging
-    import warnings
-
     ids = torch.ones(2, 7, dtype=torch.int64)
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             Padded(network).eval(),
@@ -317,8 +316,6 @@ def write_graph(network: EmotionClassifier, path: Path) -> None:
 
 def quantize(source: Path, path: Path) -> None:
     """Write the int8 graph: weights of matrix products in int8, activations as they come."""
-    import logging
-
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     logging.getLogger().setLevel(logging.ERROR)

@@ -78,11 +78,9 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Prediction):
     """A diary's label and probabilities, and those of its pieces in order."""
 
-    label: str
-    probabilities: dict[str, float]
     pieces: tuple[Piece, ...]
 
 
@@ -100,11 +98,9 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Prediction):
     """A text's label and probabilities, and how much each word moved the first of them."""
 
-    label: str
-    probabilities: dict[str, float]
     words: tuple[Word, ...]
 
 
@@ -141,11 +137,10 @@ class Classifier:
             "a Classifier cannot be pickled; load it in each process: Classifier.load(folder)"
         )
 
-    def __copy__(self) -> "Classifier":
+    def __copy__(self, _: object = None) -> "Classifier":
         return self  # nothing in it changes
 
-    def __deepcopy__(self, _: object) -> "Classifier":
-        return self
+    __deepcopy__ = __copy__
 
     @classmethod
     def load(
@@ -240,7 +235,9 @@ class Classifier:
 
     def read_steps(self, diary: str, unsure_below: float = 0.0) -> Steps[Reading]:
         """As read, for a caller that scores the texts of several answers together."""
-        pieces, windows = self._parts(diary)
+        self._check_text(diary)
+        pieces = cutting.cut(diary, cutting.sentences(diary), self._count, self.max_len)
+        windows = cutting.windows(diary, pieces, self._count, self.max_len)
         # A diary of one sentence has the same span as piece and as window: it is scored once.
         spans = list(dict.fromkeys(span for some in (pieces, windows) for span, _ in some))
         scores = yield [diary[start:end] for start, end in spans]
@@ -294,12 +291,6 @@ class Classifier:
         before = np.concatenate([[0], np.cumsum(tokens.ids == self._tokenizer.unk_id)])
         unknown = np.diff(before[tokens.offsets])
         return unknown / np.maximum(np.diff(tokens.offsets) - 2, 1)  # without [CLS] and [SEP]
-
-    def _parts(self, diary: str) -> tuple[list, list]:
-        """A diary's pieces and windows, each a span and its number of token ids."""
-        self._check_text(diary)
-        pieces = cutting.cut(diary, cutting.sentences(diary), self._count, self.max_len)
-        return pieces, cutting.windows(diary, pieces, self._count, self.max_len)
 
     def _check_text(self, text: str) -> None:
         if not isinstance(text, str):

@@ -12,7 +12,6 @@ A text longer than max_len is read whole, in windows.
 import os
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +54,11 @@ class RegisteredClassifier(PythonModel):
         readable = [text for text in texts if text is not None]
         answers = iter(self._classifier.predict_whole(readable)[0])
         found = [None if text is None else next(answers) for text in texts]
-        names = self._classifier.labels
-        table: dict[str, Sequence] = {
-            "label": np.array([row and row.label for row in found], dtype=object)
-        }
-        for name in names:
-            table[f"p_{name}"] = np.array(
-                [np.nan if row is None else row.probabilities[name] for row in found], np.float64
-            )
-        frame = pd.DataFrame(table, index=model_input.index)
+        columns = {"label": np.array([row and row.label for row in found], object)}
+        for name in self._classifier.labels:
+            shares = [row and row.probabilities[name] for row in found]
+            columns[f"p_{name}"] = np.array(shares, float)  # NaN of a None
+        frame = pd.DataFrame(columns, model_input.index)
         if len(readable) < len(texts):  # None, for the service's JSON has no NaN
             frame = frame.astype(object).where(frame.notna(), None)
         return frame

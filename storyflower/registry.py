@@ -12,10 +12,8 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -105,12 +103,12 @@ def register(*, model: str, name: str, predictions: Path, record: Path, root: Pa
     _, document = load_classifier(folder)
     classifier = digest(folder)
     if model.startswith(REGISTERED):
-        outcome = score(folder, predictions)
+        outcome = outcome_of(scored_anew(rows_of(predictions), folder))
     else:  # what evaluate wrote
         outcome = outcome_of(rows_of(predictions, classifier))
     training = record_of(record, classifier)
     with (
-        errors_in_one_line(),
+        mlflow.refusing("MLflow"),
         locks.acquire(root / OUTBOX.parent / "register.lock", "registers a model"),
     ):
         client, experiment = connect(training.experiment if training else EXPERIMENT, root)
@@ -143,18 +141,6 @@ def register(*, model: str, name: str, predictions: Path, record: Path, root: Pa
     return Registration(name, number, known is None, holder == number, sentence)
 
 
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """An InputError for an MLflow that does not answer or refuses."""
-    mlflow.set_up()
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (MlflowException, OSError, sqlite3.Error) as error:
-        raise InputError(f"MLflow: {mlflow.one_line(error)}") from None
-
-
 def connect(experiment: str, root: Path) -> tuple["MlflowClient", str]:
     """As tracking's connect: it gives up soon; from then on, uploads may take their time."""
     chosen = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
@@ -170,17 +156,13 @@ def known_version(client: "MlflowClient", name: str, classifier: str) -> "ModelV
     return min(same, key=lambda each: int(each.version)) if same else None
 
 
-def score(folder: Path, predictions: Path) -> Outcome:
-    """What a classifier gets right now of the rows that evaluate wrote; computes in float32."""
+def scored_anew(batches: Iterable[dict[str, list]], folder: Path) -> Iterator[dict[str, list]]:
+    """Rows with what a classifier gets right of them now; computes in float32."""
     classifier = Classifier.load(folder)
-
-    def batches() -> Iterator[dict[str, list]]:
-        for rows in rows_of(predictions):
-            answers = [row.label for row in classifier.predict(rows["text"])]
-            rows["right"] = [a == b for a, b in zip(answers, rows["actual"], strict=True)]
-            yield rows
-
-    return outcome_of(batches())
+    for rows in batches:
+        answers = [row.label for row in classifier.predict(rows["text"])]
+        rows["right"] = [a == b for a, b in zip(answers, rows["actual"], strict=True)]
+        yield rows
 
 
 def outcome_of(batches: Iterable[dict[str, list]]) -> Outcome:
@@ -352,17 +334,13 @@ def save_pyfunc(
             python_model=str(CODE),
             artifacts={"classifier": str(staged)},
             code_paths=[str(CODE.parent)],
-            pip_requirements=[f"{name}=={released(installed(name))}" for name in PACKAGES],
+            # An index has 2.13.0 for 2.13.0+cpu
+            pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in PACKAGES],
             signature=signature,
             input_example=pd.DataFrame({"text": [EXAMPLE]}),
         )
     if digest(folder / "artifacts" / classifier) != classifier:
         raise InputError(f"{model}: it changed while it was read; run it again")
-
-
-def released(version: str) -> str:
-    """A version as a package index has it: 2.13.0 for 2.13.0+cpu."""
-    return version.partition("+")[0]
 
 
 def resolve(model: str, root: Path | None = None) -> Path:
@@ -379,7 +357,7 @@ def resolve(model: str, root: Path | None = None) -> Path:
     if not parts:
         raise InputError("--model: expected a folder, models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, number = parts.groups()
-    with errors_in_one_line():
+    with mlflow.refusing("MLflow"):
         client = mlflow.client_of_store(root)
         version = version_at(client, name, alias or number)
         if version is None:

@@ -30,7 +30,7 @@ from storyflower.common import locks
 from storyflower.common.errors import InputError, disk_fault
 from storyflower.common.files import read_json, remove, replacing, sha256, write_json
 from storyflower.model.folder import digest
-from storyflower.predict import MOSTLY, Classifier, check_share, text_column
+from storyflower.predict import MOSTLY, Classifier, text_column
 from storyflower.sheets import sheet, write
 from storyflower.sheets.records import KINDS, Parquet, Records, Spreadsheet, open_records
 
@@ -65,7 +65,6 @@ def score_file(
     whole, as Classifier.read does. Prints notes on standard error, and a progress bar if that is a
     terminal. Raises InputError for bad input before anything is scored; the old output then stays.
     """
-    check_share(unsure_below)
     check_paths(source, output)
     stamp = stamp_of(source)
     column = column or text_column(folder)
@@ -76,17 +75,8 @@ def score_file(
     added = free_names(records.names, ["label", *(f"p({name})" for name in classifier.labels)])
     names, preview, blank = survey(records, output, added)
     note_survey(names, preview, blank)
-    run = {
-        "input": sha256(source),
-        "classifier": digest(folder),
-        "options": {
-            "column": column,
-            "unsure_below": unsure_below,
-            "precision": precision,
-            "storyflower": __version__,
-            "part": [BATCH, BATCH_TEXT],
-        },
-    }
+    options = [column, unsure_below, precision, __version__, BATCH, BATCH_TEXT]
+    run = {"input": sha256(source), "classifier": digest(folder), "options": options}
     parts = Parts(output, len(classifier.labels), run)
 
     def unchanged() -> None:
@@ -219,8 +209,9 @@ def score(
     done = sum(parts.sizes.values())
     if done:
         sheet.note(f"going on: {done:,} of {rows:,} rows are scored already")
+    chunks = write.groups(records.texts(), (BATCH, BATCH_TEXT), lambda row: (1, len(row[1])))
     with tqdm(None, "scoring", rows, initial=done, unit="row", disable=None) as shown:
-        for number, chunk in enumerate(batches(records.texts())):
+        for number, chunk in enumerate(chunks):
             if parts.sizes.get(number) != len(chunk):
                 parts.write(number, answers_of(classifier, chunk, unsure_below))
                 shown.update(len(chunk))
@@ -235,20 +226,6 @@ def give_back_freed() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def batches(texts: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Chunks of at most BATCH rows and about BATCH_TEXT characters."""
-    batch: list[tuple[int, str]] = []
-    size = 0
-    for number, text in texts:
-        batch.append((number, text))
-        size += len(text)
-        if len(batch) == BATCH or size > BATCH_TEXT:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def answers_of(
@@ -297,38 +274,28 @@ def join(
     output = preview.path
     schema = pa.schema([(added[0], pa.string()), *((name, pa.float64()) for name in added[1:])])
 
-    if copies_columns(records, output):
-        wider = pa.schema([*records.schema, *schema], records.schema.metadata)
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for batch in records.batches():
-                rows = itertools.islice(answers, len(batch))
-                columns = map(pa.array, zip(*rows, strict=True), schema.types)
-                yield pa.record_batch([*batch.columns, *columns], schema=wider)
-            unchanged()
-
-        with another_file(output, unchanged):
-            write.write_batches(output, wider, batches())
-        return
-    if output.suffix.lower() == ".parquet":
-        own = zip(names, preview.types(), strict=True)
-        schema = pa.schema([*(pa.field(name, kind) for name, kind in own), *schema])
-
     def rows() -> Iterator[list]:
         for (_, cells), answer in zip(records.rows(), answers, strict=False):
             yield cells + [None] * (len(names) - len(cells)) + answer
         unchanged()
 
-    with another_file(output, unchanged):
-        write.write_rows(output, [*names, *added], rows(), schema=schema, scratch=scratch)
+    def batches(wider: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for batch in records.batches():
+            some = itertools.islice(answers, len(batch))
+            columns = map(pa.array, zip(*some, strict=True), schema.types)
+            yield pa.record_batch([*batch.columns, *columns], schema=wider)
+        unchanged()
 
-
-@contextmanager
-def another_file(output: Path, unchanged: Callable[[], None]) -> Iterator[None]:
-    """An InputError for rows that do not fit what the first reading saw; theirs quotes a cell."""
     try:
-        yield
-    except (ValueError, TypeError):  # pyarrow's among them
+        if copies_columns(records, output):
+            wider = pa.schema([*records.schema, *schema], records.schema.metadata)
+            write.write_batches(output, wider, batches(wider))
+        elif output.suffix.lower() == ".parquet":
+            wider = pa.schema([*zip(names, preview.types(), strict=True), *schema])
+            write.write_batches(output, wider, write.record_batches(wider, rows()))
+        else:
+            write.write_rows(output, [*names, *added], rows(), scratch)
+    except (ValueError, TypeError):  # rows that do not fit the first reading; these quote a cell
         unchanged()
         raise InputError(f"{output}: its rows cannot be written; run it again") from None
 
@@ -440,11 +407,10 @@ class Parts:
             before = read_json(file, missing={})
         except InputError:
             before = None
-        if not isinstance(before, dict):
-            before = {"": None}
         same = before == self._run
-        if before and not same:
-            other = [key for key in self._run if before.get(key) != self._run[key]]
+        if not same and before != {}:
+            known = before if isinstance(before, dict) else {}
+            other = [key for key in self._run if known.get(key) != self._run[key]]
             sheet.note(
                 f"{self.folder}: the stopped run had another {' and '.join(other)}; starting anew"
             )

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -82,35 +81,21 @@ class Scored:
 def score(
     *,
     model: str,
-    source: str,
     column: str | None,
-    output: str,
     master: str = "local[2]",
-    partitions: int | None = None,
-    overwrite: bool = False,
     settings: Mapping[str, str] | None = None,
+    **job: Any,
 ) -> Scored:
-    """Score one column of `source` and write `output`, which appears whole or not at all.
+    """Score one column of Parquet in a session of its own; `job` is what score_in takes besides.
 
-    `column` None is the first that the classifier was trained on. `model`, `source` and `output`
-    are URIs or paths that MLflow and Spark know. `partitions` spreads the rows evenly over so many
-    tasks, and their order is lost; None leaves them as they lie in the files. `settings` are
-    Spark's and win over ours. Raises InputError for bad input and for a job that failed; the output
-    that was there before is then still there.
+    `column` None is the first that the classifier was trained on. `settings` are Spark's and win
+    over ours. Raises InputError as score_in does, and if there is no Spark, Java or such model.
     """
     check_installed()
     check_model(model)
     column = column or column_of(model)
     with session(master, settings) as spark:
-        return score_in(
-            spark,
-            model=model,
-            source=source,
-            column=column,
-            output=output,
-            partitions=partitions,
-            overwrite=overwrite,
-        )
+        return score_in(spark, model=model, column=column, **job)
 
 
 def score_in(
@@ -123,7 +108,13 @@ def score_in(
     partitions: int | None = None,
     overwrite: bool = False,
 ) -> Scored:
-    """As score, in a session that is open already, with a model that check_model has passed."""
+    """Score one column of `source` and write `output`, which appears whole or not at all.
+
+    `model`, which check_model has passed, `source` and `output` are URIs or paths that MLflow and
+    Spark know. `partitions` spreads the rows evenly over so many tasks, and their order is lost;
+    None leaves them as they lie in the files. Raises InputError for bad input and for a job that
+    failed; the output that was there before is then still there.
+    """
     from mlflow.pyfunc import spark_udf
     from pyspark.sql import Observation
     from pyspark.sql import functions as F
@@ -147,12 +138,8 @@ def score_in(
         *(answer.alias(name) for name, answer in answers.items()),
     )
     seen = Observation()
-    blank = F.sum(F.col("label").isNull().cast("int"))
-    target.write(
-        scored.observe(
-            seen, F.count(F.lit(1)).alias("rows"), F.coalesce(blank, F.lit(0)).alias("blank")
-        )
-    )
+    rows, blank = F.count(F.lit(1)), F.count(F.when(F.col("label").isNull(), 1))
+    target.write(scored.observe(seen, rows.alias("rows"), blank.alias("blank")))
     return Scored(**seen.get)
 
 
@@ -176,17 +163,13 @@ def check_model(model: str) -> None:
     """
     if Path(model).is_dir() and not Path(model, "MLmodel").is_file():
         raise InputError(f"{model}: no MLflow model; python -m storyflower register makes one")
-    tracking.set_up()
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    with tracking.refusing(model):
+        import mlflow
 
-    try:
         if model.startswith("models:/"):
             tracking.client_of_store(main_root())  # says so if there is no store
             mlflow.set_tracking_uri(tracking.tracking_uri(main_root()))
         signature = mlflow.models.get_model_info(model).signature
-    except (MlflowException, OSError, sqlite3.Error) as error:
-        raise InputError(f"{model}: {tracking.one_line(error)}") from None
     if not (signature and signature.outputs and "label" in signature.outputs.input_names()):
         raise InputError(f"{model}: was not made by python -m storyflower register")
 

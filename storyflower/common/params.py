@@ -173,11 +173,9 @@ class Params(Strict):
     )
     max_grad_norm: Number = knob(1.0, "gradients are scaled down to this L2 norm", gt=0)
     weight_decay: Number = knob(0.01, "AdamW's, not on biases and norms", ge=0, le=1)
-    layer_decay: Number = knob(
+    layer_decay: Rate = knob(
         1.0,
         "each layer's rate is this times that of the layer above it, such as 0.9; 1.0: all equal",
-        gt=0,
-        le=1,
     )
     dr_rate: Number = knob(0.5, "dropout before the linear layer", ge=0, lt=1)
     mask_rate: Literal["auto"] | Share = knob(

@@ -16,10 +16,6 @@ from pathlib import Path
 
 from storyflower.common.errors import InputError
 
-# Folders to close: MAIN in the main repository, which holds the cache and the experiments' folders;
-# HERE in the folder that this command runs in.
-MAIN = (".dvc/cache", ".dvc/tmp", ".storyflower")
-HERE = ("data/interim",)
 SHALLOW = (
     "a shallow clone (git clone --depth), in which DVC loses what --temp and the queue have done; "
     "make it whole: git fetch --unshallow"
@@ -33,10 +29,11 @@ class NotKept(InputError):
 
 
 def close_folders() -> None:
-    """Create the folders in MAIN and HERE if missing, and close them to all but their owner."""
+    """Create the folders that hold dialogues if missing, closed to all but their owner."""
     root = main_root()
-    folders = [Path(name) for name in HERE]
-    folders += [root / name for name in MAIN if name[:4] != ".dvc" or (root / ".dvc").is_dir()]
+    folders = [Path("data/interim"), root / ".storyflower"]
+    if (root / ".dvc").is_dir():
+        folders += [root / ".dvc/cache", root / ".dvc/tmp"]  # experiments run in the second
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(PermissionError):  # another user's folder; its owner decides

@@ -13,11 +13,11 @@ import datetime
 import json
 import re
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,36 +36,35 @@ MAX_UNITS = 32_767  # UTF-16 units in a cell; with more, Excel reports a damaged
 EXACT = 2**53  # a float, as Excel stores numbers, holds every whole number up to here
 FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")
 NUMBER = re.compile(r"[+-][0-9]+(?:[.,][0-9]+)*(?:[eE][+-]?[0-9]+)?%?")
+DATES = {  # type → how Excel shows it
+    datetime.datetime: "yyyy-mm-dd hh:mm:ss",
+    datetime.date: "yyyy-mm-dd",
+    datetime.time: "hh:mm:ss",
+    datetime.timedelta: "[h]:mm:ss",
+}
 ROW_GROUP, GROUP_BYTES = 2**14, 2**26  # of a parquet file, in memory until they are written
 Row = Sequence[Any]
+Item = TypeVar("Item")
 
 
 def write_rows(
-    path: Path,
-    header: Sequence[str],
-    rows: Iterable[Row],
-    *,
-    schema: pa.Schema | None = None,
-    scratch: Path | None = None,
+    path: Path, header: Sequence[str], rows: Iterable[Row], scratch: Path | None = None
 ) -> None:
-    """Write a header and rows; text becomes text, an int or a float becomes a number.
+    """Write a .csv, .xlsx or .jsonl; text becomes text, an int or a float becomes a number.
 
-    A .parquet needs a `schema` with the header's names. `scratch` is a folder on the output's disk
-    for xlsxwriter's temporary files (default: the output's own). Raises InputError for more than an
-    .xlsx can hold, and if the system refuses to write; an old file then stays unchanged.
+    `scratch` is a folder on the output's disk for xlsxwriter's temporary files (default: the
+    output's own). Raises InputError for more than an .xlsx can hold, and if the system refuses to
+    write; an old file then stays unchanged.
     """
-    suffix = path.suffix.lower()
     with replacing() as beside:
         part = beside(path)
         part.touch(mode=0o600)
-        if suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             write_csv(part, chain([header], rows))
-        elif suffix == ".xlsx":
+        elif path.suffix.lower() == ".xlsx":
             write_xlsx(path, part, chain([header], rows), scratch or path.parent)
-        elif suffix == ".jsonl":
-            write_jsonl(part, header, rows)
         else:
-            write_parquet(part, schema, record_batches(schema, rows))
+            write_jsonl(part, header, rows)
 
 
 def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -73,7 +72,10 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
     with replacing() as beside:
         part = beside(path)
         part.touch(mode=0o600)
-        write_parquet(part, schema, batches)
+        with part.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
+            sizes = (ROW_GROUP, GROUP_BYTES)
+            for group in groups(batches, sizes, lambda batch: (len(batch), batch.nbytes)):
+                writer.write_table(pa.Table.from_batches(group, schema))
 
 
 def as_text(value: Any) -> str:
@@ -84,10 +86,6 @@ def as_text(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).upper()
-    if isinstance(value, datetime.datetime):
-        return value.isoformat(sep=" ")
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
     if isinstance(value, list | dict | tuple):
         return json.dumps(value, ensure_ascii=False, default=as_text)
     return str(value)
@@ -123,15 +121,7 @@ def write_xlsx(path: Path, part: Path, rows: Iterable[Row], scratch: Path) -> No
         book.set_properties({"created": datetime.datetime(2000, 1, 1)})
         # As if typed after an apostrophe
         as_typed = book.add_format({"num_format": "@", "quote_prefix": True})
-        dates = {
-            kind: book.add_format({"num_format": shown})
-            for kind, shown in (
-                (datetime.datetime, "yyyy-mm-dd hh:mm:ss"),
-                (datetime.date, "yyyy-mm-dd"),
-                (datetime.time, "hh:mm:ss"),
-                (datetime.timedelta, "[h]:mm:ss"),
-            )
-        }
+        dates = {kind: book.add_format({"num_format": shown}) for kind, shown in DATES.items()}
         sheet = book.add_worksheet(worksheet_class=TextSheet)
         for number, row in enumerate(rows):
             for column, cell in enumerate(row):
@@ -159,7 +149,10 @@ def check_xlsx(path: Path, number: int, column: int, cell: Any) -> None:
     if isinstance(cell, float | int):
         return
     text = as_text(cell)
-    if len(text) > MAX_UNITS // 2 and (units := utf16_units(text)) > MAX_UNITS:
+    if len(text) <= MAX_UNITS // 2:  # the fast path: most texts
+        return
+    units = len(text.encode("utf-16-le", "surrogatepass")) // 2
+    if units > MAX_UNITS:
         raise InputError(
             f"{path}: cell {xl_rowcol_to_cell(number, column)} would have {units:,} "
             f"characters, of which Excel reads {MAX_UNITS:,}; write a .csv"
@@ -189,11 +182,6 @@ class TextSheet(Worksheet):
         self._xml_inline_string(string, True, attributes)
 
 
-def utf16_units(text: str) -> int:
-    """The length of a text as Excel counts it: characters above U+FFFF, such as emoji, are two."""
-    return len(text) + sum(character > "\uffff" for character in text)
-
-
 def write_jsonl(part: Path, names: Sequence[str], rows: Iterable[Row]) -> None:
     """One object a line; a MISSING value leaves its key out."""
     encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=as_text).encode
@@ -208,26 +196,25 @@ def json_value(cell: Any) -> Any:
     return str(cell) if isinstance(cell, float) and abs(cell) == float("inf") else cell
 
 
-def write_parquet(part: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    with part.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
-        for group in row_groups(batches):
-            writer.write_table(pa.Table.from_batches(group, schema))
-
-
-def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
-    group: list[pa.RecordBatch] = []
-    rows = size = 0
-    for batch in batches:
-        group.append(batch)
-        rows, size = rows + len(batch), size + batch.nbytes
-        if rows >= ROW_GROUP or size >= GROUP_BYTES:
+def groups(
+    items: Iterable[Item], limits: tuple[int, int], weigh: Callable[[Item], tuple[int, int]]
+) -> Iterator[list[Item]]:
+    """Items in their order; a group ends where the sum of one of its two weights is at a limit."""
+    group: list[Item] = []
+    sums = (0, 0)
+    for item in items:
+        group.append(item)
+        weights = weigh(item)
+        sums = (sums[0] + weights[0], sums[1] + weights[1])
+        if sums[0] >= limits[0] or sums[1] >= limits[1]:
             yield group
-            group, rows, size = [], 0, 0
+            group, sums = [], (0, 0)
     if group:
         yield group
 
 
 def record_batches(schema: pa.Schema, rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
+    """Rows as write_batches takes them; a string column takes any value as text."""
     rows = iter(rows)
     while some := list(islice(rows, 1024)):
         columns = map(array_of, zip(*some, strict=True), schema.types)
@@ -256,7 +243,7 @@ class Preview:
         self.rows = -1  # the header is none
         self.width = 0
         self.guarded: Counter[int] = Counter()
-        self._kinds: list[set[str]] = []
+        self._kinds: defaultdict[int, set[str]] = defaultdict(set)
         self._suffix = path.suffix.lower()
         self.add(header)
 
@@ -264,23 +251,19 @@ class Preview:
         self.rows += 1
         self.width = max(self.width, len(cells))
         if self._suffix == ".csv":
-            for column, cell in enumerate(cells):
-                if would_run(cell):
-                    self.guarded[column] += 1
+            self.guarded.update(column for column, cell in enumerate(cells) if would_run(cell))
         elif self._suffix == ".xlsx":
             check_xlsx(self.path, self.rows, self.width + self.added - 1, None)
             for column, cell in enumerate(cells):
                 check_xlsx(self.path, self.rows, column, cell)
         elif self._suffix == ".parquet" and self.rows:
-            while len(self._kinds) < len(cells):
-                self._kinds.append(set())
-            for kinds, cell in zip(self._kinds, cells, strict=False):
-                kinds.add(kind_of(cell))
+            for column, cell in enumerate(cells):
+                self._kinds[column].add(kind_of(cell))
 
     def types(self) -> list[pa.DataType]:
         """The type of each column: that of all its values, or string where they differ."""
-        kinds = [*self._kinds, *(set() for _ in range(self.width - len(self._kinds)))]
-        return [TYPES.get(frozenset(kind - {"nothing"}), pa.string()) for kind in kinds]
+        kinds = (frozenset(self._kinds[column] - {"nothing"}) for column in range(self.width))
+        return [TYPES.get(kind, pa.string()) for kind in kinds]
 
 
 TYPES = {

@@ -62,10 +62,14 @@ class Tokenizer:
             if not issubclass(kind, str):
                 row = [type(text) for text in texts].index(kind)
                 raise TypeError(f"texts[{row}] must be str, got {kind.__name__}")
-        blocks = [
-            self._surround(*self._encode_block(texts[start : start + BLOCK]), max_len)
-            for start in range(0, max(len(texts), 1), BLOCK)  # no texts: one block without any
-        ]
+        try:
+            blocks = [
+                self._surround(*self._encode_block(texts[start : start + BLOCK]), max_len)
+                for start in range(0, max(len(texts), 1), BLOCK)  # no texts: one block without any
+            ]
+        except Exception:  # the libraries agree on no type for half of a surrogate pair
+            check_utf8(texts)
+            raise
         ids, lengths, cut = map(np.concatenate, zip(*blocks, strict=True))
         return Tokens(ids, ends(lengths), cut)
 
@@ -108,11 +112,9 @@ class BackendTokenizer(Tokenizer):
     _backend: "Backend"
 
     def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        texts = list(texts)
         try:
-            rows = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            rows = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises no narrower type
-            check_utf8(texts)
             raise InputError(f"the tokenizer cannot read a text: {one_line(error)}") from None
         return self._ragged([row.ids for row in rows])
 
@@ -123,6 +125,13 @@ def find_special(index: Mapping[str, int], tokens: Iterable[str], file: Path) ->
         if token not in index:
             raise InputError(f"{file}: the vocabulary has no {token}")
     return [index[token] for token in tokens]
+
+
+def token_names(document: object) -> dict[str, str]:
+    """Which tokens a JSON object names: pad_token → [PAD], also of {"content": "[PAD]", …}."""
+    items = document.items() if isinstance(document, Mapping) else ()
+    tokens = ((key, row.get("content") if isinstance(row, Mapping) else row) for key, row in items)
+    return {key: token for key, token in tokens if isinstance(token, str)}
 
 
 def check_utf8(texts: Iterable[str]) -> None:

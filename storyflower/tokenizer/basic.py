@@ -4,66 +4,58 @@ The original notebook did not run SentencePiece on whole texts: BERTSPTokenizer 
 into words and runs SentencePiece on each word alone. For most texts this gives other ids.
 """
 
+import re
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 # The Han ideographs that BERT makes separate words: unified, extensions A to E, compatibility.
-HAN = (
-    (0x4E00, 0x9FFF),
-    (0x3400, 0x4DBF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2B73F),
-    (0x2B740, 0x2B81F),
-    (0x2B820, 0x2CEAF),
-    (0xF900, 0xFAFF),
-    (0x2F800, 0x2FA1F),
+HAN = re.compile(
+    "[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
+    "\U0002b820-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f]"
 )
 # str.split splits at these. BERT drops them as control characters, so the text around them joins.
 FALSE_BLANKS = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"
 
 
-class Spacing(dict):
-    """For str.translate: drops control and format characters; blanks around Han and punctuation.
+class Characters(dict):
+    """For str.translate: what becomes of a character, filled in when it first occurs.
 
-    A cache, filled when a character first occurs: at most one entry per code point.
+    So it has at most one entry per code point.
     """
 
-    def __missing__(self, code: int) -> int | str:
-        char = chr(code)
-        new: int | str = code
-        if char in "\t\n\r":  # blanks for BERT, although Unicode calls them control characters
-            pass
-        elif char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf"):
-            new = ""
-        elif is_punctuation(char) or any(first <= code <= last for first, last in HAN):
-            new = f" {char} "
-        self[code] = new
-        return new
+    def __init__(self, becomes: Callable[[str], str]):
+        self._becomes = becomes
+
+    def __missing__(self, code: int) -> str:
+        self[code] = self._becomes(chr(code))
+        return self[code]
 
 
-class Stripping(dict):
-    """For str.translate after NFD: drops non-spacing marks, puts blanks around punctuation.
+def spaced(char: str) -> str:
+    """Drops control and format characters; puts blanks around Han and punctuation."""
+    if char in "\t\n\r":  # blanks for BERT, although Unicode calls them control characters
+        return char
+    if char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf"):
+        return ""
+    return f" {char} " if is_punctuation(char) or HAN.match(char) else char
+
+
+def stripped(char: str) -> str:
+    """After NFD: drops non-spacing marks, puts blanks around punctuation.
 
     Decomposition can produce punctuation: U+2260, the "not equal" sign, becomes "=" and a mark.
     """
-
-    def __missing__(self, code: int) -> int | str:
-        char = chr(code)
-        new: int | str = code
-        if unicodedata.category(char) == "Mn":
-            new = ""
-        elif is_punctuation(char):
-            new = f" {char} "
-        self[code] = new
-        return new
+    if unicodedata.category(char) == "Mn":
+        return ""
+    return f" {char} " if is_punctuation(char) else char
 
 
-SPACING, STRIPPING = Spacing(), Stripping()
+SPACING, STRIPPING = Characters(spaced), Characters(stripped)
 
 
 def is_punctuation(char: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from storyflower.common.errors import InputError
-from storyflower.tokenizer.base import Tokenizer, check_utf8, ends, find_special
+from storyflower.tokenizer.base import Tokenizer, ends, find_special
 from storyflower.tokenizer.basic import basic_clean, rough_words, split_lines
 
 PRETOKENIZE = ("bert", "none")
@@ -51,11 +51,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.pretokenize == "none":
             return self._run(texts)
-        try:
-            words, rows, until = rough_words(texts)
-        except UnicodeEncodeError:
-            check_utf8(texts)
-            raise
+        words, rows, until = rough_words(texts)
         # Rough words have no newline, and basic_clean never joins characters across a newline, so
         # one call can clean all words.
         parts, parts_until = split_lines(basic_clean("\n".join(words)))
@@ -69,9 +65,4 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _run(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """SentencePiece on each text: ids end to end, (total,), and lengths (texts,)."""
-        texts = list(texts)
-        try:
-            return self._ragged(self._model.encode(texts, out_type=int))
-        except (RuntimeError, TypeError):
-            check_utf8(texts)
-            raise
+        return self._ragged(self._model.encode(list(texts), out_type=int))

@@ -12,7 +12,7 @@ from typing import Any
 
 from storyflower.common.errors import InputError, one_line
 from storyflower.common.files import read_json
-from storyflower.tokenizer.base import BackendTokenizer
+from storyflower.tokenizer.base import BackendTokenizer, token_names
 
 NAMES = ("special_tokens_map.json", "tokenizer_config.json")  # they name special tokens
 
@@ -64,11 +64,10 @@ class TokenizerJson(BackendTokenizer):
         named = token_names(document.get("padding") or {})
         for path in (folder / name for name in NAMES):  # the later one wins
             named |= token_names(read_json(path, missing={}))
-        pad_id = self._special("pad", named)
-        if pad_id is None:
+        self.pad_id = self._special("pad", named)
+        if self.pad_id is None:
             missing = named.get("pad_token", "[PAD] or <pad>, and no file names another pad token")
             raise InputError(f"{file}: the vocabulary has no {missing}")
-        self.pad_id = pad_id
         self.mask_id = self._special("mask", named)
 
     def _unknown(self, model: Mapping[str, Any]) -> int:
@@ -88,15 +87,3 @@ class TokenizerJson(BackendTokenizer):
         added = self._backend.get_added_tokens_decoder().items()
         special = {token.content: row for row, token in added if token.special}
         return special.get(f"[{kind.upper()}]", special.get(f"<{kind}>"))
-
-
-def token_names(document: object) -> dict[str, str]:
-    """Which tokens a JSON object names, such as pad_token → [PAD]."""
-    items = document.items() if isinstance(document, Mapping) else ()
-    tokens = ((key, value["content"] if is_token(value) else value) for key, value in items)
-    return {key: token for key, token in tokens if isinstance(token, str)}
-
-
-def is_token(value: object) -> bool:
-    """Whether a JSON value describes a token, as {"content": "[PAD]", …} does."""
-    return isinstance(value, Mapping) and "content" in value

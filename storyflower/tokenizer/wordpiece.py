@@ -1,11 +1,10 @@
 """A vocab.txt with BERT's own basic tokenizer and WordPiece."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_json
-from storyflower.tokenizer.base import BackendTokenizer, find_special
+from storyflower.tokenizer.base import BackendTokenizer, find_special, token_names
 
 
 class WordPieceTokenizer(BackendTokenizer):
@@ -34,10 +33,8 @@ class WordPieceTokenizer(BackendTokenizer):
         except UnicodeDecodeError:
             raise InputError(f"{file}: not UTF-8") from None
         index = {piece: row for row, piece in enumerate(lines)}
-        special = {}
-        for name in ("cls", "sep", "pad", "unk", "mask"):
-            token = config.get(f"{name}_token", f"[{name.upper()}]")
-            special[name] = token["content"] if isinstance(token, Mapping) else token
+        named, names = token_names(config), ("cls", "sep", "pad", "unk", "mask")
+        special = {name: named.get(f"{name}_token", f"[{name.upper()}]") for name in names}
         ids = find_special(index, special.values(), file)
         self.cls_id, self.sep_id, self.pad_id, self.unk_id, self.mask_id = ids
         self._backend = Backend(WordPiece(index, unk_token=special["unk"]))

@@ -11,7 +11,8 @@ import os
 import re
 import shlex
 import sqlite3
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,18 @@ def set_up() -> None:
 
     # Creating a database logs every migration.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """An InputError about `what` for an MLflow that does not answer or refuses."""
+    set_up()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError, sqlite3.Error) as error:
+        raise errors.InputError(f"{what}: {one_line(error)}") from None
 
 
 def client_of_store(root: Path) -> Any:

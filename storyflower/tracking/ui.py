@@ -8,7 +8,7 @@ import os
 import socket
 import sqlite3
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,10 +49,8 @@ def newest_view(uri: str) -> str:
             "SELECT experiment_id FROM runs WHERE lifecycle_stage = 'active' "
             "ORDER BY start_time DESC LIMIT 1"
         )
-        try:
-            with closing(sqlite3.connect(path)) as database:
-                if row := database.execute(query).fetchone():
-                    return CHARTS.format(row[0])
-        except sqlite3.Error:  # MLflow itself reports the error
-            pass
+        # MLflow itself reports the error
+        with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as database:
+            if row := database.execute(query).fetchone():
+                return CHARTS.format(row[0])
     return "/"
