@@ -18,12 +18,12 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from storyflower.common import repository
-from storyflower.common.errors import InputError
 from storyflower.common.files import json_text, replacing
 from storyflower.evaluate import baseline, metrics, plots
 from storyflower.interim import checkpoint_folders
-from storyflower.interim.dialogues import batches, class_names, texts
+from storyflower.interim.dialogues import batches, texts
 from storyflower.interim.history import read_history
+from storyflower.interim.labels import check_numbers
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.classifier import EmotionClassifier
@@ -72,8 +72,7 @@ def evaluate(
         table = TokenArrays.load(tokens, "Validation")
         train_labels = np.asarray(TokenArrays.load(tokens, "Training").labels)
         actual = np.asarray(table.labels)
-        if not same_classes(dialogues, actual, names, target):
-            raise InputError(f"{tokens} and {dialogues} are of different runs; run 'dvc repro'")
+        check_numbers(names, classifier, table=dialogues, tokens=tokens, target=target)
 
         # Before the classifier, so that TF-IDF's memory is freed first.
         others = of_baselines(dialogues, train_labels, len(actual), len(names))
@@ -174,17 +173,6 @@ def validation(dialogues: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Validation's rows, a batch at a time: all of them may not fit in memory."""
     parts = batches(dialogues, columns)
     return (rows.select(columns) for split, rows in parts if split == "Validation")
-
-
-def same_classes(dialogues: Path, actual: np.ndarray, names: tuple[str, ...], target: str) -> bool:
-    """Whether the Validation rows of the table have exactly these class numbers, in order."""
-    start = 0
-    for rows in validation(dialogues, ["label", "fine"]):
-        stop = start + len(rows)
-        if class_names(rows, target) != [names[number] for number in actual[start:stop]]:
-            return False
-        start = stop
-    return start == len(actual)
 
 
 def compare(

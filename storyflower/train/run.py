@@ -23,7 +23,7 @@ from storyflower.common.files import read_json, sha256
 from storyflower.common.params import Params
 from storyflower.interim import checkpoint_folders
 from storyflower.interim.history import Epoch, best_epoch, write_history
-from storyflower.interim.labels import LabelIndex
+from storyflower.interim.labels import LabelIndex, check_numbers
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.device import Placement, choose
@@ -66,6 +66,7 @@ def train(
         ranks.wait()
         card = read_json(encoder / "card.json")
         index = LabelIndex.load(labels)
+        check_numbers(index.names, labels, table=dialogues, tokens=tokens, target=params.target)
         training = TokenArrays.load(tokens, "Training")
         params = params.resolved(card, rows=len(training))
         if params.mask_rate and card["mask_id"] is None:

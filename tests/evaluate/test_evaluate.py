@@ -282,14 +282,15 @@ def test_equal_input_makes_equal_bytes(
         assert first == second, name
 
 
+@pytest.mark.parametrize("split", ["Training", "Validation"])
 def test_outputs_of_two_runs_are_not_mixed(
-    interim: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interim: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mixed = tmp_path / "mixed"
     shutil.copytree(interim / "tokens", mixed / "tokens")
-    labels = np.load(mixed / "tokens/Validation.labels.npy")
-    np.save(mixed / "tokens/Validation.labels.npy", labels[::-1])
+    labels = np.load(mixed / f"tokens/{split}.labels.npy")
+    np.save(mixed / f"tokens/{split}.labels.npy", labels[::-1])
     for name in ("dialogues.parquet", "history.csv"):
         shutil.copyfile(interim / name, mixed / name)
     with pytest.raises(InputError, match="are of different runs; run 'dvc repro'"):
