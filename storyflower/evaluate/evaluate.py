@@ -78,8 +78,8 @@ def evaluate(
         others = of_baselines(dialogues, train_labels, len(actual), len(names))
         by_temperature = of_classifier(network, table, placement, document["temperature"])
         probability = list(by_temperature.values())[-1]  # (rows, classes)
-        baselines = [
-            compare(
+        baselines = {
+            name: compare(
                 name,
                 other=other,
                 classifier=probability,
@@ -88,16 +88,17 @@ def evaluate(
                 seed=seed,
             )
             for name, other in others.items()
-        ]
+        }
         result = metrics.summary(probability, actual, names, seed)
         if document["temperature"] is not None:
             before = metrics.calibration_error(by_temperature["as trained"], actual)
             result["temperature"] = document["temperature"]
             result["calibration_error_as_trained"] = before
         # Repeated here for the table of `dvc exp show`, which does not show lists.
-        result["tfidf_accuracy"] = baselines[1]["accuracy"]
-        result["accuracy_minus_tfidf"] = baselines[1]["difference"]
-        result["baselines"] = baselines
+        tfidf = baselines["tfidf_logistic_regression"]
+        result["tfidf_accuracy"] = tfidf["accuracy"]
+        result["accuracy_minus_tfidf"] = tfidf["difference"]
+        result["baselines"] = list(baselines.values())
         result["notes"] = [NOTES[corpus]] if (corpus := run.record.experiment) in NOTES else []
 
         scores = reports / "metrics.json"
