@@ -62,6 +62,7 @@ def evaluate(
     """
     for path in (record, history):
         need(path.parent, [path.name], "'dvc repro' makes it")
+    epochs = read_history(history)
     # Opened first, because importing MLflow takes seconds; a context closes it after errors, too.
     with Run(Record.load(record)) as run:
         network, document = load_classifier(classifier)
@@ -114,7 +115,7 @@ def evaluate(
             beside(scores).write_text(json_text(result), encoding="utf-8")
             write_pairs(names, actual, predicted, beside(reports / "confusion.csv"))
             plots.confusion_matrix(counts, names, beside(matrix))
-            plots.learning_curves(read_history(history), beside(curves))
+            plots.learning_curves(epochs, beside(curves))
             plots.reliability_diagram(bins, beside(diagram))
             write_shares(shares, len(actual), beside(reports / "coverage.csv"))
             plots.coverage_curve(shares, len(actual), beside(coverage))
