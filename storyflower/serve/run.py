@@ -58,12 +58,20 @@ def serve(model: Path, place: Place, settings: Settings) -> None:
     """
     settings = replace(settings, token=token_of(os.environ))
     check(place, settings)
-    with bound(place) as listener, metrics_folder() as folder:
+    with bound(place) as listener:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if place.workers == 1:
             run_here(model, settings, listener, address)
-            return
+        else:
+            run_workers(model, settings, listener, address=address, workers=place.workers)
+
+
+def run_workers(
+    model: Path, settings: Settings, listener: socket.socket, *, address: str, workers: int
+) -> None:
+    """Several workers, in processes that this one starts."""
+    with metrics_folder() as folder:
         listener.listen()  # who connects before a worker is there waits for one
         (folder / "said").write_text(address, encoding="utf-8")
         reasons, reason_of_worker = Pipe(duplex=False)  # a disk may be full
@@ -71,13 +79,13 @@ def serve(model: Path, place: Place, settings: Settings) -> None:
             worker_app,
             model,
             settings,
-            workers=place.workers,
+            workers=workers,
             folder=folder,
             parent=os.getpid(),
             reasons=reason_of_worker,
         )
         config = config_of(worker, settings)
-        config.workers = place.workers
+        config.workers = workers
         # uvicorn says that a worker did not start; ours is the line that says why
         getLogger("uvicorn.error").addFilter(lambda _: not reasons.poll())
         multiprocess.Process = Worker
@@ -191,6 +199,7 @@ def config_of(app: object, settings: Settings) -> uvicorn.Config:
 
 def run_here(model: Path, settings: Settings, listener: socket.socket, address: str) -> None:
     """One worker: this process."""
+    os.environ.pop(METRICS, None)  # its numbers need no folder
     server = uvicorn.Server(config_of(lambda: app, settings))
     # The handler of a stop signal sets should_exit at once; the server looks at it every 0.1 s
     app = load_app(model, settings, 1, lambda: server.should_exit)

@@ -126,6 +126,18 @@ def test_a_stop_finishes_what_is_in_flight_and_logs_no_text(
 
 
 @pytest.mark.slow
+def test_one_worker_counts_in_its_own_memory(
+    command: Callable[..., Command], tmp_path: Path
+) -> None:
+    """What cleans /tmp, or a disk that is full, takes no number away."""
+    service = command(TMPDIR=str(tmp_path), PROMETHEUS_MULTIPROC_DIR="none").started()
+    assert not list(tmp_path.iterdir())
+    assert service.call("/healthz").status == 200
+    counted = b'storyflower_requests_total{path="/healthz",status="200"} 1.0\n'
+    assert counted in service.call("/metrics").body
+
+
+@pytest.mark.slow
 def test_a_stop_as_soon_as_the_address_is_there(command: Callable[..., Command]) -> None:
     """uvicorn has not set its handlers yet."""
     running = command()
