@@ -83,6 +83,7 @@ def take_over(
     weights = first(*WEIGHTS)
     shutil.copyfile(vocabulary, folder / VOCABULARY[card.tokenizer])
     for name in SETTINGS[card.tokenizer]:
+        source.check_folder(name)
         if settings := find(name):
             read_object(card, settings)
             shutil.copyfile(settings, folder / name)

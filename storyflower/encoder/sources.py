@@ -147,6 +147,22 @@ class CheckedSource:
                 self._compare(path, self._lock.files[name], Lock.beside(self._card_file), again)
         return path
 
+    def check_folder(self, name: str) -> None:
+        """Raise InputError if a folder has a file that its lock does not name, or the reverse.
+
+        From the hub, a lock pins a commit, which never changes.
+        """
+        if self._lock is None or not isinstance(self.source, LocalFolder):
+            return
+        there, named = self.source.find(name) is not None, name in self._lock.files
+        if there != named:
+            lock = Lock.beside(self._card_file)
+            raise InputError(
+                f"{self.source.folder / name}: "
+                f"{f'not in {lock}' if there else f'not found, but {lock} has it'}; "
+                f"lock it again: python -m storyflower lock {self._card_file.stem}"
+            )
+
     def find_all(self, checksums: Mapping[str, str], unpacked: Path) -> dict[str, Path]:
         """The files that a card names, and the contents of its zips: name without folder → path.
 

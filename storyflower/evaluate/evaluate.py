@@ -18,12 +18,12 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from storyflower.common import repository
-from storyflower.common.errors import InputError
 from storyflower.common.files import json_text, replacing
 from storyflower.evaluate import baseline, metrics, plots
 from storyflower.interim import checkpoint_folders
-from storyflower.interim.dialogues import batches, class_names, texts
+from storyflower.interim.dialogues import batches, texts
 from storyflower.interim.history import read_history
+from storyflower.interim.labels import check_numbers
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.classifier import EmotionClassifier
@@ -62,6 +62,7 @@ def evaluate(
     """
     for path in (record, history):
         need(path.parent, [path.name], "'dvc repro' makes it")
+    epochs = read_history(history)
     # Opened first, because importing MLflow takes seconds; a context closes it after errors, too.
     with Run(Record.load(record)) as run:
         network, document = load_classifier(classifier)
@@ -72,15 +73,14 @@ def evaluate(
         table = TokenArrays.load(tokens, "Validation")
         train_labels = np.asarray(TokenArrays.load(tokens, "Training").labels)
         actual = np.asarray(table.labels)
-        if not same_classes(dialogues, actual, names, target):
-            raise InputError(f"{tokens} and {dialogues} are of different runs; run 'dvc repro'")
+        check_numbers(names, classifier, table=dialogues, tokens=tokens, target=target)
 
         # Before the classifier, so that TF-IDF's memory is freed first.
         others = of_baselines(dialogues, train_labels, len(actual), len(names))
         by_temperature = of_classifier(network, table, placement, document["temperature"])
         probability = list(by_temperature.values())[-1]  # (rows, classes)
-        baselines = [
-            compare(
+        baselines = {
+            name: compare(
                 name,
                 other=other,
                 classifier=probability,
@@ -89,16 +89,17 @@ def evaluate(
                 seed=seed,
             )
             for name, other in others.items()
-        ]
+        }
         result = metrics.summary(probability, actual, names, seed)
         if document["temperature"] is not None:
             before = metrics.calibration_error(by_temperature["as trained"], actual)
             result["temperature"] = document["temperature"]
             result["calibration_error_as_trained"] = before
         # Repeated here for the table of `dvc exp show`, which does not show lists.
-        result["tfidf_accuracy"] = baselines[1]["accuracy"]
-        result["accuracy_minus_tfidf"] = baselines[1]["difference"]
-        result["baselines"] = baselines
+        tfidf = baselines["tfidf_logistic_regression"]
+        result["tfidf_accuracy"] = tfidf["accuracy"]
+        result["accuracy_minus_tfidf"] = tfidf["difference"]
+        result["baselines"] = list(baselines.values())
         result["notes"] = [NOTES[corpus]] if (corpus := run.record.experiment) in NOTES else []
 
         scores = reports / "metrics.json"
@@ -114,7 +115,7 @@ def evaluate(
             beside(scores).write_text(json_text(result), encoding="utf-8")
             write_pairs(names, actual, predicted, beside(reports / "confusion.csv"))
             plots.confusion_matrix(counts, names, beside(matrix))
-            plots.learning_curves(read_history(history), beside(curves))
+            plots.learning_curves(epochs, beside(curves))
             plots.reliability_diagram(bins, beside(diagram))
             write_shares(shares, len(actual), beside(reports / "coverage.csv"))
             plots.coverage_curve(shares, len(actual), beside(coverage))
@@ -174,17 +175,6 @@ def validation(dialogues: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Validation's rows, a batch at a time: all of them may not fit in memory."""
     parts = batches(dialogues, columns)
     return (rows.select(columns) for split, rows in parts if split == "Validation")
-
-
-def same_classes(dialogues: Path, actual: np.ndarray, names: tuple[str, ...], target: str) -> bool:
-    """Whether the Validation rows of the table have exactly these class numbers, in order."""
-    start = 0
-    for rows in validation(dialogues, ["label", "fine"]):
-        stop = start + len(rows)
-        if class_names(rows, target) != [names[number] for number in actual[start:stop]]:
-            return False
-        start = stop
-    return start == len(actual)
 
 
 def compare(

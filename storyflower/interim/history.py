@@ -1,9 +1,10 @@
 """history.csv: the results of each epoch of a training."""
 
 import csv
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
+from storyflower.common.errors import InputError
 from storyflower.common.files import replacing
 
 
@@ -51,6 +52,14 @@ def best_epoch(history: list[Epoch]) -> int:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """history.csv as a list of rows, each column → number."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    """history.csv as a list of rows, each column → number; raises InputError for a damaged one."""
+    needed = {field.name for field in fields(Epoch) if field.default is MISSING}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file)
+            rows = [{key: float(value) for key, value in row.items()} for row in table]
+        if rows and needed <= rows[0].keys():
+            return rows
+    except (ValueError, TypeError, csv.Error):  # TypeError: a row is too short or too long
+        pass
+    raise InputError(f"{path}: damaged; make it again with 'dvc repro'")

@@ -14,8 +14,10 @@ import numpy as np
 from storyflower.common.errors import InputError
 from storyflower.common.files import read_json, write_json
 from storyflower.interim import dialogues
+from storyflower.interim.tokens import TokenArrays
 
 MIN_CLASSES, MAX_CLASSES = 2, 100
+AGAIN = "make it again with 'dvc repro'"
 
 
 class LabelIndex:
@@ -26,7 +28,7 @@ class LabelIndex:
         self.names = tuple(names)
         self._index = {name: number for number, name in enumerate(self.names)}
         if len(self._index) != len(self.names):
-            raise InputError("a label appears twice; run 'dvc repro' once more")
+            raise InputError("a label appears twice")
         if not MIN_CLASSES <= len(self.names) <= MAX_CLASSES:
             raise InputError(
                 f"{len(self.names)} distinct labels; {MIN_CLASSES} to {MAX_CLASSES} can be learned"
@@ -51,8 +53,11 @@ class LabelIndex:
         document = read_json(path)
         names = document.get("labels") if isinstance(document, dict) else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{path}: damaged; make it again with 'dvc repro'")
-        return cls(names)
+            raise InputError(f"{path}: damaged; {AGAIN}")
+        try:
+            return cls(names)
+        except InputError as error:
+            raise InputError(f"{path}: {error}; {AGAIN}") from None
 
 
 def build(table: Path, output: Path, *, target: str) -> LabelIndex:
@@ -80,3 +85,23 @@ def build(table: Path, output: Path, *, target: str) -> LabelIndex:
         raise InputError(f"{dialogues.source(table, 'Training')}: {error}") from None
     index.save(output)
     return index
+
+
+def check_numbers(
+    names: Sequence[str], source: Path, *, table: Path, tokens: Path, target: str
+) -> None:
+    """Raise InputError unless the tokens have the class number of every row of the table, in order.
+
+    `names` are the classes by their numbers, from `source`; each of them is in Training.
+    """
+    index = {name: number for number, name in enumerate(names)}
+    arrays = {split: TokenArrays.load(tokens, split).labels for split in dialogues.SPLITS}
+    seen = dict.fromkeys(arrays, 0)
+    fits = arrays["Training"].max(initial=-1) + 1 == len(index)
+    for split, batch in dialogues.batches(table, ["label", "fine"]):
+        here = slice(seen[split], seen[split] + len(batch))
+        numbers = [index.get(name) for name in dialogues.class_names(batch, target)]
+        fits = fits and arrays[split][here].tolist() == numbers
+        seen[split] = here.stop
+    if not fits or seen != {split: len(numbers) for split, numbers in arrays.items()}:
+        raise InputError(f"{source}, {table} and {tokens} are of different runs; run 'dvc repro'")

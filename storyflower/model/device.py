@@ -59,17 +59,18 @@ def choose(device: str, precision: str) -> Placement:
     if (place.index or 0) >= {"cuda": len(gpus), "mps": has_mps, "cpu": 1}[place.type]:
         raise InputError(f"device {device} is not here ({accelerators}); set device: auto")
     if precision == "auto":
-        precision = native_precision(place.type)
+        precision = native_precision(place)
     if precision == "fp16" and place.type != "cuda":
         raise InputError(f"precision fp16 needs a CUDA GPU, not {device}; set precision: auto")
     return Placement(place, precision, accelerators)
 
 
-def native_precision(device: str) -> str:
+def native_precision(device: torch.device) -> str:
     """bf16 if the hardware multiplies it natively, fp16 on older CUDA GPUs (T4), else fp32."""
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device == "cpu":
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # torch asks the current one
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
         able = torch.cpu.get_capabilities()
         return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
     return "fp32"

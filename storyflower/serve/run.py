@@ -16,10 +16,13 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from logging import getLogger
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import uvicorn
@@ -35,7 +38,6 @@ TOKEN = "STORYFLOWER_TOKEN"
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
 PING = 60  # seconds in which a worker must say that it lives
 KEEP_ALIVE = 75  # seconds; longer than nginx keeps an idle connection, which is 60
-REASON = "reason"  # the file in which a worker that cannot start says why
 
 
 @dataclass(frozen=True)
@@ -56,26 +58,40 @@ def serve(model: Path, place: Place, settings: Settings) -> None:
     """
     settings = replace(settings, token=token_of(os.environ))
     check(place, settings)
-    with bound(place) as listener, metrics_folder() as folder:
+    with bound(place) as listener:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if place.workers == 1:
             run_here(model, settings, listener, address)
-            return
+        else:
+            run_workers(model, settings, listener, address=address, workers=place.workers)
+
+
+def run_workers(
+    model: Path, settings: Settings, listener: socket.socket, *, address: str, workers: int
+) -> None:
+    """Several workers, in processes that this one starts."""
+    with metrics_folder() as folder:
         listener.listen()  # who connects before a worker is there waits for one
         (folder / "said").write_text(address, encoding="utf-8")
+        reasons, reason_of_worker = Pipe(duplex=False)  # a disk may be full
         worker = functools.partial(
-            worker_app, model, settings, workers=place.workers, folder=folder, parent=os.getpid()
+            worker_app,
+            model,
+            settings,
+            workers=workers,
+            folder=folder,
+            parent=os.getpid(),
+            reasons=reason_of_worker,
         )
         config = config_of(worker, settings)
-        config.workers = place.workers
-        reason = folder / REASON
+        config.workers = workers
         # uvicorn says that a worker did not start; ours is the line that says why
-        getLogger("uvicorn.error").addFilter(lambda _: not reason.exists())
+        getLogger("uvicorn.error").addFilter(lambda _: not reasons.poll())
         multiprocess.Process = Worker
         Multiprocess(config, [listener]).run()
-        if reason.exists():
-            raise InputError(reason.read_text(encoding="utf-8"))
+        if reasons.poll():
+            raise InputError(reasons.recv_bytes().decode())
 
 
 def token_of(environment: dict[str, str] | os._Environ) -> str | None:
@@ -183,6 +199,7 @@ def config_of(app: object, settings: Settings) -> uvicorn.Config:
 
 def run_here(model: Path, settings: Settings, listener: socket.socket, address: str) -> None:
     """One worker: this process."""
+    os.environ.pop(METRICS, None)  # its numbers need no folder
     server = uvicorn.Server(config_of(lambda: app, settings))
     # The handler of a stop signal sets should_exit at once; the server looks at it every 0.1 s
     app = load_app(model, settings, 1, lambda: server.should_exit)
@@ -208,23 +225,35 @@ class Worker(multiprocess.Process):
 
 
 def worker_app(
-    model: Path, settings: Settings, *, workers: int, folder: Path, parent: int
+    model: Path,
+    settings: Settings,
+    *,
+    workers: int,
+    folder: Path,
+    parent: int,
+    reasons: Connection,
 ) -> ASGIApp:
-    """The app of one of several workers, in its own process."""
+    """The app of one of several workers, in its own process.
+
+    `reasons` takes why none can start.
+    """
     threading.Thread(target=follow, args=[parent], daemon=True).start()
     try:
+        folder.mkdir(mode=0o700, exist_ok=True)  # what cleans /tmp may have removed it
         app = load_app(model, settings, workers)
     except Exception as error:
-        reason = line_of(error) or one_line(repr(error))
+        if (reason := line_of(error)) is None:  # a bug
+            traceback.print_exc()
+            reason = one_line(repr(error))
         if not isinstance(error, InputError):
             reason = f"a worker cannot start: {reason}"
-        # What cleans /tmp may have removed both since
+        # Both may have been removed since, too
         started = (folder / "once").exists() or not (folder / "said").exists()
         if started:  # a reload, or a worker that died: the others go on
             print(f"error: {reason}", file=sys.stderr, flush=True)
             time.sleep(1)  # uvicorn starts the next one at once
         else:
-            (folder / REASON).write_text(reason, encoding="utf-8")
+            reasons.send_bytes(reason.encode())
         # Not sys.exit: unloading torch takes a second. By STARTUP_FAILURE uvicorn stops the others.
         os._exit(1 if started else STARTUP_FAILURE)
     try:

@@ -66,30 +66,30 @@ class Checkpoints:
         self._numbers: dict[str, Any] = {}
         self._saved_at = time.monotonic()
         self._warned = False
-        self._held = ExitStack()
+        self._locked = ExitStack()
 
     def __enter__(self) -> Self:
         if not self.ranks.first:
             self.ranks.wait()  # until the first process has removed damaged checkpoints
             self._find()
             return self
-        with self._held:
+        with self._locked:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 lock = locks.beside(self.folder)
-                self._held.enter_context(locks.acquire(lock, "trains the very same run"))
+                self._locked.enter_context(locks.acquire(lock, "trains the very same run"))
                 prune(self.folder.parent)
                 for path in [*self.folder.glob("*.part"), *self.folder.glob(".tmp*")]:
                     path.unlink()
             except OSError as error:
                 self._warn(error)
             self._find()
-            self._held = self._held.pop_all()
+            self._locked = self._locked.pop_all()
         self.ranks.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._held.close()
+        self._locked.close()
 
     def restore(self, state: State) -> None:
         """Load the newest checkpoint into the state; without one, leave the state unchanged."""

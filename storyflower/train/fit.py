@@ -40,7 +40,7 @@ def fit(
     *,
     train: TokenArrays,
     test: TokenArrays,
-    held: np.ndarray | None = None,
+    is_dev: np.ndarray | None = None,
     params: Params,
     placement: Placement,
     on_epoch: Callable[[list[Epoch]], None],
@@ -51,7 +51,7 @@ def fit(
     """Train the model in place; return the state at the end, which has the history.
 
     `params` are resolved (train/run.py): what the encoder's card can say is no longer "auto".
-    `held`, bool (dialogues,), marks the rows of `train` that are not trained on but scored like
+    `is_dev`, bool (dialogues,), marks the rows of `train` that are not trained on but scored like
     `test`; keep: best and patience need them. `mask_id` is the id of [MASK], for mask_rate.
     `on_epoch` gets the history so far after each epoch. With `checkpoints`, training resumes from
     the newest one and saves more. With several `ranks`, each trains on its share of every batch,
@@ -59,10 +59,10 @@ def fit(
     epochs' weights; the history stays that of each epoch's own. Raises InputError if the loss is no
     longer finite, if one dialogue is too much for the memory, and as make_optimizer does.
     """
-    if held is None and (params.keep == "best" or params.patience):
+    if is_dev is None and (params.keep == "best" or params.patience):
         raise ValueError("keep: best and patience need rows that are held back")
-    dev = None if held is None else take(train, held)
-    trained = np.arange(len(train)) if held is None else np.flatnonzero(~held)
+    dev = None if is_dev is None else take(train, is_dev)
+    trained = np.arange(len(train)) if is_dev is None else np.flatnonzero(~is_dev)
     state = new_state(model, params, placement)
     if checkpoints:
         checkpoints.restore(state)
@@ -97,16 +97,18 @@ def fit(
         placement.synchronize()
         state.seconds = time.perf_counter() - started
         progress.close()
-        row = score_epoch(
+        check_finite(state, params.learning_rate)
+        row, predicted = score_epoch(
             state,
             tokens=int(train.lengths[trained].sum()),
-            judged=is_late((epoch + 1) * steps, warmup, last=epoch + 1 == params.num_epochs),
             test=test,
             dev=dev,
             placement=placement,
             ranks=ranks,
         )
         if ranks.first:
+            if is_late((epoch + 1) * steps, warmup, last=epoch + 1 == params.num_epochs):
+                note_one_class(predicted, test.labels, row.epoch, params.learning_rate)
             print(f"epoch {row.epoch}/{params.num_epochs}: {row}", flush=True)
         state.history.append(row)
         keep_weights(state, params)
@@ -160,31 +162,28 @@ def new_state(model: EmotionClassifier, params: Params, placement: Placement) ->
     )
 
 
+def check_finite(state: State, rate: float) -> None:
+    """Raise InputError if the mean loss of an epoch whose steps are done is not finite."""
+    loss = state.loss_sum.item() / state.seen
+    if not math.isfinite(loss):
+        raise InputError(f"epoch {state.epoch + 1}: loss {loss}; lower learning_rate ({rate:g})")
+
+
 def score_epoch(
     state: State,
     *,
     tokens: int,
-    judged: bool,
     test: TokenArrays,
     dev: TokenArrays | None,
     placement: Placement,
     ranks: Ranks,
-) -> Epoch:
-    """The row of history for an epoch whose steps are done.
+) -> tuple[Epoch, np.ndarray]:
+    """The row of history for an epoch whose steps are done, and the classes predicted for `test`.
 
-    `tokens` is how many tokens it trained on. If `judged`, it is late enough in the training to
-    warn about a model that predicts only one class. Raises InputError if the loss is not finite.
+    `tokens` is how many tokens it trained on.
     """
-    mean_loss = state.loss_sum.item() / state.seen
-    if not math.isfinite(mean_loss):
-        rate = state.optimizer.defaults["lr"]
-        raise InputError(
-            f"epoch {state.epoch + 1}: loss {mean_loss}; lower learning_rate ({rate:g})"
-        )
     probability = scoring.probabilities(state.model, test, placement, ranks)  # (rows, classes)
     predicted = probability.argmax(axis=1)
-    if ranks.first and judged:
-        note_one_class(predicted, test.labels, state.epoch + 1, state.optimizer.defaults["lr"])
     dev_figures = {}
     if dev is not None:
         by_class = scoring.probabilities(state.model, dev, placement, ranks)
@@ -192,9 +191,9 @@ def score_epoch(
             "dev_loss": scoring.cross_entropy(by_class, dev.labels),
             "dev_accuracy": int((by_class.argmax(axis=1) == dev.labels).sum()) / len(dev),
         }
-    return Epoch(
+    row = Epoch(
         epoch=state.epoch + 1,
-        loss=mean_loss,
+        loss=state.loss_sum.item() / state.seen,
         train_accuracy=state.correct.item() / state.seen,
         test_loss=scoring.cross_entropy(probability, test.labels),
         test_accuracy=int((predicted == test.labels).sum()) / len(test),
@@ -202,6 +201,7 @@ def score_epoch(
         tokens=tokens,
         **dev_figures,
     )
+    return row, predicted
 
 
 def epoch_order(rows: int, epoch: int, params: Params) -> np.ndarray:

@@ -5,6 +5,16 @@ Out: the classifier, the history, and a record of the run, to which the evaluate
 that died resumes from its newest checkpoint, and as the same run in MLflow. The final state stays
 as a checkpoint until the evaluate stage discards it: only then has DVC recorded the outputs. The
 loop itself, fit.py, does not handle output files or MLflow.
+
+What MLflow gets, from run.json and then from the evaluate stage:
+- params: all that can change a result, the card's values for "auto"; pretokenize and tokenizer
+- tags: commit, DVC's name of the experiment, user, Python, libraries, device, processes, threads,
+  the encoder's source and revision, fingerprint, micro_batch_used, the classifier's digest
+- dataset: the corpus and the digest of its dialogues
+- metrics of each epoch: the columns of history.csv
+- metrics of the run: kept_epoch (keep: best) and temperature (dev_share); from evaluate, as
+  final_…, the numbers of metrics.json outside its lists
+- files, from evaluate: metrics.json, history.csv, the pictures of reports/
 """
 
 import sys
@@ -23,7 +33,7 @@ from storyflower.common.files import read_json, sha256
 from storyflower.common.params import Params
 from storyflower.interim import checkpoint_folders
 from storyflower.interim.history import Epoch, best_epoch, write_history
-from storyflower.interim.labels import LabelIndex
+from storyflower.interim.labels import LabelIndex, check_numbers
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.device import Placement, choose
@@ -50,7 +60,7 @@ def train(
     record: Path,
     lock: Path,
 ) -> None:
-    """Train a classifier and write its folder, history.csv and the run's record.
+    """Train a classifier and write its folder, history.csv and, to the file `record`, run.record.
 
     `lock` is held the whole time, so that two trainings never write the same outputs. With several
     processes (torchrun), all train, and the first one does everything else.
@@ -66,6 +76,7 @@ def train(
         ranks.wait()
         card = read_json(encoder / "card.json")
         index = LabelIndex.load(labels)
+        check_numbers(index.names, labels, table=dialogues, tokens=tokens, target=params.target)
         training = TokenArrays.load(tokens, "Training")
         params = params.resolved(card, rows=len(training))
         if params.mask_rate and card["mask_id"] is None:
@@ -80,14 +91,14 @@ def train(
         checkpoints = stack.enter_context(
             checkpoint.Checkpoints(root, fingerprint, params.checkpoint_minutes, ranks)
         )
-        held = held_back(training, params.dev_share, params.seed) if params.dev_share else None
+        is_dev = held_back(training, params.dev_share, params.seed) if params.dev_share else None
         torch.manual_seed(params.seed)
         network = build_classifier(encoder, len(index), params.dr_rate)
         train_epochs = partial(
             fit,
             network,
             train=training,
-            held=held,
+            is_dev=is_dev,
             test=TokenArrays.load(tokens, "Validation"),
             params=params,
             placement=placement,
@@ -136,8 +147,8 @@ def train(
                     f"{len(rows)}; evaluate prints their accuracy on Validation",
                     flush=True,
                 )
-            if held is not None:
-                dev = take(training, held)
+            if is_dev is not None:
+                dev = take(training, is_dev)
                 logits = scoring.logits(network, dev, placement)
                 results["temperature"] = temperature = fit_temperature(logits, dev.labels)
                 print(f"temperature {temperature:g}, from {len(dev)} rows of the dev part")

@@ -1224,6 +1224,31 @@ def test_locked_folder_is_compared_with_its_lock(pieces, cards, capsys):
         prepare(cards / "mine.yaml")
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("bert", "added_tokens.json"),
+        ("bert", "tokenizer_config.json"),
+        ("tokenizer.json", "special_tokens_map.json"),
+    ],
+)
+def test_settings_that_a_locked_folder_did_not_have_are_noticed(kind, name, pieces, cards):
+    """Or had, when a lock did not name them yet."""
+    files = family(kind, pieces)[0]
+    files.pop(name, None)
+    place = unpack(files, cards / "mine")
+    main(["card", "mine", str(place)])
+    main(["lock", "mine"])
+    (place / name).write_bytes(b"{}")
+    again = "lock it again: python -m storyflower lock mine"
+    lock = cards / "mine.lock.json"
+    assert refused(cards / "mine.yaml") == f"{place / name}: not in {lock}; {again}"
+    main(["lock", "mine"])
+    prepare(cards / "mine.yaml", cards.parent / "fits")
+    (place / name).unlink()
+    assert refused(cards / "mine.yaml") == f"{place / name}: not found, but {lock} has it; {again}"
+
+
 def test_folder_that_is_no_encoder_is_refused(cards):
     main(["card", "mine", str(unpack({}, cards / "empty"))])
     assert "has no config.json" in refused(cards / "mine.yaml")

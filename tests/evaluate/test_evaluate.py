@@ -282,19 +282,39 @@ def test_equal_input_makes_equal_bytes(
         assert first == second, name
 
 
+@pytest.mark.parametrize("split", ["Training", "Validation"])
 def test_outputs_of_two_runs_are_not_mixed(
-    interim: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interim: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mixed = tmp_path / "mixed"
     shutil.copytree(interim / "tokens", mixed / "tokens")
-    labels = np.load(mixed / "tokens/Validation.labels.npy")
-    np.save(mixed / "tokens/Validation.labels.npy", labels[::-1])
+    labels = np.load(mixed / f"tokens/{split}.labels.npy")
+    np.save(mixed / f"tokens/{split}.labels.npy", labels[::-1])
     for name in ("dialogues.parquet", "history.csv"):
         shutil.copyfile(interim / name, mixed / name)
     with pytest.raises(InputError, match="are of different runs; run 'dvc repro'"):
         evaluate(tmp_path, mixed, classifier, "reports")
     assert not list((tmp_path / "reports").glob("*"))
+
+
+HEADER = "epoch,loss,train_accuracy,test_loss,test_accuracy,seconds,tokens\n"
+
+
+@pytest.mark.parametrize(
+    "content", ["", HEADER, "epoch,loss\n1,0.5\n", f"{HEADER}1,a,0,0,0,0,0\n", f"{HEADER}1,0.5\n"]
+)
+def test_a_damaged_history_is_one_line_before_anything_is_scored(
+    interim: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate_module, "of_baselines", None)
+    for name in ("tokens", "dialogues.parquet"):
+        (tmp_path / name).symlink_to(interim / name)
+    (history := tmp_path / "history.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        evaluate(tmp_path, tmp_path, classifier, "reports")
+    assert str(caught.value) == f"{history}: damaged; make it again with 'dvc repro'"
 
 
 @pytest.fixture

@@ -49,13 +49,23 @@ def test_file_is_readable_by_people(tmp_path: Path) -> None:
     assert "기쁨" in (tmp_path / "labels.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"labels": "기쁨"}', '{"labels": [1, 2]}'])
-def test_an_index_changed_by_hand(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+        ('{"labels": "기쁨"}', "damaged"),
+        ('{"labels": [1, 2]}', "damaged"),
+        ('{"labels": ["기쁨"]}', "1 distinct labels; 2 to 100 can be learned"),
+        ('{"labels": ["기쁨", "분노", "기쁨"]}', "a label appears twice"),
+    ],
+)
+def test_an_index_changed_by_hand(tmp_path: Path, content: str, complaint: str) -> None:
     path = tmp_path / "labels.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError) as error:
         LabelIndex.load(path)
-    assert str(error.value) == f"{path}: damaged; make it again with 'dvc repro'"
+    assert str(error.value) == f"{path}: {complaint}; make it again with 'dvc repro'"
 
 
 @pytest.mark.parametrize("count", [0, 1, 101, 500])

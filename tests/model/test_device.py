@@ -1,6 +1,7 @@
 """Which device and precision are chosen, on machines that this one pretends to be."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,10 +12,17 @@ from storyflower.model.device import choose
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Make torch report these GPUs and these abilities of the CPU."""
+    """Make torch report these GPUs, some with bf16, and these abilities of the CPU."""
+    current = [0]  # torch's current GPU
+
+    @contextmanager
+    def use(device: torch.device) -> Iterator[None]:
+        current.append(device.index or 0)
+        yield
+        current.pop()
 
     def pretend(
-        *, gpus: Sequence[str] = (), native_bf16: bool = False, mps: bool = False, **cpu: bool
+        *, gpus: Sequence[str] = (), native_bf16: Sequence[int] = (), mps: bool = False, **cpu: bool
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
@@ -23,8 +31,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(
             torch.cuda,
             "is_bf16_supported",
-            lambda including_emulation=True: native_bf16 or including_emulation,
+            lambda including_emulation=True: current[-1] in native_bf16 or including_emulation,
         )
+        monkeypatch.setattr(torch.cuda, "device", use)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, **cpu})
 
@@ -34,7 +43,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ({"gpus": ["NVIDIA H100"], "native_bf16": True}, ("cuda", "bf16")),
+        ({"gpus": ["NVIDIA H100"], "native_bf16": [0]}, ("cuda", "bf16")),
         ({"gpus": ["Tesla T4"]}, ("cuda", "fp16")),
         ({"gpus": ["Tesla T4"], "mps": True, "avx512_bf16": True}, ("cuda", "fp16")),
         ({"mps": True, "avx512_bf16": True}, ("mps", "fp32")),
@@ -94,7 +103,7 @@ def test_what_is_not_here_is_said_in_one_line(
         ({}, "0 CUDA GPUs; using cpu in fp32"),
         ({"mps": True}, "0 CUDA GPUs, Apple GPU; using mps in fp32"),
         (
-            {"gpus": ["NVIDIA A100", "Tesla T4"], "native_bf16": True},
+            {"gpus": ["NVIDIA A100", "Tesla T4"], "native_bf16": [0]},
             "2 CUDA GPUs (NVIDIA A100, Tesla T4); using cuda in bf16",
         ),
     ],
@@ -103,7 +112,9 @@ def test_the_line_names_every_gpu(found: dict, text: str, machine) -> None:
     machine(**found)
     assert str(choose("auto", "auto")) == text
     if "cuda" in text:
-        assert str(choose("cuda:1", "auto")) == text.replace("cuda", "cuda:1")
+        assert str(choose("cuda:0", "auto")) == text.replace("cuda", "cuda:0")
+        other = text.replace("cuda in bf16", "cuda:1 in fp16")  # that GPU's own precision
+        assert str(choose("cuda:1", "auto")) == other
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

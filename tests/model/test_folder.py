@@ -240,6 +240,11 @@ CLASSIFIER_DAMAGE = {
     "no max_len": (edit("classifier.json", params={"dr_rate": 0.5}), "'max_len' is missing"),
     "another vocabulary": (write("spiece.model", b"other"), "the tokenizer, or config.json, is n"),
     "no vocabulary": (remove("spiece.model"), "the tokenizer, or config.json, is not the one"),
+    **{
+        # A tokenizer would read them, or transformers' own
+        f"{name} since": (write(name, b"{}"), "the tokenizer, or config.json, is not the one")
+        for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
+    },
     "another card": (edit("card.json", pretokenize="none"), "the tokenizer, or config.json, is"),
     # transformers would load both and compute something else.
     "other heads": (edit("config.json", num_attention_heads=4), "or config.json, is not the one"),

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from storyflower.common.errors import InputError
 from storyflower.serve import run
 from storyflower.serve.settings import Settings
 from tests.serve.conftest import Command, Service
+from tests.support import ROOT
+from tests.support import run as started
 
 SECRET = "심장이 뛰는 비밀"
 BODY = {"texts": [SECRET]}
@@ -123,6 +126,18 @@ def test_a_stop_finishes_what_is_in_flight_and_logs_no_text(
 
 
 @pytest.mark.slow
+def test_one_worker_counts_in_its_own_memory(
+    command: Callable[..., Command], tmp_path: Path
+) -> None:
+    """What cleans /tmp, or a disk that is full, takes no number away."""
+    service = command(TMPDIR=str(tmp_path), PROMETHEUS_MULTIPROC_DIR="none").started()
+    assert not list(tmp_path.iterdir())
+    assert service.call("/healthz").status == 200
+    counted = b'storyflower_requests_total{path="/healthz",status="200"} 1.0\n'
+    assert counted in service.call("/metrics").body
+
+
+@pytest.mark.slow
 def test_a_stop_as_soon_as_the_address_is_there(command: Callable[..., Command]) -> None:
     """uvicorn has not set its handlers yet."""
     running = command()
@@ -192,6 +207,8 @@ def folder_of(workers: set[int]) -> str:
     ("more", "where", "reason"),
     [
         (["--model", "none"], {}, "none/classifier.json: not found; train a classifier with 'dvc"),
+        # As on a full disk: there is room for the address, and not for the reason
+        (["--model", "none" * 20], {"largest_file": 60}, f"{'none' * 20}/classifier.json: not fo"),
         # Each worker wants a file for its numbers
         ([], {"largest_file": 1000}, "a worker cannot start: file too large; raise the limit"),
     ],
@@ -218,6 +235,38 @@ def test_a_worker_that_ends_while_it_is_asked_whether_it_lives(
     psutil.wait_procs([asked], timeout=120)
     assert not asked.is_running()  # its parent has taken note
     assert running.end(signal.SIGTERM)[0] == 0
+
+
+@pytest.mark.slow
+def test_workers_that_meet_a_bug_show_where() -> None:
+    place = "run.Place(port=0, workers=2)"
+    main = f"from storyflower.serve import run; run.serve(None, {place}, run.Settings())"
+    done = started(ROOT, sys.executable, "-c", main)
+    assert done.returncode == 1 and "in load_app" in done.stderr
+    assert "InputError: a worker cannot start: TypeError" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_worker_is_replaced_without_the_folder_of_numbers(
+    command: Callable[..., Command],
+) -> None:
+    """What cleans /tmp may remove it."""
+    running = command("--workers", "2")
+    running.started()
+    workers = psutil.Process(running.process.pid).children()
+    folder = Path(folder_of({each.pid for each in workers}))
+
+    def wait_for_both() -> None:
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("gauge_*.db"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    wait_for_both()
+    shutil.rmtree(folder)
+    running.process.send_signal(signal.SIGHUP)
+    wait_for_both()
+    assert running.end(signal.SIGTERM) == (0, "")
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def fit(
         network,
         train=together,
         test=random_table(30, seed=1),
-        held=np.arange(94) >= 64 if dev else None,
+        is_dev=np.arange(94) >= 64 if dev else None,
         params=params_of(**{**rate, "num_epochs": 6, **values}),
         placement=choose("cpu", "fp32"),
         on_epoch=lambda _: None,

@@ -116,7 +116,7 @@ def test_rows_held_back_do_not_count_in_the_weights() -> None:
         fit_module.fit(
             network,
             train=train,
-            held=mask,
+            is_dev=mask,
             test=alone,
             params=params_of(
                 num_epochs=1, batch_size=8, learning_rate=1e-2, optimizer="adamw", mask_rate=0.0,

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,24 @@ def test_a_second_step_gets_the_pages_of_the_first() -> None:
         command = [sys.executable, "-c", FAULTS.format(before=before)]
         faults[before] = int(subprocess.run(command, check=True, capture_output=True).stdout)
     assert faults["keep_freed()"] < faults[""] / 3, faults
+
+
+@pytest.mark.parametrize("most", [2**31, 2**25, 0])  # an older glibc takes no more than 32 MiB
+def test_a_threshold_that_is_refused_leaves_none_behind(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = {}
+
+    def mallopt(what: int, value: int) -> int:
+        if what == memory.M_MMAP_THRESHOLD and value > most:
+            return 0
+        taken[what] = value
+        return 1
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    memory.keep_freed()
+    expected = {memory.M_MMAP_THRESHOLD: min(most, 2**30), memory.M_TRIM_THRESHOLD: 2**31 - 1}
+    assert taken == (expected if most else {})
 
 
 def test_memory_that_runs_out_anywhere_is_one_line() -> None:

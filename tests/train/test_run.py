@@ -2,16 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from storyflower.common import locks
 from storyflower.common.errors import InputError
+from storyflower.interim.labels import LabelIndex
 from storyflower.interim.tokens import TokenArrays
 from storyflower.model import scoring
 from storyflower.model.device import choose
@@ -30,10 +33,15 @@ def test_the_temperature_is_that_of_the_dev_part_and_the_kept_weights(
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setattr(mlflow, "push", lambda *_: None)
+    labels = interim / "labels.json"
     tokens = shutil.copytree(interim / "tokens", tmp_path / "tokens")
-    labels = np.load(tokens / "Training.labels.npy")
-    labels[::4] = (labels[::4] + 1) % 3  # else the dev part has no error, and any would do
-    np.save(tokens / "Training.labels.npy", labels)
+    numbers = np.load(tokens / "Training.labels.npy")
+    numbers[::4] = (numbers[::4] + 1) % 3  # else the dev part has no error, and any would do
+    np.save(tokens / "Training.labels.npy", numbers)
+    table, names = pq.read_table(interim / "dialogues.parquet"), LabelIndex.load(labels).names
+    changed = [names[number] for number in numbers] + table["label"].to_pylist()[len(numbers) :]
+    table = table.set_column(table.column_names.index("label"), "label", pa.array(changed))
+    pq.write_table(table, tmp_path / "dialogues.parquet")
 
     def train(**values: object) -> bytes:
         """classifier.json of a training with these params."""
@@ -41,8 +49,8 @@ def test_the_temperature_is_that_of_the_dev_part_and_the_kept_weights(
         run_module.train(
             params_of(**{**TINY_PARAMS, **computed, **values}),
             encoder=interim / "encoder",
-            dialogues=interim / "dialogues.parquet",
-            labels=interim / "labels.json",
+            dialogues=tmp_path / "dialogues.parquet",
+            labels=labels,
             tokens=tokens,
             classifier=tmp_path / "classifier",
             history=tmp_path / "history.csv",
@@ -58,8 +66,8 @@ def test_the_temperature_is_that_of_the_dev_part_and_the_kept_weights(
     written = train(**values)
     found = json.loads(written)["temperature"]
     network, _ = load_classifier(tmp_path / "classifier")
-    table = TokenArrays.load(tokens, "Training")
-    dev = take(table, held_back(table, 0.3, json.loads(written)["params"]["seed"]))
+    training = TokenArrays.load(tokens, "Training")
+    dev = take(training, held_back(training, 0.3, json.loads(written)["params"]["seed"]))
     logits = scoring.logits(network, dev, choose("cpu", "fp32"))
     assert LEAST < found == fit_temperature(logits, dev.labels) < MOST
     validation = TokenArrays.load(tokens, "Validation")
@@ -78,6 +86,38 @@ def test_the_temperature_is_that_of_the_dev_part_and_the_kept_weights(
     monkeypatch.setattr(scoring, "logits", full)
     with pytest.raises(InputError, match=r"^out of memory \(CUDA out of memory\); lower max_len"):
         train(**values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda names: names[::-1],
+        lambda names: names[:-1],
+        lambda names: [*names, "슬픔"],
+        lambda names: [*names[:-1], "슬픔"],
+    ],
+    ids=["reordered", "removed", "added", "renamed"],
+)
+def test_labels_changed_by_hand_are_not_trained_on(
+    interim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[list], list]
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr(mlflow, "push", lambda *_: None)
+    labels = tmp_path / "labels.json"
+    LabelIndex(change(list(LabelIndex.load(interim / "labels.json").names))).save(labels)
+    outputs = {name: tmp_path / name for name in ("classifier", "history", "record", "lock")}
+    with pytest.raises(InputError) as caught:
+        run_module.train(
+            params_of(**TINY_PARAMS, device="cpu", precision="fp32"),
+            encoder=interim / "encoder",
+            dialogues=(table := interim / "dialogues.parquet"),
+            labels=labels,
+            tokens=(tokens := interim / "tokens"),
+            **outputs,
+        )
+    expected = f"{labels}, {table} and {tokens} are of different runs; run 'dvc repro'"
+    assert str(caught.value) == expected
+    assert not outputs["classifier"].exists()
 
 
 def test_the_lock_is_held_until_the_processes_have_parted(
