@@ -20,6 +20,7 @@ from tests.ingest.test_ingest import (
     refusal,
     rows_for,
     table,
+    write_csv,
     write_json,
     write_jsonl,
     write_workbook,
@@ -111,6 +112,66 @@ def test_rows_that_could_be_read_wrongly(
     assert message.startswith(f"{path}, row {row}: ")
     assert complaint in message
     assert "합격" not in message
+
+
+ORDINARY = [f"기쁨,감사하는,{n}번째 글,둘" for n in range(9)]
+OWN = [f"{n}번째 글,{n % 2}" for n in range(9)]
+NUMBERED = [f"{n},{n}번째 글,{n % 2}" for n in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "lines_in_it"),
+    [
+        ([HEADER_LINE, '기쁨,감사하는,"첫 글,둘', *ORDINARY, '슬픔,우울한,셋",넷'], 11),
+        ([HEADER_LINE, '기쁨,감사하는,"첫 글,둘', '슬픔,우울한,셋",넷', *ORDINARY], 2),
+        ([HEADER_LINE, '기쁨,감사하는,첫 글,"둘', *ORDINARY, "", '슬픔,우울한,셋,넷"'], 12),
+        (["document,label", '"첫 글,1', '셋",0', *OWN], 2),
+        (["document,label", '"첫 글,1', *OWN[:2], '셋",1', *OWN[2:]], 4),
+        (["document,label", '"첫 글,가', *(line[:-1] + "나" for line in OWN), '셋",다'], 11),
+        (["id,document,label", '7,"첫 글,1', '8,셋",0', *NUMBERED], 2),
+        (["label,document", '가,"첫 글', '가,셋"', *(f"가,{n}" for n in range(9))], 2),
+        (["document;label", '"첫, 글;1', '셋";0', *(line.replace(",", ";") for line in OWN)], 2),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_quote_that_swallows_rows(
+    tmp_path: Path, lines: list[str], lines_in_it: int, end: str
+) -> None:
+    path = write(tmp_path / "a.csv", *lines, end=end)
+    sheet = open_sheet(path, {"사람문장1", "document", "label"})
+    with pytest.raises(InputError) as caught:
+        list(sheet.rows)
+    assert str(caught.value) == (
+        f"{path}, row 2: the lines of a field in quotes look like rows; remove the "
+        "quote before it, or write the field on one line"
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [
+        ("document,label", "안녕, 나는\n오늘, 학교에, 갔다\n끝"),
+        ("document,label", "나는, 1\n너는"),
+        ("document,label", "아,네\n그래요"),
+        ("document,label", "나는,\n너를,\n그래,\n정말,\n정말,\n사랑해"),
+        ("document,label", "음,,\n글쎄,,\n네,,,\n응,,\n그래,,\n1"),
+        ("document,label", "1\n0\n\n1"),
+        ("document,", "아,네\n가,나\n다\n라,마\n바,사\n아,자"),
+        ("document", "1\n0\n1"),
+        ("id,document,label", "안녕, 나는\n오늘은, 너와, 함께\n또, 갔다"),
+        ("id,document,label", "값은 3,000원\n아,네"),
+        ("label,document", "오늘은\n1, 2"),
+        (HEADER_LINE, "네, 그래요\n음, 아니, 그게"),
+    ],
+)
+def test_line_breaks_in_a_text_are_no_rows(tmp_path: Path, header: str, text: str) -> None:
+    names = header.split(",")
+    place = names.index("document" if "document" in names else "사람문장1")
+    rows = [["1"] * len(names) for _ in range(9)]
+    rows[4][place] = text
+    path = write_csv(tmp_path / "a.csv", [names, *rows])
+    read = [cells for _, cells in open_sheet(path, {names[place]}).rows]
+    assert read == rows
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "cp949"])
