@@ -115,7 +115,7 @@ def rows_below(
     if a quote seems to have swallowed rows.
     """
     fields = len(head.cells)
-    doubtful: dict[int, list[Field]] = {}
+    doubtful: list[tuple[int, list[Field]]] = []
     for number, cells in itertools.islice(records(path, encoding, dialect), head.row, None):
         if len(cells) != fields and not fits(cells, head):
             if not cells:
@@ -128,12 +128,12 @@ def rows_below(
         whole = "".join(cells)
         for index in range(len(cells)) if "\n" in whole or "\r" in whole else ():
             if inner := swallowed(cells, index, head, dialect):
-                doubtful[number] = inner
+                doubtful.append((number, inner))
                 if sum(column > 0 for column, _ in inner) >= SURELY_ROWS:
                     raise swallowing(path, number)
         yield number, cells
     known = few_values(path, encoding, dialect, head) if doubtful else set()
-    for number, inner in doubtful.items():
+    for number, inner in doubtful:
         if known.intersection(inner):
             raise swallowing(path, number)
 

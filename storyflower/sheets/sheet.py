@@ -25,6 +25,9 @@ NOTHING = frozenset(
 )
 # Letters and symbols that are invisible: Hangul fillers and the blank Braille pattern
 BLANK = re.compile("[\u115f\u1160\u3164\uffa0\u2800]")
+# Marks that choose a form of the character before them, such as ❤ in colour; and a joiner
+SELECTOR = re.compile("[\ufe00-\ufe0f\u180b-\u180d\u180f\U000e0100-\U000e01ef\u034f]")
+HIDDEN = re.compile(f"{BLANK.pattern}|{SELECTOR.pattern}")
 MISSING = object()  # the value of a key that a line of jsonl lacks
 MAX_NAMED = 10  # cells or rows that one message lists
 
@@ -68,14 +71,14 @@ def folded(text: str) -> str:
     For names and comparisons. Half of a surrogate pair stays.
     """
     text = unicodedata.normalize("NFC", text)
-    if text.isprintable() and "  " not in text and not BLANK.search(text):
+    if text.isprintable() and "  " not in text and not HIDDEN.search(text):
         return text.strip()  # the fast path: most texts need no other change
     text = "".join(
         character
-        for character in BLANK.sub(" ", text)
+        for character in SELECTOR.sub("", BLANK.sub(" ", text))
         if unicodedata.category(character) not in ("Cf", "Cc") or character.isspace()
     )
-    return " ".join(text.split())
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def header(cells: list) -> list[str]:

@@ -245,6 +245,7 @@ def test_only_the_first_turn(folder: Path) -> None:
 def test_labels_that_look_the_same_are_one_class(folder: Path) -> None:
     spellings = ["기쁨", "기쁨\u200b", "\u2060기쁨", "\ufeff기쁨 ", "기\u00ad쁨", "기쁨\u3164"]
     spellings += [unicodedata.normalize("NFD", "기쁨")]
+    spellings += ["기쁨\ufe0f", "기\U000e0100쁨\ufe0e", "\u1100\u200b\u1175쁨"]
     fine = ["눈물이 나는", "눈물이  나는", "눈물이\n나는", "눈물이\u00a0나는"]
     cells = [
         [None] * 5 + [label, fine[n % 4], f"{n}번", None, None, None, None, None]
@@ -284,6 +285,7 @@ def test_a_class_of_one_row_is_noted(
         "길을\n잃었어",
         "길\u200b을 잃었\u2060어",
         "\ufeff길을 잃었어\u00ad",
+        "길을\ufe0f 잃었어",
     ],
 )
 def test_copies_are_counted_by_what_is_read(folder: Path, copy: str) -> None:
