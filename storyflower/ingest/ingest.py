@@ -71,7 +71,8 @@ def ingest(
     """
     names = Names.of(text_columns, label_column, turns=turns, target=target)
     files = find_files(folder, may_draw=validation_share > 0, fits=lambda path: fits(path, names))
-    tallies = {split: Tally(split, names) for split in SPLITS}
+    labels_of: dict[str, str] = {}
+    tallies = {split: Tally(split, names, labels_of) for split in SPLITS}
     summary: dict[str, Any] = {"corpus": folder.name, "turns": turns}
     summary |= {"text_columns": list(names.texts), "label_column": names.label}
     with replacing() as beside:

@@ -56,9 +56,19 @@ class FileTally:
         self.first_dropped = self.first_dropped or (reason, number)
 
     def keep(self, number: int, text_hash: int, label: str, fine: str) -> None:
-        """Count a usable row. Raises InputError for a second header or one class too many."""
+        """Count a usable row.
+
+        Raises InputError for a second header, one class too many, or two pairs that are one class.
+        """
         names, known = self.split.names, self.split.known
-        name = f"{label}/{fine}" if names.target == "fine" else label
+        name = label
+        if names.target == "fine":
+            name = f"{label}/{fine}"
+            if self.split.labels_of.setdefault(name, label) != label:
+                raise InputError(
+                    f"{self.row(number)}: its label and {FINE}, joined by /, are the class of "
+                    "another pair; write them without /"
+                )
         if name not in known:
             if not names.own_label and AI_HUB.fullmatch(label):
                 raise self.second_header(number)
@@ -113,6 +123,7 @@ class Tally:
 
     name: str
     names: Names
+    labels_of: dict[str, str] = field(default_factory=dict)  # class → label, of both splits
     files: list[FileTally] = field(default_factory=list)
     known: dict[str, int] = field(default_factory=dict)  # class → its number
     labels: list[str] = field(default_factory=list)  # of each class

@@ -371,6 +371,21 @@ def test_other_numbers_are_errors(folder: Path, row: tuple, column: str) -> None
     )
 
 
+@pytest.mark.parametrize("other", ["Training", "Validation"])
+def test_pairs_that_would_be_one_class(folder: Path, other: str) -> None:
+    pairs = {"Training": ["a/b,d", "e,f"], "Validation": ["a/b,d", "e,f"]}
+    pairs[other].append("a,b/d")
+    for split, labels in pairs.items():
+        rows = [f"{split}의 글 {n},{label}" for n, label in enumerate(labels)]
+        path = write(folder / f"{split}.csv", "document,label,감정_소분류", *rows)
+        path = folder / f"{other}.csv"
+    assert refusal(folder, **OWN, target="fine") == (
+        f"{path}, row 4: its label and 감정_소분류, joined by /, are the class of another pair; "
+        "write them without /"
+    )
+    ingest(folder, **OWN)
+
+
 def test_too_many_labels(folder: Path) -> None:
     path = two_columns(folder / "mine.csv", [(f"글 {n}", f"label {n}") for n in range(101)])
     assert refusal(folder, **DRAWN) == (
