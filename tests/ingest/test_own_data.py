@@ -375,13 +375,12 @@ def test_other_numbers_are_errors(folder: Path, row: tuple, column: str) -> None
 def test_pairs_that_would_be_one_class(folder: Path, other: str) -> None:
     pairs = {"Training": ["a/b,d", "e,f"], "Validation": ["a/b,d", "e,f"]}
     pairs[other].append("a,b/d")
-    for split, labels in pairs.items():
-        rows = [f"{split}의 글 {n},{label}" for n, label in enumerate(labels)]
-        path = write(folder / f"{split}.csv", "document,label,감정_소분류", *rows)
-        path = folder / f"{other}.csv"
+    for split, its in pairs.items():
+        rows = [f"{split}의 글 {n},{pair}" for n, pair in enumerate(its)]
+        write(folder / f"{split}.csv", "document,label,감정_소분류", *rows)
     assert refusal(folder, **OWN, target="fine") == (
-        f"{path}, row 4: its label and 감정_소분류, joined by /, are the class of another pair; "
-        "write them without /"
+        f"{folder / other}.csv, row 4: its label and 감정_소분류, joined by /, are the class of "
+        "another pair; write them without /"
     )
     ingest(folder, **OWN)
 
@@ -687,7 +686,10 @@ def test_a_validation_of_a_format_that_is_not_read(folder: Path, first: str, nam
 @pytest.mark.parametrize(
     "name",
     ["cross_validation.ipynb", "how_validation_was_done.md", "Validation/README.md"]
-    + ["Validation/page-1.png", "Training.zip", "Training.csv.dvc", "more.zip"],
+    + ["Validation/page-1.png", "Training.zip", "Training.csv.dvc", "more.zip"]
+    + ["Training.tar.gz", "Training.gz", "Training.csv.tar.xz", "validation.pdf.dvc"]
+    + ["validation" + suffix for suffix in (".pptx", ".webp", ".doc", ".ppt", ".rst", ".tex")]
+    + ["validation.sh", "validation.yml", "validation.toml", "weights.bin.dvc"],
 )
 def test_files_beside_that_are_no_tables(
     folder: Path, name: str, capsys: pytest.CaptureFixture
@@ -698,11 +700,27 @@ def test_files_beside_that_are_no_tables(
     assert "not read" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["Training.csv.dvc", "Validation.xlsx.dvc"])
-def test_a_table_that_dvc_has_not_brought(folder: Path, name: str) -> None:
-    two_columns(folder / "Training_2.csv", numbered(0, 30))
+@pytest.mark.parametrize("first", ["Training_2.csv", "notes.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["Training.csv.dvc", "Validation.xlsx.dvc", "old.csv.dvc"]
+    + ["Validation.dvc", "1.Training.dvc", "more.dvc", "Validation.zip.dvc"],
+)
+def test_data_that_dvc_has_not_brought(folder: Path, name: str, first: str) -> None:
+    two_columns(folder / first, numbered(0, 30))
     write(folder / name, "outs:")
-    assert refusal(folder, **DRAWN) == f"{folder / name}: its data is not here; type 'dvc pull'"
+    assert refusal(folder, **DRAWN) == (
+        f"{folder / name}: its data is not here; type 'dvc pull', or remove the .dvc file"
+    )
+
+
+def test_folders_that_dvc_has_brought(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    for number, name in enumerate(["Training", "Validation", "1.그림"]):
+        two_columns(folder / name / "a.csv", numbered(30 * number, 30 * number + 30))
+        write(folder / f"{name}.dvc", "outs:")
+    (folder / "1.그림/a.csv").rename(folder / "1.그림/a.png")
+    ingest(folder, **OWN)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("names", [["reviews.csv"], ["Training.csv", "Validation.csv"]])
