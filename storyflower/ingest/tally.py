@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, escaped
 from storyflower.ingest.aihub import FINE
 from storyflower.ingest.columns import Names
 from storyflower.ingest.split import mixed
@@ -295,7 +295,7 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
     drawn, lines = report.get("drawn"), []
     for split, part in report["splits"].items():
         if len(part["files"]) > 1 or drawn:
-            lines += [f"{file['source']}: {counts(file)}" for file in part["files"]]
+            lines += [escaped(f"{file['source']}: {counts(file)}") for file in part["files"]]
         if not drawn:
             lines.append(f"{split}: {counts(part)}")
     if drawn:

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, escaped
 
 AI_HUB = re.compile(  # the column names in AI Hub's releases
     "번호|연령|성별|상황키워드|신체질환|전체선톡|감정_[대소]분류|(사람|시스템)(문장|응답)[1-4]|value"
@@ -221,4 +221,4 @@ def is_visible(text: str) -> bool:
 
 def note(line: str) -> None:
     """Print a note on standard error about how an ambiguous input was understood."""
-    print(f"note: {line}", file=sys.stderr)
+    print(f"note: {escaped(line)}", file=sys.stderr)

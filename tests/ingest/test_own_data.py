@@ -1,6 +1,7 @@
 """Your own tables: several files, other columns, any labels, and no Validation file."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -797,3 +798,21 @@ def test_several_files_are_said_with_their_rows(
         "Validation: 6 rows read, 6 kept; dropped: none",
         "note: 3 Validation texts also stand in Training; they flatter the accuracy",
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_line_break_in_a_file_s_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for number, name in enumerate(["Training\n1", "Training\r2", "Validation"]):
+        two_columns(folder / f"{name}.csv", numbered(6 * number, 6 * number + 6))
+    write(folder / "\n.xls", "no table")
+    set_params(folder.parents[1], corpus="mine", **OWN)
+    monkeypatch.chdir(folder.parents[1])
+    exit_with_line(stages.ingest.main)
+    out, err = capsys.readouterr()
+    assert out.split("\n")[:2] == [
+        rf"data/mine/Training{end}.csv: 6 rows read, 6 kept; dropped: none"
+        for end in (r"\n1", r"\r2")
+    ]
+    assert err == rf"note: data/mine: not read, for only {SUFFIXES} are: \n.xls" + "\n"
