@@ -5,6 +5,7 @@ Out: the figures of each file and of the split for the report; for each usable r
 text and the number of its class, by which equal texts are counted and Validation is drawn.
 """
 
+import functools
 import re
 import unicodedata
 from array import array
@@ -185,41 +186,72 @@ class Tally:
             self._note_classes_alike()
 
     def _note_equal_texts(self) -> None:
-        earlier: list[np.ndarray] = []
-        for file in self.files if len(self.files) > 1 else ():
-            mine = np.sort(self.hashes()[file.place])
-            shared = [number_in(mine, other) for other in earlier]
-            earlier.append(mine)
-            if any(shared):
-                file.equal_texts = number_in(mine, np.sort(np.concatenate(earlier[:-1])))
-                most = self.files[int(np.argmax(shared))]
-                said = (
-                    f"{file.sheet.where}: {file.equal_texts} of its {file.kept} texts also stand "
-                    f"in the files before it ({max(shared)} in {most.sheet.where}); "
-                )
-                most_equal = file.equal_texts >= SAME_ROWS * file.kept
-                if file.kept >= FEWEST and most_equal and self._repeats(file):
-                    raise InputError(f"{said}their labels are the same; keep one file")
-                note(f"{said}if they are the same rows, remove them from one")
+        @functools.cache
+        def ordered(number: int) -> np.ndarray:
+            return np.sort(self.hashes()[self.files[number].place])
 
-    def _repeats(self, file: FileTally) -> bool:
-        """Whether its texts also stand in the files before it under the same classes."""
+        for number, (equal, likely) in self._in_earlier_files(self.hashes()).items():
+            file = self.files[number]
+            file.equal_texts = equal
+            shared = {n: number_in(ordered(number), ordered(n)) for n in likely}
+            most = max(likely, key=shared.__getitem__)
+            said = (
+                f"{file.sheet.where}: {equal} of its {file.kept} texts also stand in the files "
+                f"before it ({shared[most]} in {self.files[most].sheet.where}); "
+            )
+            most_equal = file.kept >= FEWEST and equal >= SAME_ROWS * file.kept
+            if most_equal and self._repeats.get(number, (0,))[0] >= SAME_ROWS * file.kept:
+                raise InputError(f"{said}their labels are the same; keep one file")
+            note(f"{said}if they are the same rows, remove them from one")
 
-        def pairs(rows: slice) -> np.ndarray:
-            return self.hashes()[rows] ^ mixed(self.classes()[rows].astype(np.uint64))
+    @functools.cached_property
+    def _repeats(self) -> dict[int, tuple[int, list[int]]]:
+        """As _in_earlier_files, of the texts that have the same classes there."""
+        return self._in_earlier_files(self.hashes() ^ mixed(self.classes().astype(np.uint64)))
 
-        before = np.sort(pairs(slice(0, file.start)))
-        return number_in(pairs(file.place), before) >= SAME_ROWS * file.kept
+    def _in_earlier_files(self, values: np.ndarray) -> dict[int, tuple[int, list[int]]]:
+        """The files with values, uint64 (rows,), that also stand in a file before them.
+
+        Each with the number of these rows, and with earlier files that may have the most of them:
+        among the first ones that have each value and among the last ones, the most frequent. To
+        look at all pairs of files would take hours for thousands.
+        """
+        count = len(self.files)
+        if count < 2:
+            return {}
+        order = np.argsort(values, kind="stable")  # the rows of a value in the order of the files
+        kept = [file.kept for file in self.files]
+        owner = np.repeat(np.arange(count, dtype=np.int32), kept)[order]
+        differ = np.diff(values[order]) != 0
+        del order  # at 20 million rows, each of these is 80 or 160 MB
+        first = np.concatenate([[True], differ])
+        begins = np.concatenate([[True], differ | (np.diff(owner) != 0)])
+        firsts = owner[first][np.cumsum(first, dtype=np.int32) - 1]
+        before = np.roll(owner, 1)[begins][np.cumsum(begins, dtype=np.int32) - 1]
+        again = firsts < owner
+        own = owner[again].astype(np.int64)
+        found: dict[int, tuple[int, list[int]]] = {}
+        for others in (firsts[again], before[again]):
+            pairs, counts = np.unique(own * count + others, return_counts=True)
+            files, others = np.divmod(pairs, count)
+            ranked = np.lexsort((-others, counts, files))  # the most frequent other comes last
+            likely = dict(zip(files[ranked].tolist(), others[ranked].tolist(), strict=True))
+            for number, other in likely.items():
+                found.setdefault(number, (0, []))[1].append(other)
+        totals = np.bincount(own, minlength=count)
+        return {number: (int(totals[number]), sorted(found[number][1])) for number in sorted(found)}
 
     def _note_other_classes(self) -> None:
         """Of a file that has none of the classes before it: are its labels another column's?"""
-        for file in self.files[1:]:
-            before = self.counts(slice(0, file.start))
-            if not before[self.counts(file.place) > 0].any():
+        before = np.zeros(len(self.known), dtype=bool)
+        for file in self.files:
+            mine = self.counts(file.place) > 0
+            if before.any() and not before[mine].any():
                 note(
                     f"{file.sheet.where}: none of its labels stands in the files before it; is "
                     f"{self.names.label} the same in all of them?"
                 )
+            before |= mine
 
     def _note_classes_of_one_row(self) -> None:
         counts = self.counts()

@@ -14,6 +14,7 @@ import stages.ingest
 import stages.labels
 from storyflower.common.errors import InputError, exit_with_line
 from storyflower.ingest import ingest as ingest_module
+from storyflower.ingest import tally
 from storyflower.ingest.split import draw
 from storyflower.interim import labels
 from tests.ingest.test_ingest import ingest, refusal, table
@@ -114,6 +115,39 @@ def test_equal_texts_of_two_files_are_counted(folder: Path, capsys: pytest.Captu
     )
     files = report["splits"]["Training"]["files"]
     assert [file["texts_also_in_earlier_files"] for file in files] == [0, 4]
+
+
+def test_the_file_with_most_of_another_s_texts(folder: Path, capsys) -> None:
+    """Of many: neither the first nor the last that has some of them."""
+    shares = [numbered(0, 4), numbered(0, 9), numbered(3, 8), numbered(20, 30), numbered(2, 11)]
+    for number, rows in enumerate(shares):
+        two_columns(folder / f"Training-{number}.csv", [*rows, ("네", "1")])
+    two_columns(folder / "Validation.csv", numbered(40, 49))
+    report = ingest(folder, **OWN)["splits"]["Training"]["files"]
+    assert [file["texts_also_in_earlier_files"] for file in report] == [0, 5, 6, 1, 8]
+    said = [
+        line.split("before it ")[1].split(")")[0] for line in capsys.readouterr().err.splitlines()
+    ]
+    shared = [(5, 0), (6, 1), (1, 0), (8, 1)]
+    assert said == [f"({count} in {folder / f'Training-{at}.csv'}" for count, at in shared]
+
+
+def test_files_are_not_compared_with_each_other_file(folder: Path, monkeypatch) -> None:
+    compared = 0
+
+    def counting(hashes: np.ndarray, among: np.ndarray) -> int:
+        nonlocal compared
+        compared += len(hashes)
+        return number_in(hashes, among)
+
+    number_in = tally.number_in
+    monkeypatch.setattr(tally, "number_in", counting)
+    for number in range(60):
+        rows = numbered(9 * number, 9 * number + 9)
+        two_columns(folder / f"Training-{number}.csv", [*rows, ("네", "1")])
+    two_columns(folder / "Validation.csv", numbered(900, 909))
+    ingest(folder, **OWN)
+    assert compared <= 4 * 600
 
 
 @pytest.mark.parametrize(
