@@ -179,7 +179,8 @@ def files_below(folder: Path) -> Iterator[Path]:
     """The files in a folder and below it, without hidden files and those that programs left there.
 
     Links are followed, but no folder is entered twice, so a link to a parent folder cannot cause an
-    endless loop. Raises InputError for a link to nothing and for a folder that cannot be opened.
+    endless loop. Raises InputError for a link to nothing, for a folder that cannot be opened and
+    for a file that macOS has moved to iCloud.
     """
 
     def refuse(error: OSError) -> None:
@@ -196,6 +197,11 @@ def files_below(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
         for name in names:
             path = Path(parent, name)
+            if path.suffix == ".icloud" and path.stem.lower().endswith(SUFFIXES):
+                raise InputError(
+                    f"{path}: this file is in iCloud only; open the folder in the Finder and "
+                    "choose 'Download Now'"
+                )
             if name.startswith(("~$", ".")):
                 continue
             if not path.exists():

@@ -38,6 +38,8 @@ class FileTally:
     dropped: Counter[str] = field(default_factory=Counter)
     first_dropped: tuple[str, int] | None = None  # reason, row
     no_text: NoTextCells = field(default_factory=NoTextCells)
+    lost: int = 0  # texts with U+FFFD
+    first_lost: int = 0  # row
     equal_texts: int = 0  # that also stand in a file before it
 
     @property
@@ -55,6 +57,11 @@ class FileTally:
     def drop(self, reason: str, number: int) -> None:
         self.dropped[reason] += 1
         self.first_dropped = self.first_dropped or (reason, number)
+
+    def lose(self, number: int) -> None:
+        """Count a text in which a program has put U+FFFD in the place of what it could not read."""
+        self.lost += 1
+        self.first_lost = self.first_lost or number
 
     def keep(self, number: int, text_hash: int, label: str, fine: str) -> None:
         """Count a usable row.
@@ -179,6 +186,13 @@ class Tally:
 
         Raises InputError for a file that has hardly any row of its own.
         """
+        for file in self.files:
+            if file.lost:
+                note(
+                    f"{file.sheet.where}: {file.lost} of {file.kept} texts (first "
+                    f"{file.sheet.row_word} {file.first_lost}) hold \ufffd, in the place of a "
+                    "character that was lost; save the file again as utf-8 from where it was whole"
+                )
         self._note_equal_texts()
         self._note_other_classes()
         if self.name == "Training":

@@ -18,10 +18,15 @@ AI_HUB = re.compile(  # the column names in AI Hub's releases
     "번호|연령|성별|상황키워드|신체질환|전체선톡|감정_[대소]분류|(사람|시스템)(문장|응답)[1-4]|value"
 )
 HEADER_ROWS = 20  # the header must be one of the first 20 rows
+# What a spreadsheet shows for a formula that fails, such as a text that begins with =; lower case
+ERRORS = frozenset(
+    ["#n/a", "#name?", "#value!", "#ref!", "#div/0!", "#num!", "#null!", "#spill!", "#calc!"]
+    + ["#error!"]
+)
 # How programs and people write "no value", in lower case. Not "--" or "ㅡㅡ", which are emoticons.
-NOTHING = frozenset(
-    ["none", "null", "(null)", "\\n", "nan", "-nan", "nat", "na", "n/a", "#n/a", "<na>"]
-    + ["-", "–", "—", "－"]
+NOTHING = ERRORS.union(
+    ["none", "null", "(null)", "\\n", "nan", "-nan", "nat", "na", "n/a", "<na>"],
+    ["-", "–", "—", "－"],
 )
 # Letters and symbols that are invisible: Hangul fillers and the blank Braille pattern
 BLANK = re.compile("[\u115f\u1160\u3164\uffa0\u2800]")

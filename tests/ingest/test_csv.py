@@ -308,6 +308,17 @@ def test_a_cell_that_says_nothing_is_an_empty_turn(folder: Path, empty: str) -> 
     assert dialogues(folder) == [("가 나", "기쁨", None), ("다 라", "기쁨", None)]
 
 
+ERRORS = ["#N/A", "#NAME?", "#VALUE!", "#REF!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#ERROR!"]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_spreadsheet_s_error_is_an_empty_cell(folder: Path, error: str) -> None:
+    write(folder / "Training.csv", HEADER_LINE, f"기쁨,,가,{error}", f"{error},,나,")
+    part = ingest(folder, max_dropped=0.5)["splits"]["Training"]
+    assert dialogues(folder) == [("가", "기쁨", None)]
+    assert part["dropped"] == {f"label {error!r}": 1}
+
+
 @pytest.mark.parametrize("face", ["--", "ㅡㅡ", "-_-", "…", "없음", "ㄴㄴ", "🙂", "N"])
 def test_a_cell_that_says_little_is_text(folder: Path, face: str) -> None:
     write_workbook(folder / "Training.xlsx", rows_for(HEADER, [("기쁨", "", "가", face, "")]))

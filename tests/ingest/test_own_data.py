@@ -280,6 +280,13 @@ def test_labels_that_are_words_for_nothing(folder: Path) -> None:
     assert [row["label"] for row in table(folder)] == names
 
 
+def test_a_spreadsheet_s_error_is_no_label(folder: Path) -> None:
+    for split in ("Training", "Validation"):
+        two_columns(folder / f"{split}.csv", [(split, "#N/A"), ("둘", "1")])
+    part = ingest(folder, **OWN, max_dropped=0.5)["splits"]["Training"]
+    assert (part["labels"], part["dropped"]) == ({"1": 1}, {"label '#N/A'": 1})
+
+
 def test_a_cell_that_is_its_column_s_name(folder: Path) -> None:
     """A word such as 제목 may be a text; only a row of nothing but headers is a second one."""
     for split in ("Training", "Validation"):
@@ -772,6 +779,32 @@ def test_tables_of_a_format_that_is_not_read(
     assert capsys.readouterr().err == (
         f"note: {folder}: not read, for only {SUFFIXES} are: {', '.join(sorted(unread))}\n"
     )
+
+
+def test_a_file_that_icloud_keeps(folder: Path) -> None:
+    two_columns(folder / "Training.csv", numbered(0, 30))
+    (folder / ".terms.pdf.icloud").write_bytes(b"bplist00")
+    ingest(folder, **DRAWN)
+    for output in folder.parent.glob("*.*"):
+        output.unlink()
+    (folder / ".Training_2.csv.icloud").write_bytes(b"bplist00")
+    assert refusal(folder, **DRAWN) == (
+        f"{folder / '.Training_2.csv.icloud'}: this file is in iCloud only; open the folder in the "
+        "Finder and choose 'Download Now'"
+    )
+
+
+def test_texts_that_were_decoded_wrongly(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """By the program that wrote the file; nobody can tell what they were."""
+    for split in ("Training", "Validation"):
+        rows = [("좋\ufffd아요", "1"), ("\ufffd\ufffd", "0"), (split, "1"), ("글", "0")]
+        two_columns(folder / f"{split}.csv", rows)
+    ingest(folder, **OWN)
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {folder / split}.csv: 2 of 4 texts (first row 2) hold �, in the place of a "
+        "character that was lost; save the file again as utf-8 from where it was whole"
+        for split in ("Training", "Validation")
+    ]
 
 
 @pytest.mark.parametrize("name", ["Validation.csv", "Validation", "more.csv"])
