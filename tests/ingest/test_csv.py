@@ -120,23 +120,23 @@ NUMBERED = [f"{n},{n}번째 글,{n % 2}" for n in range(9)]
 
 
 @pytest.mark.parametrize(
-    ("lines", "lines_in_it"),
+    "lines",
     [
-        ([HEADER_LINE, '기쁨,감사하는,"첫 글,둘', *ORDINARY, '슬픔,우울한,셋",넷'], 11),
-        ([HEADER_LINE, '기쁨,감사하는,"첫 글,둘', '슬픔,우울한,셋",넷', *ORDINARY], 2),
-        ([HEADER_LINE, '기쁨,감사하는,첫 글,"둘', *ORDINARY, "", '슬픔,우울한,셋,넷"'], 12),
-        (["document,label", '"첫 글,1', '셋",0', *OWN], 2),
-        (["document,label", '"첫 글,1', *OWN[:2], '셋",1', *OWN[2:]], 4),
-        (["document,label", '"첫 글,가', *(line[:-1] + "나" for line in OWN), '셋",다'], 11),
-        (["id,document,label", '7,"첫 글,1', '8,셋",0', *NUMBERED], 2),
-        (["label,document", '가,"첫 글', '가,셋"', *(f"가,{n}" for n in range(9))], 2),
-        (["document;label", '"첫, 글;1', '셋";0', *(line.replace(",", ";") for line in OWN)], 2),
+        [HEADER_LINE, '기쁨,감사하는,"첫 글,둘', *ORDINARY, '슬픔,우울한,셋",넷'],
+        [HEADER_LINE, '기쁨,감사하는,"첫 글,둘', '슬픔,우울한,셋",넷', *ORDINARY],
+        [HEADER_LINE, '기쁨,감사하는,첫 글,"둘', *ORDINARY, "", '슬픔,우울한,셋,넷"'],
+        ["document,label", '"첫 글,1', '셋",0', *OWN],
+        ["document,label", '"첫 글,1', *OWN[:2], '셋",1', *OWN[2:]],
+        ["document,label", '"첫 글,가', *(line[:-1] + "나" for line in OWN), '셋",다'],
+        ["id,document,label", '7,"첫 글,1', '8,셋",0', *NUMBERED],
+        ["label,document", '가,"첫 글', '가,셋"', *(f"가,{n}" for n in range(9))],
+        ["id,document", '9,"첫 글', '10,셋"', "11,넷"],
+        ["날,document", '2024-09-30,"첫 글', "2024-10-01,둘", '2024-10-02,셋"', "2024-10-04,넷"],
+        ["document;label", '"첫, 글;1', '셋";0', *(line.replace(",", ";") for line in OWN)],
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_quote_that_swallows_rows(
-    tmp_path: Path, lines: list[str], lines_in_it: int, end: str
-) -> None:
+def test_a_quote_that_swallows_rows(tmp_path: Path, lines: list[str], end: str) -> None:
     path = write(tmp_path / "a.csv", *lines, end=end)
     sheet = open_sheet(path, {"사람문장1", "document", "label"})
     with pytest.raises(InputError) as caught:
@@ -161,13 +161,14 @@ def test_a_quote_that_swallows_rows(
         ("id,document,label", "안녕, 나는\n오늘은, 너와, 함께\n또, 갔다"),
         ("id,document,label", "값은 3,000원\n아,네"),
         ("label,document", "오늘은\n1, 2"),
+        ("id,document", "저녁을 먹었다\n3,000원 냈다"),
         (HEADER_LINE, "네, 그래요\n음, 아니, 그게"),
     ],
 )
 def test_line_breaks_in_a_text_are_no_rows(tmp_path: Path, header: str, text: str) -> None:
     names = header.split(",")
     place = names.index("document" if "document" in names else "사람문장1")
-    rows = [["1"] * len(names) for _ in range(9)]
+    rows = [[str(n), *["1"] * (len(names) - 1)] for n in range(9)]
     rows[4][place] = text
     path = write_csv(tmp_path / "a.csv", [names, *rows])
     read = [cells for _, cells in open_sheet(path, {names[place]}).rows]
