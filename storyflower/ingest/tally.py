@@ -204,7 +204,8 @@ class Tally:
         def ordered(number: int) -> np.ndarray:
             return np.sort(self.hashes()[self.files[number].place])
 
-        for number, (equal, likely) in self._in_earlier_files(self.hashes()).items():
+        found = self._in_earlier_files(self.hashes())
+        for said_before, (number, (equal, likely)) in enumerate(found.items()):
             file = self.files[number]
             file.equal_texts = equal
             shared = {n: number_in(ordered(number), ordered(n)) for n in likely}
@@ -216,7 +217,10 @@ class Tally:
             most_equal = file.kept >= FEWEST and equal >= SAME_ROWS * file.kept
             if most_equal and self._repeats.get(number, (0,))[0] >= SAME_ROWS * file.kept:
                 raise InputError(f"{said}their labels are the same; keep one file")
-            note(f"{said}if they are the same rows, remove them from one")
+            if said_before < MAX_NAMED:
+                note(f"{said}if they are the same rows, remove them from one")
+        if (more := len(found) - MAX_NAMED) > 0:
+            note(f"{self.name}: {more} more files have texts that also stand in files before them")
 
     @functools.cached_property
     def _repeats(self) -> dict[int, tuple[int, list[int]]]:

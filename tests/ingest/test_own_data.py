@@ -132,7 +132,7 @@ def test_the_file_with_most_of_another_s_texts(folder: Path, capsys) -> None:
     assert said == [f"({count} in {folder / f'Training-{at}.csv'}" for count, at in shared]
 
 
-def test_files_are_not_compared_with_each_other_file(folder: Path, monkeypatch) -> None:
+def test_files_are_not_compared_with_each_other_file(folder: Path, monkeypatch, capsys) -> None:
     compared = 0
 
     def counting(hashes: np.ndarray, among: np.ndarray) -> int:
@@ -148,6 +148,9 @@ def test_files_are_not_compared_with_each_other_file(folder: Path, monkeypatch) 
     two_columns(folder / "Validation.csv", numbered(900, 909))
     ingest(folder, **OWN)
     assert compared <= 4 * 600
+    *notes, last = capsys.readouterr().err.splitlines()
+    assert len(notes) == 10
+    assert last == "note: Training: 49 more files have texts that also stand in files before them"
 
 
 @pytest.mark.parametrize(
