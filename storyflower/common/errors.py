@@ -32,6 +32,9 @@ REMEDIES = {
 
 SERVING = ("fastapi", "prometheus_client", "starlette", "uvicorn")  # what storyflower serve needs
 
+# Line breaks, what a terminal obeys, and marks that turn the text behind them round
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
 
 class InputError(Exception):
     """Bad input. One line: where (file, sheet, row, key), what was found, what to do."""
@@ -72,12 +75,17 @@ def exit_with_line(main: Callable[[], None]) -> None:
 def line_of(error: Exception) -> str | None:
     """What an error says on one line that is no bug in this project; None for any other."""
     if isinstance(error, InputError):
-        return str(error)
+        return escaped(str(error))
     if isinstance(error, ImportError):
         return wrong_python(error)
     if reason := disk_fault(error):
-        return f"{path}: {reason}" if (path := path_of(error)) else reason
+        return escaped(f"{path}: {reason}") if (path := path_of(error)) else reason
     return None
+
+
+def escaped(line: str) -> str:
+    """A line for a terminal: a file's name may hold line breaks and other controls."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 def open_streams() -> None:

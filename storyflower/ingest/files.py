@@ -22,11 +22,13 @@ from storyflower.sheets.sheet import note
 
 SUFFIXES = (".xlsx", ".csv", ".tsv", ".json", ".jsonl")
 # Suffixes of other tables, which a person may believe to be read
-OTHER_TABLES = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".parquet", ".feather", ".gz")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+OTHER_TABLES = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".parquet", ".feather", *COMPRESSED)
 ARCHIVES = (".zip", ".7z", ".tar", ".tgz", ".rar")
 # Suffixes of what explains a corpus, whatever split its name names
 NO_TABLES = (".md", ".ipynb", ".py", ".pdf", ".docx", ".hwp", ".hwpx", ".html", ".log", ".yaml")
-NO_TABLES += (".png", ".jpg", ".jpeg", ".gif", ".svg")
+NO_TABLES += (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".doc", ".ppt", ".pptx", ".rtf")
+NO_TABLES += (".rst", ".tex", ".htm", ".sh", ".yml", ".toml", ".ini", ".cfg")
 # Words in a file's or folder's name by which people set rows aside: not latest, contest, values
 SET_ASIDE = re.compile(
     "(?<![a-z])(test|valid|eval|hold.?out|(val|dev)s?(set|data)?(?![a-z]))|검증|테스트|평가|시험"
@@ -107,15 +109,26 @@ def look_at_unread(folder: Path, present: list[Path], tables: dict[Path, list[st
     unpacked = {path.with_suffix("") for path in tables}
     odd = []
     for path in present:
-        about, suffix = path.with_suffix(""), path.suffix.lower()
+        pointer = path.suffix.lower() == ".dvc"
+        named = path.with_suffix("") if pointer else path
+        about, suffix = named.with_suffix(""), named.suffix.lower()
+        if about.suffix.lower() == ".tar":
+            about, suffix = about.with_suffix(""), ".tar"
         # Training.csv.bak is about Training.csv, and Training.zip what it was unpacked from.
-        if {path, about} & tables.keys() or (suffix in ARCHIVES and about in unpacked):
+        packed = suffix in ARCHIVES or suffix in COMPRESSED
+        if named in tables or about in tables or (packed and about in unpacked):
             continue
-        if suffix == ".dvc" and about.suffix.lower() in SUFFIXES:
-            raise InputError(f"{folder / path}: its data is not here; type 'dvc pull'")
-        if not tables or suffix in NO_TABLES:
+        if (pointer and (folder / named).exists()) or suffix in NO_TABLES:
             continue
-        if "Validation" not in found and "Validation" in splits_named(path):
+        missing = "Validation" not in found and "Validation" in splits_named(named)
+        is_folder = not suffix or splits_named(Path(suffix))  # 1.Training
+        if pointer and (missing or is_folder or suffix in SUFFIXES):
+            raise InputError(
+                f"{folder / path}: its data is not here; type 'dvc pull', or remove the .dvc file"
+            )
+        if not tables:
+            continue
+        if missing:
             raise InputError(
                 f"{folder / path}: names Validation, and only {', '.join(SUFFIXES)} are read; save "
                 "it as one of them, rename it or move it away"
@@ -166,7 +179,8 @@ def files_below(folder: Path) -> Iterator[Path]:
     """The files in a folder and below it, without hidden files and those that programs left there.
 
     Links are followed, but no folder is entered twice, so a link to a parent folder cannot cause an
-    endless loop. Raises InputError for a link to nothing and for a folder that cannot be opened.
+    endless loop. Raises InputError for a link to nothing, for a folder that cannot be opened and
+    for a file that macOS has moved to iCloud.
     """
 
     def refuse(error: OSError) -> None:
@@ -183,6 +197,11 @@ def files_below(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
         for name in names:
             path = Path(parent, name)
+            if path.suffix == ".icloud" and path.stem.lower().endswith(SUFFIXES):
+                raise InputError(
+                    f"{path}: this file is in iCloud only; open the folder in the Finder and "
+                    "choose 'Download Now'"
+                )
             if name.startswith(("~$", ".")):
                 continue
             if not path.exists():

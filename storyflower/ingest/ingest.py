@@ -33,6 +33,7 @@ from storyflower.ingest.tally import FileTally, Tally
 from storyflower.interim.dialogues import ROWS, SCHEMA, SPLITS
 from storyflower.sheets.read import open_sheet
 from storyflower.sheets.sheet import (
+    ERRORS,
     NOTHING,
     NoTextCells,
     NoTextError,
@@ -71,7 +72,8 @@ def ingest(
     """
     names = Names.of(text_columns, label_column, turns=turns, target=target)
     files = find_files(folder, may_draw=validation_share > 0, fits=lambda path: fits(path, names))
-    tallies = {split: Tally(split, names) for split in SPLITS}
+    labels_of: dict[str, str] = {}
+    tallies = {split: Tally(split, names, labels_of) for split in SPLITS}
     summary: dict[str, Any] = {"corpus": folder.name, "turns": turns}
     summary |= {"text_columns": list(names.texts), "label_column": names.label}
     with replacing() as beside:
@@ -152,6 +154,8 @@ def dialogues(
                 continue
             if label in headers and headers.issuperset(map(folded, parts)):
                 raise file.second_header(number)
+            if "\ufffd" in text:
+                file.lose(number)
             file.keep(number, text_hash(folded(text)), label, fine)
         except UnicodeEncodeError:
             raise InputError(
@@ -171,7 +175,8 @@ def class_of(label: str, fine: str, names: Names) -> tuple[str, str, str]:
     label, fine = folded(label) if names.own_label else label_name(label), label_name(fine)
     fault = ""
     # Among your own labels, none, NA and - may be classes.
-    if not is_visible(label) if names.own_label else says_nothing(label):
+    own = names.own_label and label.lower() not in ERRORS
+    if not is_visible(label) if own else says_nothing(label):
         fault = f"label {label!r}" if label.lower() in NOTHING else f"no {names.label}"
     elif says_nothing(fine):
         if names.target == "fine":

@@ -7,6 +7,7 @@ Out: rows of 감정_대분류, 감정_소분류 and 사람문장1 to 4, numbered
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,8 +20,8 @@ from storyflower.sheets.records import without_twins
 from storyflower.sheets.sheet import NOTHING, Sheet, folded
 
 COLUMNS = [MAJOR, FINE, *TURNS]
-# What may be meant as a turn of the person (HS) or the system (SS), and is not AI Hub's key
-LIKE_A_TURN = re.compile(r"(?!(HS0[1-4]|SS0[1-9])\Z)(?i:\s*[HS]S[\s_-]*\d+\s*)")
+TURN_KEY = re.compile("HS0[1-4]|SS0[1-9]")  # AI Hub's, of the person and of the system
+NUMBERED = re.compile(r"\d[\W_]*\Z")  # another key that ends so may be meant as a turn
 
 
 def open_json(path: Path, wanted: Set[str]) -> Sheet:
@@ -61,7 +62,8 @@ def open_json(path: Path, wanted: Set[str]) -> Sheet:
             code = item["profile"]["emotion"]["type"]
             content = item["talk"]["content"]
             turns = [content.get(f"HS0{turn}", "") for turn in range(1, 5)]
-            odd = [key for key in content if LIKE_A_TURN.fullmatch(key)]
+            odd = [key for key in content if not TURN_KEY.fullmatch(key)]
+            odd = [key for key in odd if NUMBERED.search(unicodedata.normalize("NFKC", key))]
         except (KeyError, TypeError, AttributeError):
             raise InputError(
                 f"{where}: expected profile.emotion.type and talk.content.HS01, as in AI Hub's "

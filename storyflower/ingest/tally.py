@@ -5,6 +5,7 @@ Out: the figures of each file and of the split for the report; for each usable r
 text and the number of its class, by which equal texts are counted and Validation is drawn.
 """
 
+import functools
 import re
 import unicodedata
 from array import array
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, escaped
 from storyflower.ingest.aihub import FINE
 from storyflower.ingest.columns import Names
 from storyflower.ingest.split import mixed
@@ -37,6 +38,8 @@ class FileTally:
     dropped: Counter[str] = field(default_factory=Counter)
     first_dropped: tuple[str, int] | None = None  # reason, row
     no_text: NoTextCells = field(default_factory=NoTextCells)
+    lost: int = 0  # texts with U+FFFD
+    first_lost: int = 0  # row
     equal_texts: int = 0  # that also stand in a file before it
 
     @property
@@ -55,10 +58,25 @@ class FileTally:
         self.dropped[reason] += 1
         self.first_dropped = self.first_dropped or (reason, number)
 
+    def lose(self, number: int) -> None:
+        """Count a text in which a program has put U+FFFD in the place of what it could not read."""
+        self.lost += 1
+        self.first_lost = self.first_lost or number
+
     def keep(self, number: int, text_hash: int, label: str, fine: str) -> None:
-        """Count a usable row. Raises InputError for a second header or one class too many."""
+        """Count a usable row.
+
+        Raises InputError for a second header, one class too many, or two pairs that are one class.
+        """
         names, known = self.split.names, self.split.known
-        name = f"{label}/{fine}" if names.target == "fine" else label
+        name = label
+        if names.target == "fine":
+            name = f"{label}/{fine}"
+            if self.split.labels_of.setdefault(name, label) != label:
+                raise InputError(
+                    f"{self.row(number)}: its label and {FINE}, joined by /, are the class of "
+                    "another pair; write them without /"
+                )
         if name not in known:
             if not names.own_label and AI_HUB.fullmatch(label):
                 raise self.second_header(number)
@@ -113,6 +131,7 @@ class Tally:
 
     name: str
     names: Names
+    labels_of: dict[str, str] = field(default_factory=dict)  # class → label, of both splits
     files: list[FileTally] = field(default_factory=list)
     known: dict[str, int] = field(default_factory=dict)  # class → its number
     labels: list[str] = field(default_factory=list)  # of each class
@@ -167,6 +186,13 @@ class Tally:
 
         Raises InputError for a file that has hardly any row of its own.
         """
+        for file in self.files:
+            if file.lost:
+                note(
+                    f"{file.sheet.where}: {file.lost} of {file.kept} texts (first "
+                    f"{file.sheet.row_word} {file.first_lost}) hold \ufffd, in the place of a "
+                    "character that was lost; save the file again as utf-8 from where it was whole"
+                )
         self._note_equal_texts()
         self._note_other_classes()
         if self.name == "Training":
@@ -174,41 +200,76 @@ class Tally:
             self._note_classes_alike()
 
     def _note_equal_texts(self) -> None:
-        earlier: list[np.ndarray] = []
-        for file in self.files if len(self.files) > 1 else ():
-            mine = np.sort(self.hashes()[file.place])
-            shared = [number_in(mine, other) for other in earlier]
-            earlier.append(mine)
-            if any(shared):
-                file.equal_texts = number_in(mine, np.sort(np.concatenate(earlier[:-1])))
-                most = self.files[int(np.argmax(shared))]
-                said = (
-                    f"{file.sheet.where}: {file.equal_texts} of its {file.kept} texts also stand "
-                    f"in the files before it ({max(shared)} in {most.sheet.where}); "
-                )
-                most_equal = file.equal_texts >= SAME_ROWS * file.kept
-                if file.kept >= FEWEST and most_equal and self._repeats(file):
-                    raise InputError(f"{said}their labels are the same; keep one file")
+        @functools.cache
+        def ordered(number: int) -> np.ndarray:
+            return np.sort(self.hashes()[self.files[number].place])
+
+        found = self._in_earlier_files(self.hashes())
+        for said_before, (number, (equal, likely)) in enumerate(found.items()):
+            file = self.files[number]
+            file.equal_texts = equal
+            shared = {n: number_in(ordered(number), ordered(n)) for n in likely}
+            most = max(likely, key=shared.__getitem__)
+            said = (
+                f"{file.sheet.where}: {equal} of its {file.kept} texts also stand in the files "
+                f"before it ({shared[most]} in {self.files[most].sheet.where}); "
+            )
+            most_equal = file.kept >= FEWEST and equal >= SAME_ROWS * file.kept
+            if most_equal and self._repeats.get(number, (0,))[0] >= SAME_ROWS * file.kept:
+                raise InputError(f"{said}their labels are the same; keep one file")
+            if said_before < MAX_NAMED:
                 note(f"{said}if they are the same rows, remove them from one")
+        if (more := len(found) - MAX_NAMED) > 0:
+            note(f"{self.name}: {more} more files have texts that also stand in files before them")
 
-    def _repeats(self, file: FileTally) -> bool:
-        """Whether its texts also stand in the files before it under the same classes."""
+    @functools.cached_property
+    def _repeats(self) -> dict[int, tuple[int, list[int]]]:
+        """As _in_earlier_files, of the texts that have the same classes there."""
+        return self._in_earlier_files(self.hashes() ^ mixed(self.classes().astype(np.uint64)))
 
-        def pairs(rows: slice) -> np.ndarray:
-            return self.hashes()[rows] ^ mixed(self.classes()[rows].astype(np.uint64))
+    def _in_earlier_files(self, values: np.ndarray) -> dict[int, tuple[int, list[int]]]:
+        """The files with values, uint64 (rows,), that also stand in a file before them.
 
-        before = np.sort(pairs(slice(0, file.start)))
-        return number_in(pairs(file.place), before) >= SAME_ROWS * file.kept
+        Each with the number of these rows, and with earlier files that may have the most of them:
+        among the first ones that have each value and among the last ones, the most frequent. To
+        look at all pairs of files would take hours for thousands.
+        """
+        count = len(self.files)
+        if count < 2:
+            return {}
+        order = np.argsort(values, kind="stable")  # the rows of a value in the order of the files
+        kept = [file.kept for file in self.files]
+        owner = np.repeat(np.arange(count, dtype=np.int32), kept)[order]
+        differ = np.diff(values[order]) != 0
+        del order  # at 20 million rows, each of these is 80 or 160 MB
+        first = np.concatenate([[True], differ])
+        begins = np.concatenate([[True], differ | (np.diff(owner) != 0)])
+        firsts = owner[first][np.cumsum(first, dtype=np.int32) - 1]
+        before = np.roll(owner, 1)[begins][np.cumsum(begins, dtype=np.int32) - 1]
+        again = firsts < owner
+        own = owner[again].astype(np.int64)
+        found: dict[int, tuple[int, list[int]]] = {}
+        for others in (firsts[again], before[again]):
+            pairs, counts = np.unique(own * count + others, return_counts=True)
+            files, others = np.divmod(pairs, count)
+            ranked = np.lexsort((-others, counts, files))  # the most frequent other comes last
+            likely = dict(zip(files[ranked].tolist(), others[ranked].tolist(), strict=True))
+            for number, other in likely.items():
+                found.setdefault(number, (0, []))[1].append(other)
+        totals = np.bincount(own, minlength=count)
+        return {number: (int(totals[number]), sorted(found[number][1])) for number in sorted(found)}
 
     def _note_other_classes(self) -> None:
         """Of a file that has none of the classes before it: are its labels another column's?"""
-        for file in self.files[1:]:
-            before = self.counts(slice(0, file.start))
-            if not before[self.counts(file.place) > 0].any():
+        before = np.zeros(len(self.known), dtype=bool)
+        for file in self.files:
+            mine = self.counts(file.place) > 0
+            if before.any() and not before[mine].any():
                 note(
                     f"{file.sheet.where}: none of its labels stands in the files before it; is "
                     f"{self.names.label} the same in all of them?"
                 )
+            before |= mine
 
     def _note_classes_of_one_row(self) -> None:
         counts = self.counts()
@@ -284,7 +345,7 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
     drawn, lines = report.get("drawn"), []
     for split, part in report["splits"].items():
         if len(part["files"]) > 1 or drawn:
-            lines += [f"{file['source']}: {counts(file)}" for file in part["files"]]
+            lines += [escaped(f"{file['source']}: {counts(file)}") for file in part["files"]]
         if not drawn:
             lines.append(f"{split}: {counts(part)}")
     if drawn:

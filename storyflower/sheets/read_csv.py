@@ -11,10 +11,11 @@ import csv
 import io
 import itertools
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TextIO
 
@@ -25,6 +26,11 @@ MAX_RECORD = 2**22  # characters in a line of csv or jsonl, or in an item of jso
 HEAD = 2**20  # the header must be within this many characters
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 QUOTES = "\"'"
+LINE_END = re.compile("\r\n|[\r\n]")
+SURELY_ROWS = 6  # separators in a cell whose every line has as many as a row; few texts have that
+FEW_VALUES = 100  # of a column that may be the label; in other columns, no value is a sign
+NUMBER_OR_DATE = re.compile("[0-9][0-9:./-]*")
+Field = tuple[int, str]  # a column's position, and a value in it
 # Share of rows with a quoted field above which a tab-separated file was written by a program that
 # quotes: nearly 1 there, 0.0002 in a corpus of film reviews that quotes nothing
 MANY_QUOTED = 0.1
@@ -62,9 +68,14 @@ class Header:
     cells: list[str]
     above: list[tuple[int, list[str]]]
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         return header(self.cells)
+
+    @cached_property
+    def named(self) -> int:
+        """How many columns there are up to the last one that has a name."""
+        return max((index for index, name in enumerate(self.names, start=1) if name), default=0)
 
 
 @dataclass(frozen=True)
@@ -100,25 +111,105 @@ def open_csv(path: Path, wanted: Set[str]) -> Sheet:
 def rows_below(
     path: Path, encoding: str, dialect: Dialect, head: Header
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows below the header. Raises InputError if a row has too many or too few fields.
+    """The rows below the header.
 
-    Extra empty fields at the end are dropped. Fields of unnamed columns at the end may be missing.
+    Raises InputError if a row has too many or too few fields, and, some only behind the last row,
+    if a quote seems to have swallowed rows.
     """
     fields = len(head.cells)
-    named = max((index for index, name in enumerate(head.names, start=1) if name), default=0)
+    doubtful: dict[int, list[Field]] = {}
     for number, cells in itertools.islice(records(path, encoding, dialect), head.row, None):
-        if len(cells) != fields:
-            while cells and not cells[-1].strip() and (len(cells) > fields or len(cells) == 1):
-                cells.pop()  # an empty field, from a separator at the end of the line
+        if len(cells) != fields and not fits(cells, head):
             if not cells:
                 continue
-            if not named <= len(cells) <= fields:
-                raise InputError(
-                    f"{path}, row {number}: it has {len(cells)} fields and the header (row "
-                    f"{head.row}) {fields}; a text with a {dialect} or a line break in it needs "
-                    "quotes around it"
-                )
+            raise InputError(
+                f"{path}, row {number}: it has {len(cells)} fields and the header (row "
+                f"{head.row}) {fields}; a text with a {dialect} or a line break in it needs "
+                "quotes around it"
+            )
+        whole = "".join(cells)
+        for index in range(len(cells)) if "\n" in whole or "\r" in whole else ():
+            if inner := swallowed(cells, index, head, dialect):
+                doubtful[number] = [*doubtful.get(number, ()), *inner]
+                if sum(column > 0 for column, _ in inner) >= SURELY_ROWS:
+                    raise swallowing(path, number)
         yield number, cells
+    if doubtful:
+        rows = itertools.islice(records(path, encoding, dialect), head.row, None)
+        if number := first_swallowing(rows, doubtful):
+            raise swallowing(path, number)
+
+
+def fits(cells: list[str], head: Header) -> bool:
+    """Whether a row has the header's width; drops extra empty fields at its end.
+
+    Fields of unnamed columns at the end may be missing.
+    """
+    fields = len(head.cells)
+    if len(cells) != fields:
+        while cells and not cells[-1].strip() and (len(cells) > fields or len(cells) == 1):
+            cells.pop()  # an empty field, from a separator at the end of the line
+    return head.named <= len(cells) <= fields and cells != []
+
+
+def swallowed(cells: list[str], index: int, head: Header, dialect: Dialect) -> list[Field]:
+    """The fields in a cell's lines, if each line would be a row; [] if they are a text's lines.
+
+    A quote at the start of a text swallows all up to a quote at the end of another one. People put
+    a blank behind a comma, which few programs do.
+    """
+    first, *lines = (line.split(dialect.delimiter) for line in LINE_END.split(cells[index]))
+    if not lines or head.named < 2:
+        return []
+    *whole, last = lines
+    rows = [cells[:index] + first, *filter(any, whole), last + cells[index + 1 :]]
+    if not all(fits(row, head) for row in rows):
+        return []
+    inner = [*enumerate(first[1:], index + 1)]
+    inner += [field for line in lines for field in enumerate(line[: len(head.cells)])]
+    inner = [(column, value) for column, value in inner if value.strip()]
+    spaced = any(column and value[0].isspace() for column, value in inner)
+    return inner if any(column for column, _ in inner) and not spaced else []
+
+
+def swallowing(path: Path, number: int) -> InputError:
+    return InputError(
+        f"{path}, row {number}: the lines of a field in quotes look like rows; remove the quote "
+        "before it, or write the field on one line"
+    )
+
+
+def first_swallowing(
+    rows: Iterator[tuple[int, list[str]]], doubtful: dict[int, list[Field]]
+) -> int | None:
+    """The number of the first row of those in doubt that is sure to have swallowed others.
+
+    A sign is a value that other rows have, too, in a column of few values such as the labels; or a
+    number or date between those of this row and of the next one.
+    """
+    values: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    last, before = 0, []
+    for number, cells in rows:
+        inner = doubtful.get(last, ())
+        if any(between(before, value, cells, column) for column, value in inner):
+            return last
+        last, before = number, cells
+        for column, value in enumerate(cells):
+            if len(values[column]) <= FEW_VALUES:
+                values[column][value] += 1
+    for number, inner in doubtful.items():
+        if any(len(values[at]) <= FEW_VALUES and values[at][value] > 1 for at, value in inner):
+            return number
+    return None
+
+
+def between(before: list[str], value: str, after: list[str], column: int) -> bool:
+    """Whether a number or a date is one between those of the rows before and after it."""
+    found = [before[column : column + 1], [value], after[column : column + 1]]
+    if not all(map(NUMBER_OR_DATE.fullmatch, itertools.chain(*found))) or not all(found):
+        return False
+    first, middle, last = ((len(text), text) for (text,) in found)
+    return first < middle < last
 
 
 def find_dialect(path: Path, encoding: str, wanted: Set[str]) -> tuple[Dialect, Header]:

@@ -12,19 +12,27 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 
-from storyflower.common.errors import InputError
+from storyflower.common.errors import InputError, escaped
 
 AI_HUB = re.compile(  # the column names in AI Hub's releases
     "번호|연령|성별|상황키워드|신체질환|전체선톡|감정_[대소]분류|(사람|시스템)(문장|응답)[1-4]|value"
 )
 HEADER_ROWS = 20  # the header must be one of the first 20 rows
+# What a spreadsheet shows for a formula that fails, such as a text that begins with =; lower case
+ERRORS = frozenset(
+    ["#n/a", "#name?", "#value!", "#ref!", "#div/0!", "#num!", "#null!", "#spill!", "#calc!"]
+    + ["#error!"]
+)
 # How programs and people write "no value", in lower case. Not "--" or "ㅡㅡ", which are emoticons.
-NOTHING = frozenset(
-    ["none", "null", "(null)", "\\n", "nan", "-nan", "nat", "na", "n/a", "#n/a", "<na>"]
-    + ["-", "–", "—", "－"]
+NOTHING = ERRORS.union(
+    ["none", "null", "(null)", "\\n", "nan", "-nan", "nat", "na", "n/a", "<na>"],
+    ["-", "–", "—", "－"],
 )
 # Letters and symbols that are invisible: Hangul fillers and the blank Braille pattern
 BLANK = re.compile("[\u115f\u1160\u3164\uffa0\u2800]")
+# Marks that choose a form of the character before them, such as ❤ in colour; and a joiner
+SELECTOR = re.compile("[\ufe00-\ufe0f\u180b-\u180d\u180f\U000e0100-\U000e01ef\u034f]")
+HIDDEN = re.compile(f"{BLANK.pattern}|{SELECTOR.pattern}")
 MISSING = object()  # the value of a key that a line of jsonl lacks
 MAX_NAMED = 10  # cells or rows that one message lists
 
@@ -68,14 +76,14 @@ def folded(text: str) -> str:
     For names and comparisons. Half of a surrogate pair stays.
     """
     text = unicodedata.normalize("NFC", text)
-    if text.isprintable() and "  " not in text and not BLANK.search(text):
+    if text.isprintable() and "  " not in text and not HIDDEN.search(text):
         return text.strip()  # the fast path: most texts need no other change
     text = "".join(
         character
-        for character in BLANK.sub(" ", text)
+        for character in SELECTOR.sub("", BLANK.sub(" ", text))
         if unicodedata.category(character) not in ("Cf", "Cc") or character.isspace()
     )
-    return " ".join(text.split())
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def header(cells: list) -> list[str]:
@@ -218,4 +226,4 @@ def is_visible(text: str) -> bool:
 
 def note(line: str) -> None:
     """Print a note on standard error about how an ambiguous input was understood."""
-    print(f"note: {line}", file=sys.stderr)
+    print(f"note: {escaped(line)}", file=sys.stderr)

@@ -1,12 +1,14 @@
 """How an error becomes one line, and which keep their traceback."""
 
+import errno
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from storyflower.common.errors import excepthook, exit_with_line, one_line
+from storyflower.common.errors import InputError, excepthook, exit_with_line, line_of, one_line
 from tests.support import ROOT
 
 
@@ -28,6 +30,18 @@ def test_one_line(error: object, line: str) -> None:
 
 def test_the_limit() -> None:
     assert one_line("123456", limit=4) == "123…"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda name: InputError(f"{name}: not readable"),
+        lambda name: OSError(errno.EROFS, "read-only", name),
+    ],
+)
+def test_a_file_s_name_breaks_no_line(error: Callable[[str], Exception]) -> None:
+    line = line_of(error("일기\n\x1b[31m\r\x85\u2028\u202e 1.csv"))
+    assert line.startswith(r"일기\n\x1b[31m\r\x85\u2028\u202e 1.csv: ")
 
 
 # As python -m, but with neither the environment's packages nor what PYTHONPATH adds.

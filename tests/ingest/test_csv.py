@@ -20,6 +20,7 @@ from tests.ingest.test_ingest import (
     refusal,
     rows_for,
     table,
+    write_csv,
     write_json,
     write_jsonl,
     write_workbook,
@@ -113,6 +114,67 @@ def test_rows_that_could_be_read_wrongly(
     assert "합격" not in message
 
 
+ORDINARY = [f"기쁨,감사하는,{n}번째 글,둘" for n in range(9)]
+OWN = [f"{n}번째 글,{n % 2}" for n in range(9)]
+NUMBERED = [f"{n},{n}번째 글,{n % 2}" for n in range(9)]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [HEADER_LINE, '기쁨,감사하는,"첫 글,둘', *ORDINARY, '슬픔,우울한,셋",넷'],
+        [HEADER_LINE, '기쁨,감사하는,"첫 글,둘', '슬픔,우울한,셋",넷', *ORDINARY],
+        [HEADER_LINE, '기쁨,감사하는,첫 글,"둘', *ORDINARY, "", '슬픔,우울한,셋,넷"'],
+        ["document,label", '"첫 글,1', '셋",0', *OWN],
+        ["document,label", '"첫 글,1', *OWN[:2], '셋",1', *OWN[2:]],
+        ["document,label", '"첫 글,가', *(line[:-1] + "나" for line in OWN), '셋",다'],
+        ["id,document,label", '7,"첫 글,1', '8,셋",0', *NUMBERED],
+        ["label,document", '가,"첫 글', '가,셋"', *(f"가,{n}" for n in range(9))],
+        ["id,document", '9,"첫 글', '10,셋"', "11,넷"],
+        ["날,document", '2024-09-30,"첫 글', "2024-10-01,둘", '2024-10-02,셋"', "2024-10-04,넷"],
+        ["document;label", '"첫, 글;1', '셋";0', *(line.replace(",", ";") for line in OWN)],
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_quote_that_swallows_rows(tmp_path: Path, lines: list[str], end: str) -> None:
+    path = write(tmp_path / "a.csv", *lines, end=end)
+    sheet = open_sheet(path, {"사람문장1", "document", "label"})
+    with pytest.raises(InputError) as caught:
+        list(sheet.rows)
+    assert str(caught.value) == (
+        f"{path}, row 2: the lines of a field in quotes look like rows; remove the "
+        "quote before it, or write the field on one line"
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [
+        ("document,label", "안녕, 나는\n오늘, 학교에, 갔다\n끝"),
+        ("document,label", "나는, 1\n너는"),
+        ("document,label", "아,네\n그래요"),
+        ("document,label", "나는,\n너를,\n그래,\n정말,\n정말,\n사랑해"),
+        ("document,label", "음,,\n글쎄,,\n네,,,\n응,,\n그래,,\n1"),
+        ("document,label", "1\n0\n\n1"),
+        ("document,", "아,네\n가,나\n다\n라,마\n바,사\n아,자"),
+        ("document", "1\n0\n1"),
+        ("id,document,label", "안녕, 나는\n오늘은, 너와, 함께\n또, 갔다"),
+        ("id,document,label", "값은 3,000원\n아,네"),
+        ("label,document", "오늘은\n1, 2"),
+        ("id,document", "저녁을 먹었다\n3,000원 냈다"),
+        (HEADER_LINE, "네, 그래요\n음, 아니, 그게"),
+    ],
+)
+def test_line_breaks_in_a_text_are_no_rows(tmp_path: Path, header: str, text: str) -> None:
+    names = header.split(",")
+    place = names.index("document" if "document" in names else "사람문장1")
+    rows = [[str(n), *["1"] * (len(names) - 1)] for n in range(9)]
+    rows[4][place] = text
+    path = write_csv(tmp_path / "a.csv", [names, *rows])
+    read = [cells for _, cells in open_sheet(path, {names[place]}).rows]
+    assert read == rows
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "cp949"])
 def test_a_bad_byte_is_named_by_its_row(folder: Path, encoding: str) -> None:
     content = "\n".join([HEADER_LINE, LINES[3], *LINES * 5]).encode(encoding)
@@ -184,6 +246,7 @@ def test_only_the_first_turn(folder: Path) -> None:
 def test_labels_that_look_the_same_are_one_class(folder: Path) -> None:
     spellings = ["기쁨", "기쁨\u200b", "\u2060기쁨", "\ufeff기쁨 ", "기\u00ad쁨", "기쁨\u3164"]
     spellings += [unicodedata.normalize("NFD", "기쁨")]
+    spellings += ["기쁨\ufe0f", "기\U000e0100쁨\ufe0e", "\u1100\u200b\u1175쁨"]
     fine = ["눈물이 나는", "눈물이  나는", "눈물이\n나는", "눈물이\u00a0나는"]
     cells = [
         [None] * 5 + [label, fine[n % 4], f"{n}번", None, None, None, None, None]
@@ -223,6 +286,7 @@ def test_a_class_of_one_row_is_noted(
         "길을\n잃었어",
         "길\u200b을 잃었\u2060어",
         "\ufeff길을 잃었어\u00ad",
+        "길을\ufe0f 잃었어",
     ],
 )
 def test_copies_are_counted_by_what_is_read(folder: Path, copy: str) -> None:
@@ -243,6 +307,17 @@ def test_a_cell_that_says_nothing_is_an_empty_turn(folder: Path, empty: str) -> 
     write_workbook(folder / "Training.xlsx", rows_for(HEADER, cells))
     ingest(folder, turns=3)
     assert dialogues(folder) == [("가 나", "기쁨", None), ("다 라", "기쁨", None)]
+
+
+ERRORS = ["#N/A", "#NAME?", "#VALUE!", "#REF!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#ERROR!"]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_spreadsheet_s_error_is_an_empty_cell(folder: Path, error: str) -> None:
+    write(folder / "Training.csv", HEADER_LINE, f"기쁨,,가,{error}", f"{error},,나,")
+    part = ingest(folder, max_dropped=0.5)["splits"]["Training"]
+    assert dialogues(folder) == [("가", "기쁨", None)]
+    assert part["dropped"] == {f"label {error!r}": 1}
 
 
 @pytest.mark.parametrize("face", ["--", "ㅡㅡ", "-_-", "…", "없음", "ㄴㄴ", "🙂", "N"])

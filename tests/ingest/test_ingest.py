@@ -633,6 +633,19 @@ def test_json_cut_off(folder: Path, suffix: str, share: float) -> None:
             "talk.content has 'HS02\\n'; AI Hub's keys are HS01 to HS",
         ),
         (label_json(**{" hs_02": "가"}), "talk.content has ' hs_02'; AI Hub's keys are HS01 to HS"),
+        *(
+            (label_json(**{key: "가"}), f"talk.content has {key!r}; AI Hub's keys are HS01 to HS04")
+            for key in (
+                "사람문장2",
+                "ＨＳ０２",
+                "HSO2",
+                "human02",
+                "turn②",
+                "HS02_",
+                "02",
+                "HS02\u200b",
+            )
+        ),
         (label_json(HS02=["가"]), "사람문장2 holds a list or object; write it as text"),
         (label_json(HS02="반쪽 \ud83d 글자"), "half of a surrogate pair"),
     ],

@@ -1,6 +1,7 @@
 """Your own tables: several files, other columns, any labels, and no Validation file."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import stages.ingest
 import stages.labels
 from storyflower.common.errors import InputError, exit_with_line
 from storyflower.ingest import ingest as ingest_module
+from storyflower.ingest import tally
 from storyflower.ingest.split import draw
 from storyflower.interim import labels
 from tests.ingest.test_ingest import ingest, refusal, table
@@ -113,6 +115,42 @@ def test_equal_texts_of_two_files_are_counted(folder: Path, capsys: pytest.Captu
     )
     files = report["splits"]["Training"]["files"]
     assert [file["texts_also_in_earlier_files"] for file in files] == [0, 4]
+
+
+def test_the_file_with_most_of_another_s_texts(folder: Path, capsys) -> None:
+    """Of many: neither the first nor the last that has some of them."""
+    shares = [numbered(0, 4), numbered(0, 9), numbered(3, 8), numbered(20, 30), numbered(2, 11)]
+    for number, rows in enumerate(shares):
+        two_columns(folder / f"Training-{number}.csv", [*rows, ("네", "1")])
+    two_columns(folder / "Validation.csv", numbered(40, 49))
+    report = ingest(folder, **OWN)["splits"]["Training"]["files"]
+    assert [file["texts_also_in_earlier_files"] for file in report] == [0, 5, 6, 1, 8]
+    said = [
+        line.split("before it ")[1].split(")")[0] for line in capsys.readouterr().err.splitlines()
+    ]
+    shared = [(5, 0), (6, 1), (1, 0), (8, 1)]
+    assert said == [f"({count} in {folder / f'Training-{at}.csv'}" for count, at in shared]
+
+
+def test_files_are_not_compared_with_each_other_file(folder: Path, monkeypatch, capsys) -> None:
+    compared = 0
+
+    def counting(hashes: np.ndarray, among: np.ndarray) -> int:
+        nonlocal compared
+        compared += len(hashes)
+        return number_in(hashes, among)
+
+    number_in = tally.number_in
+    monkeypatch.setattr(tally, "number_in", counting)
+    for number in range(60):
+        rows = numbered(9 * number, 9 * number + 9)
+        two_columns(folder / f"Training-{number}.csv", [*rows, ("네", "1")])
+    two_columns(folder / "Validation.csv", numbered(900, 909))
+    ingest(folder, **OWN)
+    assert compared <= 4 * 600
+    *notes, last = capsys.readouterr().err.splitlines()
+    assert len(notes) == 10
+    assert last == "note: Training: 49 more files have texts that also stand in files before them"
 
 
 @pytest.mark.parametrize(
@@ -245,6 +283,13 @@ def test_labels_that_are_words_for_nothing(folder: Path) -> None:
     assert [row["label"] for row in table(folder)] == names
 
 
+def test_a_spreadsheet_s_error_is_no_label(folder: Path) -> None:
+    for split in ("Training", "Validation"):
+        two_columns(folder / f"{split}.csv", [(split, "#N/A"), ("둘", "1")])
+    part = ingest(folder, **OWN, max_dropped=0.5)["splits"]["Training"]
+    assert (part["labels"], part["dropped"]) == ({"1": 1}, {"label '#N/A'": 1})
+
+
 def test_a_cell_that_is_its_column_s_name(folder: Path) -> None:
     """A word such as 제목 may be a text; only a row of nothing but headers is a second one."""
     for split in ("Training", "Validation"):
@@ -369,6 +414,20 @@ def test_other_numbers_are_errors(folder: Path, row: tuple, column: str) -> None
         f"{folder / 'Training.xlsx'}, sheet 'Sheet', row 3: {column} holds a number, date or "
         "truth value; write it as text"
     )
+
+
+@pytest.mark.parametrize("other", ["Training", "Validation"])
+def test_pairs_that_would_be_one_class(folder: Path, other: str) -> None:
+    pairs = {"Training": ["a/b,d", "e,f"], "Validation": ["a/b,d", "e,f"]}
+    pairs[other].append("a,b/d")
+    for split, its in pairs.items():
+        rows = [f"{split}의 글 {n},{pair}" for n, pair in enumerate(its)]
+        write(folder / f"{split}.csv", "document,label,감정_소분류", *rows)
+    assert refusal(folder, **OWN, target="fine") == (
+        f"{folder / other}.csv, row 4: its label and 감정_소분류, joined by /, are the class of "
+        "another pair; write them without /"
+    )
+    ingest(folder, **OWN)
 
 
 def test_too_many_labels(folder: Path) -> None:
@@ -672,7 +731,10 @@ def test_a_validation_of_a_format_that_is_not_read(folder: Path, first: str, nam
 @pytest.mark.parametrize(
     "name",
     ["cross_validation.ipynb", "how_validation_was_done.md", "Validation/README.md"]
-    + ["Validation/page-1.png", "Training.zip", "Training.csv.dvc", "more.zip"],
+    + ["Validation/page-1.png", "Training.zip", "Training.csv.dvc", "more.zip"]
+    + ["Training.tar.gz", "Training.gz", "Training.csv.tar.xz", "validation.pdf.dvc"]
+    + ["validation" + suffix for suffix in (".pptx", ".webp", ".doc", ".ppt", ".rst", ".tex")]
+    + ["validation.sh", "validation.yml", "validation.toml", "weights.bin.dvc"],
 )
 def test_files_beside_that_are_no_tables(
     folder: Path, name: str, capsys: pytest.CaptureFixture
@@ -683,11 +745,27 @@ def test_files_beside_that_are_no_tables(
     assert "not read" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["Training.csv.dvc", "Validation.xlsx.dvc"])
-def test_a_table_that_dvc_has_not_brought(folder: Path, name: str) -> None:
-    two_columns(folder / "Training_2.csv", numbered(0, 30))
+@pytest.mark.parametrize("first", ["Training_2.csv", "notes.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["Training.csv.dvc", "Validation.xlsx.dvc", "old.csv.dvc"]
+    + ["Validation.dvc", "1.Training.dvc", "more.dvc", "Validation.zip.dvc"],
+)
+def test_data_that_dvc_has_not_brought(folder: Path, name: str, first: str) -> None:
+    two_columns(folder / first, numbered(0, 30))
     write(folder / name, "outs:")
-    assert refusal(folder, **DRAWN) == f"{folder / name}: its data is not here; type 'dvc pull'"
+    assert refusal(folder, **DRAWN) == (
+        f"{folder / name}: its data is not here; type 'dvc pull', or remove the .dvc file"
+    )
+
+
+def test_folders_that_dvc_has_brought(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    for number, name in enumerate(["Training", "Validation", "1.그림"]):
+        two_columns(folder / name / "a.csv", numbered(30 * number, 30 * number + 30))
+        write(folder / f"{name}.dvc", "outs:")
+    (folder / "1.그림/a.csv").rename(folder / "1.그림/a.png")
+    ingest(folder, **OWN)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("names", [["reviews.csv"], ["Training.csv", "Validation.csv"]])
@@ -704,6 +782,32 @@ def test_tables_of_a_format_that_is_not_read(
     assert capsys.readouterr().err == (
         f"note: {folder}: not read, for only {SUFFIXES} are: {', '.join(sorted(unread))}\n"
     )
+
+
+def test_a_file_that_icloud_keeps(folder: Path) -> None:
+    two_columns(folder / "Training.csv", numbered(0, 30))
+    (folder / ".terms.pdf.icloud").write_bytes(b"bplist00")
+    ingest(folder, **DRAWN)
+    for output in folder.parent.glob("*.*"):
+        output.unlink()
+    (folder / ".Training_2.csv.icloud").write_bytes(b"bplist00")
+    assert refusal(folder, **DRAWN) == (
+        f"{folder / '.Training_2.csv.icloud'}: this file is in iCloud only; open the folder in the "
+        "Finder and choose 'Download Now'"
+    )
+
+
+def test_texts_that_were_decoded_wrongly(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """By the program that wrote the file; nobody can tell what they were."""
+    for split in ("Training", "Validation"):
+        rows = [("좋\ufffd아요", "1"), ("\ufffd\ufffd", "0"), (split, "1"), ("글", "0")]
+        two_columns(folder / f"{split}.csv", rows)
+    ingest(folder, **OWN)
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {folder / split}.csv: 2 of 4 texts (first row 2) hold �, in the place of a "
+        "character that was lost; save the file again as utf-8 from where it was whole"
+        for split in ("Training", "Validation")
+    ]
 
 
 @pytest.mark.parametrize("name", ["Validation.csv", "Validation", "more.csv"])
@@ -764,3 +868,21 @@ def test_several_files_are_said_with_their_rows(
         "Validation: 6 rows read, 6 kept; dropped: none",
         "note: 3 Validation texts also stand in Training; they flatter the accuracy",
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_line_break_in_a_file_s_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for number, name in enumerate(["Training\n1", "Training\r2", "Validation"]):
+        two_columns(folder / f"{name}.csv", numbered(6 * number, 6 * number + 6))
+    write(folder / "\n.xls", "no table")
+    set_params(folder.parents[1], corpus="mine", **OWN)
+    monkeypatch.chdir(folder.parents[1])
+    exit_with_line(stages.ingest.main)
+    out, err = capsys.readouterr()
+    assert out.split("\n")[:2] == [
+        rf"data/mine/Training{end}.csv: 6 rows read, 6 kept; dropped: none"
+        for end in (r"\n1", r"\r2")
+    ]
+    assert err == rf"note: data/mine: not read, for only {SUFFIXES} are: \n.xls" + "\n"

@@ -1,5 +1,6 @@
 """Workbooks as programs write them, and what the process does in which they are opened."""
 
+import datetime
 import os
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from storyflower.common.errors import InputError
 from storyflower.sheets import read_xlsx, xlsx_child
 from storyflower.sheets.read import open_sheet
 from storyflower.sheets.read_xlsx import read_workbook
+from storyflower.sheets.records import open_records
 from storyflower.sheets.sheet import column_of
+from storyflower.sheets.write import write_rows
 from tests.support import ROOT, write_workbook
 
 WANTED = {"감정_대분류", "사람문장1"}
@@ -116,6 +119,62 @@ def test_what_a_cell_holds(tmp_path: Path, cell: str, read: object) -> None:
     patched(path, "xl/worksheets/sheet1.xml", b'<c r="A1" t="s"><v>0</v></c>', new)
     (sheet,) = read_workbook(path)
     assert list(sheet.rows) == [(1, [read, "끝"])]
+
+
+def number_cell(path: Path, value: str, shown: str = "General") -> Path:
+    """A workbook with the number in B2, as another program may write it, shown in a format."""
+    with xlsxwriter.Workbook(path) as book:
+        sheet = book.add_worksheet("대화")
+        sheet.write_row(0, 0, ["일기", "값"])
+        sheet.write_row(1, 0, ["글", 7.25], book.add_format({"num_format": shown}))
+    return patched(path, "xl/worksheets/sheet1.xml", b"<v>7.25</v>", f"<v>{value}</v>".encode())
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [("nan", "null"), ("NaN", "null"), ("1e400", '"inf"'), ("-3", "-3"), ("1e12", "1000000000000")],
+)
+def test_numbers_that_json_may_lack(tmp_path: Path, value: str, read: str) -> None:
+    records = open_records(number_cell(tmp_path / "a.xlsx", value), "일기")
+    write_rows(tmp_path / "a.jsonl", records.names, [cells for _, cells in records.rows()])
+    written = (tmp_path / "a.jsonl").read_text(encoding="utf-8")
+    assert written == f'{{"일기": "글", "값": {read}}}\n'
+
+
+@pytest.mark.parametrize("value", [-3, -0.5, -0.001, 1e12])
+@pytest.mark.parametrize("formula", ["", "<f>A1-B1</f>"])
+def test_dates_before_the_calendar_and_behind_it(
+    tmp_path: Path, value: float, formula: str
+) -> None:
+    path = number_cell(tmp_path / "a.xlsx", f"{value}", "yyyy-mm-dd")
+    patched(
+        path,
+        "xl/worksheets/sheet1.xml",
+        b"<v>" + str(value).encode(),
+        f"{formula}<v>{value}".encode(),
+    )
+    (sheet,) = read_workbook(path, values=True)
+    assert list(sheet.rows)[1] == (2, ["글", value])
+
+
+def test_a_time_where_another_sheet_has_a_number(tmp_path: Path) -> None:
+    with xlsxwriter.Workbook(tmp_path / "a.xlsx") as book:
+        time_format = book.add_format({"num_format": "h:mm"})
+        for name, cells in {"대화": [0, 0.25, 0.5], "수": [-3.5, -3, -0.25]}.items():
+            book.add_worksheet(name).write_row(0, 0, cells, time_format)
+    times, numbers = (list(it.head)[0][1] for it in read_workbook(tmp_path / "a.xlsx", values=True))
+    assert times == [datetime.time(0), datetime.time(6), datetime.time(12)]
+    assert numbers == [-3.5, -3, -0.25]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("1e12", "[h]:mm"), ("-1e12", "[h]:mm"), ("-1e12", "h:mm")]
+)
+def test_a_duration_that_is_out_of_range(tmp_path: Path, value: str, shown: str) -> None:
+    assert refusal(number_cell(tmp_path / "a.xlsx", value, shown), {"일기"}) == (
+        ": sheet '대화', row 2: a date or duration that is out of range; format that cell as a "
+        "number"
+    )
 
 
 def test_an_error_that_only_other_programs_know(tmp_path: Path) -> None:
@@ -350,7 +409,9 @@ def test_the_process_ends_with_who_started_it(tmp_path: Path) -> None:
 import os, psutil
 from pathlib import Path
 from storyflower.sheets.read_xlsx import read_workbook
+from storyflower.sheets.records import open_records
 from storyflower.sheets.sheet import column_of
+from storyflower.sheets.write import write_rows
 sheets = read_workbook(Path({str(path)!r}))
 print(psutil.Process().children()[0].pid, flush=True)
 os._exit(1)
