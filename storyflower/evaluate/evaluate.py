@@ -18,6 +18,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from storyflower.common import repository
+from storyflower.common.errors import InputError
 from storyflower.common.files import json_text, replacing
 from storyflower.evaluate import baseline, metrics, plots
 from storyflower.interim import checkpoint_folders
@@ -63,8 +64,12 @@ def evaluate(
     for path in (record, history):
         need(path.parent, [path.name], "'dvc repro' makes it")
     epochs = read_history(history)
+    try:
+        trained = Record.load(record)
+    except (ValueError, TypeError):
+        raise InputError(f"{record}: damaged; make it again with 'dvc repro'") from None
     # Opened first, because importing MLflow takes seconds; a context closes it after errors, too.
-    with Run(Record.load(record)) as run:
+    with Run(trained) as run:
         network, document = load_classifier(classifier)
         scored = digest(classifier)
         names = tuple(document["labels"])

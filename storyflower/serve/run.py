@@ -169,7 +169,12 @@ def cannot_use(place: Place, error: Exception) -> str:
 @contextmanager
 def metrics_folder() -> Iterator[Path]:
     """An empty folder in which the workers put their numbers together."""
-    folder = Path(tempfile.mkdtemp(prefix="storyflower-metrics-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="storyflower-metrics-"))
+    except OSError:
+        raise InputError(
+            "no folder for temporary files can be written to; make room, or set TMPDIR to another"
+        ) from None
     os.environ[METRICS] = str(folder)
     try:
         yield folder

@@ -317,6 +317,16 @@ def test_a_damaged_history_is_one_line_before_anything_is_scored(
     assert str(caught.value) == f"{history}: damaged; make it again with 'dvc repro'"
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": "a"}'])
+def test_a_damaged_record_is_one_line(
+    interim: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(record.Record, "save", lambda _, path: path.write_text(content))
+    with pytest.raises(InputError) as caught:
+        evaluate(tmp_path, interim, classifier, "reports")
+    assert str(caught.value) == f"{tmp_path}/run.json: damaged; make it again with 'dvc repro'"
+
+
 @pytest.fixture
 def strict(caplog: pytest.LogCaptureFixture):
     """A glyph that the font lacks, or a font that is not found, is an error."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from resource import RLIMIT_FSIZE, setrlimit
 from typing import Any
@@ -132,7 +133,9 @@ class Command:
         main = "import storyflower.__main__; storyflower.__main__.command()"
         # A command that waits for the answer to uvicorn's ping never ends
         main = f"from storyflower.serve import run; run.PING = 10_000; {main}"
-        limit = largest_file and (lambda: setrlimit(RLIMIT_FSIZE, (largest_file, largest_file)))
+        limit = None
+        if largest_file is not None:
+            limit = partial(setrlimit, RLIMIT_FSIZE, (largest_file, largest_file))
         self.process = subprocess.Popen(
             [sys.executable, "-c", main, "serve", "--port", "0", *words],
             preexec_fn=limit,
