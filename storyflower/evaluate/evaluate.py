@@ -25,7 +25,7 @@ from storyflower.interim import checkpoint_folders
 from storyflower.interim.dialogues import batches, texts
 from storyflower.interim.history import read_history
 from storyflower.interim.labels import check_numbers
-from storyflower.interim.tokens import TokenArrays
+from storyflower.interim.tokens import TokenArrays, check_tokenizer
 from storyflower.model import scoring
 from storyflower.model.classifier import EmotionClassifier
 from storyflower.model.device import Placement, choose
@@ -78,6 +78,7 @@ def evaluate(
         table = TokenArrays.load(tokens, "Validation")
         train_labels = np.asarray(TokenArrays.load(tokens, "Training").labels)
         actual = np.asarray(table.labels)
+        check_tokenizer(tokens, classifier)
         check_numbers(names, classifier, table=dialogues, tokens=tokens, target=target)
 
         # Before the classifier, so that TF-IDF's memory is freed first.

@@ -42,7 +42,7 @@ class LabelIndex:
         try:
             return np.array([self._index[name] for name in names], dtype=np.int64)
         except KeyError:
-            raise InputError("a label is not in the index; run 'dvc repro' once more") from None
+            raise InputError(f"a label of the dialogues is not in labels.json; {AGAIN}") from None
 
     def save(self, path: Path) -> None:
         write_json({"labels": list(self.names)}, path)

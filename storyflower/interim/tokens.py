@@ -3,7 +3,7 @@
 In: ids, a batch of dialogues at a time.
 Out: a folder with three npy files per split, read back memory-mapped: ids (tokens,), offsets
 (dialogues + 1,) and labels (dialogues,). Dialogue i is ids[offsets[i]:offsets[i + 1]], [CLS] and
-[SEP] included.
+[SEP] included. tokenizer.json says by which files the ids were made.
 """
 
 from dataclasses import dataclass, field
@@ -13,12 +13,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from storyflower.common.errors import InputError, one_line
+from storyflower.common.files import read_json, sha256, write_json
 
 if TYPE_CHECKING:
     import torch
 
 
 NAMES = ("ids", "offsets", "labels")
+MADE_BY = "tokenizer.json"
+MODEL = ("config.json", "model.safetensors")  # of an encoder's folder; the rest is its tokenizer
+
+
+def note_tokenizer(folder: Path, encoder: Path) -> None:
+    """Write beside token arrays by which tokenizer they were made."""
+    files = {path.name: sha256(path) for path in encoder.iterdir() if path.name not in MODEL}
+    write_json(files, folder / MADE_BY)
+
+
+def check_tokenizer(folder: Path, other: Path) -> None:
+    """Raise InputError unless the folder `other`, an encoder's or a classifier's, has the same one.
+
+    Ids of another vocabulary would be read without a word, as other words.
+    """
+    files = read_json(folder / MADE_BY, missing={})
+    if not (isinstance(files, dict) and files) or any(
+        not (other / name).is_file() or sha256(other / name) != checksum
+        for name, checksum in files.items()
+    ):
+        raise InputError(f"{folder} was not made with the tokenizer of {other}; run 'dvc repro'")
 
 
 @dataclass(frozen=True)

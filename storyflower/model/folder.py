@@ -22,13 +22,13 @@ import torch
 from storyflower.common.errors import InputError, one_line
 from storyflower.common.files import json_text, read_json, replacing, sha256
 from storyflower.interim.labels import LabelIndex
+from storyflower.interim.tokens import MODEL
 from storyflower.model.bare import bare_encoder
 from storyflower.model.classifier import EmotionClassifier, drop_pooler, may_lack_pooler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-ENCODER = ("config.json", "model.safetensors")  # the rest of an encoder's folder is its tokenizer
 # What a tokenizer, or transformers' own, reads beside its vocabulary where there is such a file
 SETTINGS = ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 FLOATS = ("F64", "F32", "F16", "BF16")  # types of weights in a safetensors file
@@ -56,7 +56,7 @@ def read_encoder(folder: Path) -> "PreTrainedModel":
     ignores weights that config.json does not need. Here both raise InputError, and so does an
     incomplete or damaged folder.
     """
-    need(folder, ENCODER, "'dvc repro' makes it")
+    need(folder, MODEL, "'dvc repro' makes it")
     # Not at the top: this import takes longer than loading a classifier does without it.
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
@@ -165,7 +165,7 @@ def save_classifier(
         model.encoder.save_pretrained(part)
         head = {name: value.contiguous().cpu() for name, value in model.linear.state_dict().items()}
         safetensors.torch.save_file(head, part / "head.safetensors")
-        tokenizer = sorted(path.name for path in encoder.iterdir() if path.name not in ENCODER)
+        tokenizer = sorted(path.name for path in encoder.iterdir() if path.name not in MODEL)
         for name in tokenizer:
             shutil.copyfile(encoder / name, part / name)
         # config.json too: with another number of heads or another activation, the weights would
@@ -187,7 +187,7 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
     The model is for predictions: it cannot be trained on or saved again. Raises InputError if the
     folder is incomplete or its parts do not belong together.
     """
-    names = ("classifier.json", "head.safetensors", *ENCODER)
+    names = ("classifier.json", "head.safetensors", *MODEL)
     need(folder, names, "train a classifier with 'dvc repro'")
     try:
         document = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
@@ -254,7 +254,7 @@ def classifier_files(folder: Path) -> list[str]:
     names = document.get("tokenizer") if isinstance(document, dict) else None
     if not isinstance(names, dict) or any(Path(name).name != name for name in names):
         raise damaged(file, "it names no files of a tokenizer")
-    return sorted({"classifier.json", "head.safetensors", *ENCODER, *names})
+    return sorted({"classifier.json", "head.safetensors", *MODEL, *names})
 
 
 def digest(folder: Path) -> str:

@@ -15,7 +15,7 @@ from storyflower.common.files import json_text, read_json, replacing
 from storyflower.interim import dialogues
 from storyflower.interim.dialogues import SPLITS
 from storyflower.interim.labels import LabelIndex
-from storyflower.interim.tokens import TokenWriter
+from storyflower.interim.tokens import TokenWriter, note_tokenizer
 from storyflower.tokenizer.load import load_tokenizer
 
 UNKNOWN_WARNING, UNKNOWN_ERROR = 0.05, 0.50  # share of a split's tokens that are [UNK]
@@ -61,6 +61,7 @@ def tokenize(
                 count["tokens"] += len(tokens.ids)
                 count["unknown"] += int((tokens.ids == tokenizer.unk_id).sum())
                 count["cut"] += int(tokens.cut.sum())
+        note_tokenizer(folder, encoder)
         summary: dict[str, Any] = {"max_len": max_len, "pretokenize": tokenizer.pretokenize}
         for split, count in counts.items():
             # Without [CLS] and [SEP], which are never [UNK] and would lower the share.

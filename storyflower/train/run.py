@@ -34,7 +34,7 @@ from storyflower.common.params import Params
 from storyflower.interim import checkpoint_folders
 from storyflower.interim.history import Epoch, best_epoch, write_history
 from storyflower.interim.labels import LabelIndex, check_numbers
-from storyflower.interim.tokens import TokenArrays
+from storyflower.interim.tokens import TokenArrays, check_tokenizer
 from storyflower.model import scoring
 from storyflower.model.device import Placement, choose
 from storyflower.model.folder import build_classifier, digest, save_classifier
@@ -76,6 +76,7 @@ def train(
         ranks.wait()
         card = read_json(encoder / "card.json")
         index = LabelIndex.load(labels)
+        check_tokenizer(tokens, encoder)
         check_numbers(index.names, labels, table=dialogues, tokens=tokens, target=params.target)
         training = TokenArrays.load(tokens, "Training")
         params = params.resolved(card, rows=len(training))

@@ -80,7 +80,7 @@ def test_repeated_name() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(InputError, match="^a label is not in the index"):
+    with pytest.raises(InputError, match="^a label of the dialogues is not in labels.json"):
         LabelIndex(["기쁨", "분노"]).encode(["분노", "슬픔"])
 
 

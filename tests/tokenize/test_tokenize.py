@@ -188,7 +188,7 @@ def test_an_unknown_label_and_a_max_len_beyond_the_encoder(words: Path, tmp_path
         tokenize(tmp_path, words, ["나"], ["나"], max_len=513)
     LabelIndex(LABELS[:2]).save(tmp_path / "labels.json")
     table = write_table(tmp_path / "dialogues.parquet", ["나"] * 3, ["나"])
-    with pytest.raises(InputError, match="a label is not in the index"):
+    with pytest.raises(InputError, match="a label of the dialogues is not in labels.json"):
         tokenize_module.tokenize(
             table,
             tmp_path / "labels.json",

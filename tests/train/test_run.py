@@ -120,6 +120,24 @@ def test_labels_changed_by_hand_are_not_trained_on(
     assert not outputs["classifier"].exists()
 
 
+def test_tokens_of_another_vocabulary_are_not_trained_on(
+    interim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr(mlflow, "push", lambda *_: None)
+    encoder, tokens = tmp_path / "encoder", interim / "tokens"
+    shutil.copytree(interim / "encoder", encoder)
+    with (encoder / "spiece.model").open("ab") as file:
+        file.write(b"another")
+    inputs = {"dialogues": interim / "dialogues.parquet", "labels": interim / "labels.json"}
+    outputs = {name: tmp_path / name for name in ("classifier", "history", "record", "lock")}
+    params = params_of(**TINY_PARAMS, device="cpu", precision="fp32")
+    with pytest.raises(InputError) as caught:
+        run_module.train(params, encoder=encoder, tokens=tokens, **inputs, **outputs)
+    expected = f"{tokens} was not made with the tokenizer of {encoder}; run 'dvc repro'"
+    assert str(caught.value) == expected
+
+
 def test_the_lock_is_held_until_the_processes_have_parted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
