@@ -118,11 +118,15 @@ def look_at_unread(folder: Path, present: list[Path], tables: dict[Path, list[st
         packed = suffix in ARCHIVES or suffix in COMPRESSED
         if named in tables or about in tables or (packed and about in unpacked):
             continue
-        if (pointer and (folder / named).exists()) or suffix in NO_TABLES:
+        if suffix in NO_TABLES or (pointer and holds_a_file(folder / named)):
             continue
         missing = "Validation" not in found and "Validation" in splits_named(named)
-        is_folder = not suffix or splits_named(Path(suffix))  # 1.Training
+        # DVC names a folder's content by a checksum that ends in .dir
+        is_folder = pointer and b".dir" in (folder / path).read_bytes()
         if pointer and (missing or is_folder or suffix in SUFFIXES):
+            if found.issuperset(SPLITS) and not splits_named(named):
+                odd.append(path)
+                continue
             raise InputError(
                 f"{folder / path}: its data is not here; type 'dvc pull', or remove the .dvc file"
             )
@@ -138,6 +142,10 @@ def look_at_unread(folder: Path, present: list[Path], tables: dict[Path, list[st
             odd.append(path)
     if odd:
         note(f"{folder}: not read, for only {', '.join(SUFFIXES)} are: {listed(odd)}")
+
+
+def holds_a_file(path: Path) -> bool:
+    return path.is_file() or any(inner.is_file() for inner in path.rglob("*"))
 
 
 def listed(paths: list[Path]) -> str:

@@ -3,7 +3,7 @@
 In: ids, a batch of dialogues at a time.
 Out: a folder with three npy files per split, read back memory-mapped: ids (tokens,), offsets
 (dialogues + 1,) and labels (dialogues,). Dialogue i is ids[offsets[i]:offsets[i + 1]], [CLS] and
-[SEP] included. tokenizer.json says by which files the ids were made.
+[SEP] included. made_by.json says by which files of the encoder's the ids were made.
 """
 
 from dataclasses import dataclass, field
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 NAMES = ("ids", "offsets", "labels")
-MADE_BY = "tokenizer.json"
+MADE_BY = "made_by.json"
 MODEL = ("config.json", "model.safetensors")  # of an encoder's folder; the rest is its tokenizer
 
 
 def note_tokenizer(folder: Path, encoder: Path) -> None:
     """Write beside token arrays by which tokenizer they were made."""
-    files = {path.name: sha256(path) for path in encoder.iterdir() if path.name not in MODEL}
-    write_json(files, folder / MADE_BY)
+    files = [path for path in encoder.iterdir() if path.is_file() and path.name not in MODEL]
+    write_json({path.name: sha256(path) for path in sorted(files)}, folder / MADE_BY)
 
 
 def check_tokenizer(folder: Path, other: Path) -> None:
-    """Raise InputError unless the folder `other`, an encoder's or a classifier's, has the same one.
+    """Raise InputError unless `other`, an encoder's folder or a classifier's, has those files.
 
     Ids of another vocabulary would be read without a word, as other words.
     """
@@ -40,7 +40,9 @@ def check_tokenizer(folder: Path, other: Path) -> None:
         not (other / name).is_file() or sha256(other / name) != checksum
         for name, checksum in files.items()
     ):
-        raise InputError(f"{folder} was not made with the tokenizer of {other}; run 'dvc repro'")
+        raise InputError(
+            f"{folder} was not made with the tokenizer and card of {other}; run 'dvc repro'"
+        )
 
 
 @dataclass(frozen=True)

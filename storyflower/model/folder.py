@@ -165,7 +165,9 @@ def save_classifier(
         model.encoder.save_pretrained(part)
         head = {name: value.contiguous().cpu() for name, value in model.linear.state_dict().items()}
         safetensors.torch.save_file(head, part / "head.safetensors")
-        tokenizer = sorted(path.name for path in encoder.iterdir() if path.name not in MODEL)
+        tokenizer = sorted(
+            path.name for path in encoder.iterdir() if path.is_file() and path.name not in MODEL
+        )
         for name in tokenizer:
             shutil.copyfile(encoder / name, part / name)
         # config.json too: with another number of heads or another activation, the weights would

@@ -244,7 +244,9 @@ def worker_app(
     """
     threading.Thread(target=follow, args=[parent], daemon=True).start()
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)  # what cleans /tmp may have removed it
+        folder.mkdir(
+            mode=0o700, parents=True, exist_ok=True
+        )  # what cleans /tmp may have removed it
         app = load_app(model, settings, workers)
     except Exception as error:
         if (reason := line_of(error)) is None:  # a bug
@@ -258,7 +260,7 @@ def worker_app(
             print(f"error: {reason}", file=sys.stderr, flush=True)
             time.sleep(1)  # uvicorn starts the next one at once
         else:
-            reasons.send_bytes(reason.encode())
+            reasons.send_bytes(reason.encode(errors="backslashreplace"))
         # Not sys.exit: unloading torch takes a second. By STARTUP_FAILURE uvicorn stops the others.
         os._exit(1 if started else STARTUP_FAILURE)
     try:

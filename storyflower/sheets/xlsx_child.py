@@ -50,9 +50,9 @@ FOREIGN = (b"<v><![CDATA[", b"<!DOCTYPE")
 # calamine gives the time of day.
 BELOW_0 = re.compile(
     b"""<c (?=[^<>]{0,60}s=)[^<>]{0,40}r=["']([A-Z]{1,3})([0-9]{1,7})["'][^<>]{0,40}>"""
-    b"(?:<f>[^<>]{0,60}</f>)?<v>(-[0-9][-+.0-9eE]{0,24})<"
+    b"(?:<f(?: [^<>]{0,80})?(?:/>|>[^<>]{0,200}</f>))?<v>(-[0-9][-+.0-9eE]{0,24})<"
 )
-OVERLAP = 256  # bytes; no match of the patterns above is longer
+OVERLAP = 512  # bytes; no match of the patterns above is longer
 
 DAMAGED = "damaged or truncated workbook; export it again"
 TOO_LARGE = "too large ({}); split it, or save it as .csv"

@@ -22,6 +22,7 @@ from storyflower.common.repository import git_commit, main_root
 
 OUTBOX = Path(".storyflower") / "outbox"  # under the main repository's root
 KEY_TAG = "storyflower.key"
+KEY = re.compile("[0-9a-f]{32}")  # it becomes a folder's name
 CLASSIFIER_TAG = "storyflower.classifier"  # the digest of what the run trained
 LIBRARIES = ("torch", "transformers", "sentencepiece", "numpy", "mlflow", "dvc")
 
@@ -45,7 +46,16 @@ class Record:
 
     @classmethod
     def load(cls, path: Path) -> "Record":
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        """Read a record; raises OSError, ValueError and TypeError for what is none."""
+        record = cls(**json.loads(path.read_text(encoding="utf-8")))
+        kinds = {"params": dict, "tags": dict, "datasets": dict, "metrics": list, "results": list}
+        if not KEY.fullmatch(record.key):
+            raise ValueError(f"{record.key!r} is not the key of a run")
+        if odd := [
+            key for key, kind in kinds.items() if not isinstance(getattr(record, key), kind)
+        ]:
+            raise TypeError(f"{odd[0]} is of another type")
+        return record
 
     def save(self, path: Path) -> None:
         """Write the record; a reader sees the old one or the new one, never a part."""
@@ -90,7 +100,7 @@ def continued(new: Record, saved: dict[str, Any] | None) -> Record:
     if saved is None:
         return new
     record = Record(**saved)
-    if not re.fullmatch("[0-9a-f]{32}", record.key):  # the key becomes a folder's name
+    if not KEY.fullmatch(record.key):
         raise InputError(f"checkpoint: {record.key!r} is not the key of a run; remove its folder")
     waiting = main_root() / OUTBOX / record.key / "record.json"
     if waiting.exists():  # written after every change, so newer than the checkpoint

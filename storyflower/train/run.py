@@ -60,7 +60,7 @@ def train(
     record: Path,
     lock: Path,
 ) -> None:
-    """Train a classifier and write its folder, history.csv and, to the file `record`, run.record.
+    """Train a classifier; write its folder, history.csv and, to `record`, the run's record.
 
     `lock` is held the whole time, so that two trainings never write the same outputs. With several
     processes (torchrun), all train, and the first one does everything else.

@@ -296,8 +296,10 @@ def test_outputs_of_two_runs_are_not_mixed(
     with pytest.raises(InputError, match="are of different runs; run 'dvc repro'"):
         evaluate(tmp_path, mixed, classifier, "reports")
     assert not list((tmp_path / "reports").glob("*"))
-    (mixed / "tokens/tokenizer.json").write_text('{"spiece.model": "of another"}', encoding="utf-8")
-    with pytest.raises(InputError, match="was not made with the tokenizer of .*; run 'dvc repro'"):
+    (mixed / "tokens/made_by.json").write_text('{"spiece.model": "of another"}', encoding="utf-8")
+    with pytest.raises(
+        InputError, match="was not made with the tokenizer and card of .*; run 'dvc repro'"
+    ):
         evaluate(tmp_path, mixed, classifier, "reports")
 
 

@@ -147,6 +147,22 @@ def test_a_quote_that_swallows_rows(tmp_path: Path, lines: list[str], end: str) 
     )
 
 
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_lists_in_a_file_that_a_program_has_quoted(tmp_path: Path, quoting: int) -> None:
+    """Nothing is known about a quote there but that it is doubled in a text."""
+    food = "오늘 먹은 것\n아침,밥,국\n점심,김밥,라면\n저녁,치킨,맥주"
+    rows = [["id", "label", "document"], ["1", "기쁨", "밥, 국"], ["2", "기쁨", "첫째\n둘째"]]
+    rows += [
+        ["3", "기쁨", food],
+        ["7", "슬픔", "오늘 내 마음은\n4,기쁨,슬픔\n5,기쁨,슬픔"],
+        ["8", "기쁨", "끝, 끝"],
+    ]
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, quoting=quoting).writerows(rows)
+    assert [cells for _, cells in open_sheet(path, {"document"}).rows] == rows[1:]
+
+
 @pytest.mark.parametrize(
     ("header", "text"),
     [
@@ -163,6 +179,7 @@ def test_a_quote_that_swallows_rows(tmp_path: Path, lines: list[str], end: str) 
         ("label,document", "오늘은\n1, 2"),
         ("id,document", "저녁을 먹었다\n3,000원 냈다"),
         (HEADER_LINE, "네, 그래요\n음, 아니, 그게"),
+        ("id,document", "친구랑 밥을 먹었다\n40,000원을 냈다"),
     ],
 )
 def test_line_breaks_in_a_text_are_no_rows(tmp_path: Path, header: str, text: str) -> None:

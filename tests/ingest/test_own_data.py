@@ -749,13 +749,26 @@ def test_files_beside_that_are_no_tables(
 @pytest.mark.parametrize(
     "name",
     ["Training.csv.dvc", "Validation.xlsx.dvc", "old.csv.dvc"]
-    + ["Validation.dvc", "1.Training.dvc", "more.dvc", "Validation.zip.dvc"],
+    + ["Validation.dvc", "1.Training.dvc", "01.원천데이터.dvc", "Validation.zip.dvc"],
 )
 def test_data_that_dvc_has_not_brought(folder: Path, name: str, first: str) -> None:
     two_columns(folder / first, numbered(0, 30))
-    write(folder / name, "outs:")
+    (folder / "Validation").mkdir()  # as git leaves it
+    write(folder / name, "outs:\n- md5: 0" + ".dir" * (Path(name).stem.count(".") < 2))
     assert refusal(folder, **DRAWN) == (
         f"{folder / name}: its data is not here; type 'dvc pull', or remove the .dvc file"
+    )
+
+
+def test_pointers_beside_all_that_is_needed(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    for number, name in enumerate(["Training", "Validation"]):
+        two_columns(folder / f"{name}.csv", numbered(30 * number, 30 * number + 30))
+    write(folder / "LICENSE.dvc", "outs:\n- md5: 0")
+    write(folder / "old.csv.dvc", "outs:\n- md5: 0")
+    write(folder / "originals.dvc", "outs:\n- md5: 0.dir")
+    ingest(folder, **OWN)
+    assert capsys.readouterr().err == (
+        f"note: {folder}: not read, for only {SUFFIXES} are: old.csv.dvc, originals.dvc\n"
     )
 
 

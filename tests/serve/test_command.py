@@ -207,6 +207,11 @@ def folder_of(workers: set[int]) -> str:
     ("more", "where", "reason"),
     [
         (["--model", "none"], {}, "none/classifier.json: not found; train a classifier with 'dvc"),
+        (
+            ["--model", "none\udcff"],
+            {},
+            r"none\udcff/classifier.json: not found; train a classifier",
+        ),
         ([], {"largest_file": 0}, "no folder for temporary files can be written to; make room, or"),
         # As on a full disk: there is room for the address, and not for the reason
         (["--model", "none" * 20], {"largest_file": 60}, f"{'none' * 20}/classifier.json: not fo"),

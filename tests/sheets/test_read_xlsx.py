@@ -142,7 +142,11 @@ def test_numbers_that_json_may_lack(tmp_path: Path, value: str, read: str) -> No
 
 
 @pytest.mark.parametrize("value", [-3, -0.5, -0.001, 1e12])
-@pytest.mark.parametrize("formula", ["", "<f>A1-B1</f>"])
+@pytest.mark.parametrize(
+    "formula",
+    ["", "<f>A1-B1</f>", '<f t="shared" ref="B2:B9" si="0">A1-B1</f>', '<f t="shared" si="0"/>']
+    + [f"<f>{'+'.join(['A1'] * 30)}</f>"],
+)
 def test_dates_before_the_calendar_and_behind_it(
     tmp_path: Path, value: float, formula: str
 ) -> None:

@@ -510,15 +510,15 @@ def test_a_run_lands_in_its_repository_whatever_that_is_called(
     code = f"import os; os.chdir({str(root)!r})\n{WHOLE_RUN}"
     # MLflow's import takes seconds, so one process is both, one after the other.
     code += f"os.chdir({str(experiment)!r}); sys.argv[1] = sys.argv[3]\n{WHOLE_RUN}"
-    replace(record, key="b").save(tmp_path / "b.json")
+    replace(record, key=32 * "b").save(tmp_path / "b.json")
     more = [str(tmp_path / "b.json")]
-    process = python(code, replace(record, key="a"), root, *more, PYTHONPATH=str(ROOT))
+    process = python(code, replace(record, key=32 * "a"), root, *more, PYTHONPATH=str(ROOT))
     assert process.communicate() == ("", "") and process.returncode == 0
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
         runs = database.execute("SELECT status FROM runs ORDER BY start_time").fetchall()
     assert runs[-2:] == [("FINISHED",), ("FINISHED",)]
     assert list(root.parent.iterdir()) == [root] and list(experiment.iterdir()) == []
-    assert len(list(root.glob("a/*/artifacts/?.json"))) == 2
+    assert len(list(root.glob(f"a/*/artifacts/{32 * '?'}.json"))) == 2
 
 
 @pytest.mark.slow
@@ -572,7 +572,7 @@ def test_a_run_is_named_after_the_dvc_experiment(
 
 @pytest.mark.slow
 def test_three_processes_at_once_on_a_new_database(tmp_path: Path, record: Record) -> None:
-    records = [Record(**{**vars(record), "key": f"{record.key}{n}"}) for n in range(3)]
+    records = [Record(**{**vars(record), "key": f"{n}{record.key[1:]}"}) for n in range(3)]
     processes = [python(WHOLE_RUN, each, tmp_path) for each in records]
     assert [process.communicate()[1] for process in processes] == ["", "", ""]
     for each in records:

@@ -134,7 +134,7 @@ def test_tokens_of_another_vocabulary_are_not_trained_on(
     params = params_of(**TINY_PARAMS, device="cpu", precision="fp32")
     with pytest.raises(InputError) as caught:
         run_module.train(params, encoder=encoder, tokens=tokens, **inputs, **outputs)
-    expected = f"{tokens} was not made with the tokenizer of {encoder}; run 'dvc repro'"
+    expected = f"{tokens} was not made with the tokenizer and card of {encoder}; run 'dvc repro'"
     assert str(caught.value) == expected
 
 
