@@ -518,7 +518,7 @@ def test_a_run_lands_in_its_repository_whatever_that_is_called(
         runs = database.execute("SELECT status FROM runs ORDER BY start_time").fetchall()
     assert runs[-2:] == [("FINISHED",), ("FINISHED",)]
     assert list(root.parent.iterdir()) == [root] and list(experiment.iterdir()) == []
-    assert len(list(root.glob(f"a/*/artifacts/{32 * '?'}.json"))) == 2
+    assert len(list(root.glob("a/*/artifacts/[ab]*.json"))) == 2
 
 
 @pytest.mark.slow
