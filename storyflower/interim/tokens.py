@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from storyflower.common.errors import InputError, one_line
-from storyflower.common.files import read_json, sha256, write_json
+from storyflower.common.files import json_text, read_json, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,8 @@ MODEL = ("config.json", "model.safetensors")  # of an encoder's folder; the rest
 def note_tokenizer(folder: Path, encoder: Path) -> None:
     """Write beside token arrays by which tokenizer they were made."""
     files = [path for path in encoder.iterdir() if path.is_file() and path.name not in MODEL]
-    write_json({path.name: sha256(path) for path in sorted(files)}, folder / MADE_BY)
+    text = json_text({path.name: sha256(path) for path in sorted(files)})
+    (folder / MADE_BY).write_text(text, encoding="utf-8")
 
 
 def check_tokenizer(folder: Path, other: Path) -> None:

@@ -120,7 +120,7 @@ def test_only_the_very_same_training_goes_on(
     assert goes_on(log_interval=5, checkpoint_minutes=1)
     for key, value in {"seed": 1, "num_epochs": 2, "dr_rate": 0.2, "precision": "bf16"}.items():
         assert not goes_on(**{key: value}), key
-    for path in ("encoder/card.json", "tokens/Training.labels.npy", "labels.json"):
+    for path in ("encoder/config.json", "tokens/Training.labels.npy", "labels.json"):
         assert not changed(tmp_path / path), path
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "loaded_code", lambda: {"storyflower.model": "another"})
