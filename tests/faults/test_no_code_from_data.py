@@ -273,7 +273,8 @@ def test_code_beside_a_checkpoint(
     shutil.copytree(classifier, folder)
     spoil(folder)
     document = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-    for name in {*document["tokenizer"], "tokenizer_config.json"}:  # whoever changes the one can change the other
+    # Whoever changes the one can change the other.
+    for name in {*document["tokenizer"], "tokenizer_config.json"}:
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         document["tokenizer"][name] = digest
     (folder / "classifier.json").write_text(json.dumps(document), encoding="utf-8")
