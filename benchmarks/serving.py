@@ -206,7 +206,8 @@ def kobert_shape(model: Path, work: Path) -> Path:
     from transformers import BertConfig, BertModel
 
     from storyflower.interim.labels import LabelIndex
-    from storyflower.model.folder import ENCODER, build_classifier, save_classifier
+    from storyflower.interim.tokens import MODEL
+    from storyflower.model.folder import build_classifier, save_classifier
 
     torch.manual_seed(1)
     document = read_json(model / "classifier.json", {})
@@ -214,7 +215,7 @@ def kobert_shape(model: Path, work: Path) -> Path:
     encoder = work / "encoder"
     shape.save_pretrained(encoder)
     for name in document["tokenizer"]:
-        if name not in ENCODER:
+        if name not in MODEL:
             shutil.copyfile(model / name, encoder / name)
     labels = LabelIndex(document["labels"])
     network = build_classifier(encoder, len(labels), 0.1)
