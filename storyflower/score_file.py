@@ -30,7 +30,7 @@ from storyflower.common import locks
 from storyflower.common.errors import InputError, disk_fault
 from storyflower.common.files import read_json, remove, replacing, sha256, write_json
 from storyflower.model.folder import digest
-from storyflower.predict import MOSTLY, Classifier, text_column
+from storyflower.predict import MOSTLY, Classifier, check_share, text_column
 from storyflower.sheets import sheet, write
 from storyflower.sheets.records import KINDS, Parquet, Records, Spreadsheet, open_records
 
@@ -65,6 +65,7 @@ def score_file(
     whole, as Classifier.read does. Prints notes on standard error, and a progress bar if that is a
     terminal. Raises InputError for bad input before anything is scored; the old output then stays.
     """
+    check_share(unsure_below)
     check_paths(source, output)
     stamp = stamp_of(source)
     column = column or text_column(folder)

@@ -149,7 +149,7 @@ def change_head(classifier: Path, change: Callable[[dict[str, Any]], object]) ->
     """Change a classifier's linear layer in place, and its checksum with it."""
     from safetensors.torch import load_file, save_file
 
-    from storyflower.model.folder import digests
+    from storyflower.common.files import digests
 
     weights = load_file(classifier / "head.safetensors")
     change(weights)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,13 @@ def sha256(path: Path) -> str:
     """The sha256 of a file's bytes, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """sha256 of each named file; "missing" if it does not exist."""
+    return {
+        name: sha256(folder / name) if (folder / name).is_file() else "missing" for name in names
+    }
 
 
 def read_json(file: Path, missing: Any = None) -> Any:

@@ -19,16 +19,11 @@ from storyflower.encoder.pretrained import load_body, read_weights
 from storyflower.encoder.sources import CheckedSource
 from storyflower.encoder.trial import try_out
 from storyflower.encoder.verify import check_added, check_golden, max_length, verify
+from storyflower.interim.tokens import SETTINGS
 from storyflower.model.folder import read_encoder
 from storyflower.tokenizer.load import load_tokenizer
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is used
-# What is read beside a vocabulary: special tokens, added ones, whether to lower-case
-SETTINGS = {
-    "sentencepiece": (),
-    "wordpiece": ("tokenizer_config.json", "added_tokens.json"),
-    "tokenizer.json": ("tokenizer_config.json", "special_tokens_map.json"),
-}
 # Its ids are not those of the encoder, but shifted by one, with other special tokens before them.
 SHIFTED = "sentencepiece.bpe.model"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from storyflower.common.errors import InputError, one_line
-from storyflower.common.files import json_text, read_json, sha256
+from storyflower.common.files import digests, json_text, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -22,12 +22,23 @@ if TYPE_CHECKING:
 NAMES = ("ids", "offsets", "labels")
 MADE_BY = "made_by.json"
 MODEL = ("config.json", "model.safetensors")  # of an encoder's folder; the rest is its tokenizer
+# What is read beside a vocabulary: special tokens, added ones, whether to lower-case
+SETTINGS = {
+    "sentencepiece": (),
+    "wordpiece": ("tokenizer_config.json", "added_tokens.json"),
+    "tokenizer.json": ("tokenizer_config.json", "special_tokens_map.json"),
+}
+
+
+def tokenizer_files(encoder: Path) -> list[str]:
+    """The names of the files in an encoder's folder that are not the model's, sorted."""
+    files = (path.name for path in encoder.iterdir() if path.is_file())
+    return sorted(name for name in files if name not in MODEL)
 
 
 def note_tokenizer(folder: Path, encoder: Path) -> None:
     """Write beside token arrays by which tokenizer they were made."""
-    files = [path for path in encoder.iterdir() if path.is_file() and path.name not in MODEL]
-    text = json_text({path.name: sha256(path) for path in sorted(files)})
+    text = json_text(digests(encoder, tokenizer_files(encoder)))
     (folder / MADE_BY).write_text(text, encoding="utf-8")
 
 
@@ -37,10 +48,7 @@ def check_tokenizer(folder: Path, other: Path) -> None:
     Ids of another vocabulary would be read without a word, as other words.
     """
     files = read_json(folder / MADE_BY, missing={})
-    if not (isinstance(files, dict) and files) or any(
-        not (other / name).is_file() or sha256(other / name) != checksum
-        for name, checksum in files.items()
-    ):
+    if not (isinstance(files, dict) and files) or files != digests(other, files):
         raise InputError(
             f"{folder} was not made with the tokenizer and card of {other}; run 'dvc repro'"
         )

@@ -20,17 +20,15 @@ import safetensors.torch
 import torch
 
 from storyflower.common.errors import InputError, one_line
-from storyflower.common.files import json_text, read_json, replacing, sha256
+from storyflower.common.files import digests, json_text, read_json, replacing, sha256
 from storyflower.interim.labels import LabelIndex
-from storyflower.interim.tokens import MODEL
+from storyflower.interim.tokens import MODEL, SETTINGS, tokenizer_files
 from storyflower.model.bare import bare_encoder
 from storyflower.model.classifier import EmotionClassifier, drop_pooler, may_lack_pooler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-# What a tokenizer, or transformers' own, reads beside its vocabulary where there is such a file
-SETTINGS = ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 FLOATS = ("F64", "F32", "F16", "BF16")  # types of weights in a safetensors file
 SAFETENSORS = ("head.safetensors", "model.safetensors")  # of a classifier's folder
 
@@ -165,9 +163,7 @@ def save_classifier(
         model.encoder.save_pretrained(part)
         head = {name: value.contiguous().cpu() for name, value in model.linear.state_dict().items()}
         safetensors.torch.save_file(head, part / "head.safetensors")
-        tokenizer = sorted(
-            path.name for path in encoder.iterdir() if path.is_file() and path.name not in MODEL
-        )
+        tokenizer = tokenizer_files(encoder)
         for name in tokenizer:
             shutil.copyfile(encoder / name, part / name)
         # config.json too: with another number of heads or another activation, the weights would
@@ -200,7 +196,7 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
         document["temperature"] = None if temperature is None else float(temperature)
         if temperature is not None and not 0 < document["temperature"] < math.inf:
             raise ValueError(f"temperature is {temperature}")
-        since = [name for name in SETTINGS if (folder / name).exists()]
+        since = [name for name in itertools.chain(*SETTINGS.values()) if (folder / name).exists()]
         changed = files != digests(folder, {*files, *since})
         # Older folders have no checksums of these.
         weights = {name: document["weights"][name] for name in SAFETENSORS if "weights" in document}
@@ -237,13 +233,6 @@ def load_classifier(folder: Path) -> tuple[EmotionClassifier, dict[str, Any]]:
         if sha256(folder / name) != checksum:
             raise damaged(folder / name, "its checksum has changed")
     return model.eval(), document
-
-
-def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """sha256 of each named file; "missing" if it does not exist."""
-    return {
-        name: sha256(folder / name) if (folder / name).is_file() else "missing" for name in names
-    }
 
 
 def classifier_files(folder: Path) -> list[str]:

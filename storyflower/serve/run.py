@@ -244,9 +244,8 @@ def worker_app(
     """
     threading.Thread(target=follow, args=[parent], daemon=True).start()
     try:
-        folder.mkdir(
-            mode=0o700, parents=True, exist_ok=True
-        )  # what cleans /tmp may have removed it
+        # What cleans /tmp may have removed it.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         app = load_app(model, settings, workers)
     except Exception as error:
         if (reason := line_of(error)) is None:  # a bug

@@ -131,12 +131,11 @@ def rows_below(
                 "quotes around it"
             )
         for index, cell in enumerate(cells):
-            if "\n" in cell or "\r" in cell:
-                inner = swallowed(cells, index, head, dialect)
-                doubtful |= {number: [*doubtful.get(number, ()), *inner]} if inner else {}
-                quoted += not inner
-            else:
-                quoted += dialect.delimiter in cell
+            broken = "\n" in cell or "\r" in cell
+            if broken and (inner := swallowed(cells, index, head, dialect)):
+                doubtful.setdefault(number, []).extend(inner)
+            elif broken or dialect.delimiter in cell:
+                quoted += 1
         yield number, cells
     if doubtful and quoted <= len(doubtful):
         rows = itertools.islice(records(path, encoding, dialect), head.row, None)
