@@ -38,7 +38,6 @@ from storyflower.model.device import choose
 from storyflower.model.folder import load_classifier, save_classifier
 from storyflower.tokenizer.load import load_tokenizer
 
-MAX_LEN = 64
 TOKENS = 20  # of the one sentence, [CLS] and [SEP] included
 LABELS = ("기쁨", "당황", "분노", "불안", "상처", "슬픔")
 PIPELINE_BATCHES = (1, 8, 32, 128)
@@ -51,7 +50,7 @@ print(time.perf_counter() - started)
 """
 
 
-def write_models(folder: Path, texts: list[str], toy: bool) -> tuple[Path, Path]:
+def write_models(folder: Path, texts: list[str], max_len: int, toy: bool) -> tuple[Path, Path]:
     """A classifier's folder, and the same weights as transformers' pipeline takes them."""
     pieces = wordpiece_vocabulary(texts, KOBERT["vocab_size"])[: KOBERT["vocab_size"]]
     torch.manual_seed(0)
@@ -66,7 +65,7 @@ def write_models(folder: Path, texts: list[str], toy: bool) -> tuple[Path, Path]
     write_json(
         {"name": "random", "tokenizer": "wordpiece", "pooling": "first"}, encoder / "card.json"
     )
-    params = {"max_len": MAX_LEN, "dr_rate": 0.1, "turns": 2, "target": "major", "max_dropped": 0.0}
+    params = {"max_len": max_len, "dr_rate": 0.1, "turns": 2, "target": "major", "max_dropped": 0.0}
     save_classifier(
         network, ours, encoder=encoder, labels=LabelIndex(list(LABELS)), facts={"params": params}
     )
@@ -79,25 +78,27 @@ def write_models(folder: Path, texts: list[str], toy: bool) -> tuple[Path, Path]
     return ours, theirs
 
 
-def peer(folder: Path, precision: str) -> Callable[[list[str], int], list]:
+def peer(folder: Path, precision: str, max_len: int) -> Callable[[list[str], int], list]:
     """The transformers pipeline: (texts, batch size) → the probabilities of every class."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     classify = pipeline(
         "text-classification", model=str(folder), device="cpu", dtype=dtype, top_k=None
     )
-    cut = {"truncation": True, "max_length": MAX_LEN}
+    cut = {"truncation": True, "max_length": max_len}
     return lambda texts, batch: classify(texts, batch_size=batch, **cut)
 
 
-def runtime(folder: Path, graph: str, threads: int) -> Callable[[list[str]], np.ndarray]:
+def runtime(
+    folder: Path, graph: str, max_len: int, threads: int
+) -> Callable[[list[str]], np.ndarray]:
     """onnxruntime on the exported folder: texts → logits, float32 (texts, classes)."""
     session = export.open_session(folder / graph, threads)
     tokenizer = load_tokenizer(folder)
-    return lambda texts: export.runtime_logits(session, export.encode(tokenizer, texts, MAX_LEN))
+    return lambda texts: export.runtime_logits(session, export.encode(tokenizer, texts, max_len))
 
 
 def runtimes(
-    network: EmotionClassifier, ours: Path, folder: Path, threads: int
+    network: EmotionClassifier, ours: Path, folder: Path, max_len: int, threads: int
 ) -> dict[str, Callable[[list[str]], np.ndarray]]:
     """onnxruntime in float32 and int8; none where it is not installed."""
     try:
@@ -108,7 +109,7 @@ def runtimes(
     export.write_graph(network, ours / "model.onnx")
     export.quantize(ours / "model.onnx", ours / "model.int8.onnx")
     graphs = {"onnxruntime fp32": "model.onnx", "onnxruntime int8": "model.int8.onnx"}
-    return {name: runtime(ours, graph, threads) for name, graph in graphs.items()}
+    return {name: runtime(ours, graph, max_len, threads) for name, graph in graphs.items()}
 
 
 def latency(
@@ -211,6 +212,7 @@ def table_of(figures: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=int, default=600)
+    parser.add_argument("--max-len", type=int, default=64, help="token ids read of a text")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--times", type=int, default=200, help="of the one sentence")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -227,19 +229,24 @@ def main() -> None:
     params = {"turns": 2, "target": "major", "max_dropped": 0.0}
     texts = export.validation(export.SAMPLE, {"params": params, "labels": None})[0][: options.texts]
     with tempfile.TemporaryDirectory() as work:
-        ours, theirs = write_models(Path(work), texts, options.toy)
+        ours, theirs = write_models(Path(work), texts, options.max_len, options.toy)
         fp32, bf16 = (Classifier.load(ours, "cpu", name) for name in ("fp32", "bf16"))
-        lengths = np.diff(load_tokenizer(ours).encode(texts, MAX_LEN).offsets)
+        lengths = np.diff(load_tokenizer(ours).encode(texts, options.max_len).offsets)
         sentence = texts[int(np.abs(lengths - TOKENS).argmin())]
-        others = runtimes(load_classifier(ours)[0], ours, Path(work), options.threads)
+        others = runtimes(
+            load_classifier(ours)[0], ours, Path(work), options.max_len, options.threads
+        )
         loops = {"ours fp32": fp32.predict, "ours bf16": bf16.predict, **others}
-        peers = {f"pipeline {name}": peer(theirs, name) for name in ("fp32", "bf16")}
+        peers = {
+            f"pipeline {name}": peer(theirs, name, options.max_len) for name in ("fp32", "bf16")
+        }
         single = {name: (lambda texts, loop=loop: loop(texts, 1)) for name, loop in peers.items()}
         figures = {
             "machine": machine(choose("cpu", "fp32")),
             "threads": options.threads,
             "cpu_time": options.cpu_time,
             "texts": len(texts),
+            "max_len": options.max_len,
             "mean_tokens": float(lengths.mean()),
             "latency_ms": latency({**loops, **single}, sentence, options.times, clock),
             "bulk": bulk(loops, peers, texts, options.rounds, clock),

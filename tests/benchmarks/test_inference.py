@@ -23,10 +23,10 @@ def inference() -> ModuleType:
 
 @pytest.mark.slow
 def test_the_pipeline_gives_our_probabilities(inference: ModuleType, tmp_path: Path) -> None:
-    ours, theirs = inference.write_models(tmp_path, TEXTS, toy=True)
+    ours, theirs = inference.write_models(tmp_path, TEXTS, 64, toy=True)
     expected = [row.probabilities for row in Classifier.load(ours, "cpu").predict(TEXTS)]
     for precision, within in (("fp32", 1e-5), ("bf16", 0.02)):
-        loop = inference.peer(theirs, precision)
+        loop = inference.peer(theirs, precision, 64)
         for batch in (1, 8):
             found = [{each["label"]: each["score"] for each in row} for row in loop(TEXTS, batch)]
             assert found == [pytest.approx(row, abs=within) for row in expected]
