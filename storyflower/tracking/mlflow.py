@@ -12,7 +12,7 @@ import re
 import shlex
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from storyflower.tracking.record import KEY_TAG, OUTBOX, Record
 
 LOCKED_SECONDS = 2  # how long a push waits for another program's transaction in a local store
 TURN_SECONDS = 60  # how long for another of our processes, which may be creating the database
+HALF_MADE = "_alembic_tmp_*"  # tables that a migration makes and renames at its end
 BATCH = 100  # MLflow's limit of params or tags per request; for metrics it is 1000
 
 
@@ -75,13 +76,9 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
 
     uri = tracking_uri(root)
     server = uri.startswith(("http://", "https://", "databricks"))
-    # If several processes create the same database, all but one fail in its migrations.
-    lock = root / OUTBOX.parent / "mlflow.lock"
-    held = nullcontext() if server else locks.acquire_free(lock, TURN_SECONDS)
-    if held is None:
-        raise OSError(f"another process has held {lock} for {TURN_SECONDS} s")
-    with held:
+    with nullcontext() if server else turn(root):
         check_database(uri)
+        make_database(uri)
         client = MlflowClient(uri)
         known = client.get_experiment_by_name(experiment)
         if known is not None and known.lifecycle_stage == "deleted":
@@ -101,6 +98,19 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
             if known is None:
                 raise
             return client, known.experiment_id
+
+
+def turn(root: Path) -> AbstractContextManager[object]:
+    """Until its end no other process of ours opens the store of this repository.
+
+    If several create the same database, all but one fail in its migrations. Raises OSError if
+    another one takes too long.
+    """
+    lock = root / OUTBOX.parent / "mlflow.lock"
+    held = locks.acquire_free(lock, TURN_SECONDS)
+    if held is None:
+        raise OSError(f"another process has held {lock} for {TURN_SECONDS} s")
+    return held
 
 
 def set_up() -> None:
@@ -136,8 +146,8 @@ def client_of_store(root: Path) -> Any:
     from mlflow import MlflowClient
 
     uri = tracking_uri(root)
-    scheme, _, path = uri.partition(":///")
-    if scheme.startswith("sqlite") and not Path(path).exists():
+    path = database_file(uri)
+    if path and not path.exists():
         raise FileNotFoundError(f"{path}: no such database; set MLFLOW_TRACKING_URI")
     check_database(uri)
     return MlflowClient(uri)
@@ -146,14 +156,51 @@ def client_of_store(root: Path) -> Any:
 def check_database(uri: str) -> None:
     """Raise sqlite3.Error for a locked, damaged or read-only database.
 
-    MLflow itself would wait 20 s or more. Does nothing for other stores, or for a database that
-    does not exist yet.
+    MLflow itself would wait 20 s or more. So it does for one in which a migration was stopped, for
+    that one's table is in the way of the next. Does nothing for other stores, or for a database
+    that does not exist yet.
     """
-    scheme, _, path = uri.partition(":///")
-    if scheme.startswith("sqlite") and Path(path).exists():
+    path = database_file(uri)
+    if path and path.exists():
         with closing(sqlite3.connect(path, timeout=LOCKED_SECONDS)) as database:
             database.execute("BEGIN IMMEDIATE")
+            left = database.execute("SELECT name FROM sqlite_master WHERE name GLOB ?", [HALF_MADE])
+            if left.fetchone():
+                raise sqlite3.DatabaseError(
+                    f"{path}: MLflow was stopped while it made or upgraded this database; remove "
+                    "it if it was new, or restore a copy of it, then: python -m storyflower sync"
+                )
             database.rollback()
+
+
+def make_database(uri: str) -> None:
+    """Make a local database that does not exist yet, whole or not at all.
+
+    MLflow makes it by its migrations, one after the other, which takes a second: a kill among them
+    would leave one that MLflow cannot open.
+    """
+    path = database_file(uri)
+    if path is None or path.exists():
+        return
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH, sqlalchemy_store
+
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        whole = f"{uri.partition(':///')[0]}:///{part}"
+        store = sqlalchemy_store.SqlAlchemyStore(whole, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+        store.engine.dispose()  # closes the file
+        if not path.exists():  # a program of somebody else's may have made one
+            part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None for another store, or with options behind the path."""
+    scheme, separator, path = uri.partition(":///")
+    plain = path and "?" not in path and path != ":memory:"
+    return Path(path) if scheme.startswith("sqlite") and separator and plain else None
 
 
 def tracking_uri(root: Path) -> str:

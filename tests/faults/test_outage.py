@@ -161,6 +161,7 @@ def in_outbox(root: Path, record: Record) -> Record:
     return Record.load(root / OUTBOX / record.key / "record.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [

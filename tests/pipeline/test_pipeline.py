@@ -420,6 +420,7 @@ IGNORED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", sorted(set(STAGES) - {"encoder", "ingest"}))
 def test_a_stage_before_those_that_it_needs(stage: str, tmp_path: Path) -> None:
     """Run by hand, as it stands in dvc.yaml."""

@@ -555,6 +555,40 @@ def test_a_database_of_another_version_gets_mlflows_whole_message(
         sync(tmp_path)
 
 
+# As a kill while MLflow makes its database: the table that stands in for another is there.
+KILLED = """
+import os, sys
+from pathlib import Path
+from alembic.ddl.impl import DefaultImpl
+from storyflower.tracking import mlflow
+DefaultImpl.rename_table = lambda *_, **__: os.kill(os.getpid(), 9)
+mlflow.connect("sample", Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_while_the_database_is_made_is_no_harm(tmp_path: Path, record: Record) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    Run(record, tmp_path).close()
+    assert shown(tmp_path, record).status == "FINISHED"
+    assert [path.name for path in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
+
+
+def test_a_database_in_which_a_migration_was_stopped(
+    record: Record, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 0.5)
+    shutil.copyfile(store / "mlflow.db", tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("CREATE TABLE _alembic_tmp_tags (key TEXT)")
+    Run(record, tmp_path).close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'mlflow.db'}: MLflow was stopped while it made or upgraded" in line
+    assert "remove it if it was new" in line
+    assert record.key in outbox(tmp_path)
+
+
 def test_a_run_is_named_after_the_dvc_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
