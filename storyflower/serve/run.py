@@ -28,6 +28,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess, multiprocess
 
 from storyflower.common.errors import InputError, line_of, one_line
@@ -37,6 +38,7 @@ from storyflower.serve.settings import Settings
 TOKEN = "STORYFLOWER_TOKEN"
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
 PING = 60  # seconds in which a worker must say that it lives
+ON_ITS_WAY = 0.5  # seconds that a stop leaves to the request of a connection that is open
 KEEP_ALIVE = 75  # seconds; longer than nginx keeps an idle connection, which is 60
 
 
@@ -183,11 +185,31 @@ def metrics_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class Protocol(H11Protocol):
+    """uvicorn's HTTP/1.1, which on a stop or reload would close what has no request yet at once.
+
+    A client that has just connected, or a proxy that keeps its connections, would lose the request
+    that it is sending.
+    """
+
+    def shutdown(self) -> None:
+        """Close the connection once it has no request, and none on its way."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(ON_ITS_WAY, self.close_or_finish)
+        else:
+            super().shutdown()
+
+    def close_or_finish(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
+
+
 def config_of(app: object, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         factory=True,
         lifespan="on",
+        http=Protocol,
         ws="none",
         log_config=None,  # only warnings and errors, to stderr
         access_log=False,  # a path or a query may hold anything

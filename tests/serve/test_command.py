@@ -145,6 +145,29 @@ def test_a_stop_as_soon_as_the_address_is_there(command: Callable[..., Command])
     assert running.end(signal.SIGTERM) == (0, "")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("used", [False, True])
+def test_a_request_that_is_on_its_way_when_a_stop_comes_is_answered(
+    command: Callable[..., Command], used: bool
+) -> None:
+    running = command()
+    client = http.client.HTTPConnection("127.0.0.1", running.started().port, timeout=60)
+
+    def status() -> int:
+        client.request("GET", "/healthz")
+        answer = client.getresponse()
+        answer.read()
+        return answer.status
+
+    client.connect()
+    assert not used or status() == 200
+    running.process.send_signal(signal.SIGTERM)
+    while is_open(client.port):
+        time.sleep(0.01)
+    assert status() == 200
+    assert running.end() == (0, "")
+
+
 def is_open(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
