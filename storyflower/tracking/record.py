@@ -11,6 +11,7 @@ import platform
 import re
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -102,9 +103,10 @@ def continued(new: Record, saved: dict[str, Any] | None) -> Record:
     record = Record(**saved)
     if not KEY.fullmatch(record.key):
         raise InputError(f"checkpoint: {record.key!r} is not the key of a run; remove its folder")
-    waiting = main_root() / OUTBOX / record.key / "record.json"
-    if waiting.exists():  # written after every change, so newer than the checkpoint
-        record = Record.load(waiting)
+    # Written after every change, so newer than the checkpoint. If it is damaged, the checkpoint's
+    # will do: what came after it is trained again.
+    with suppress(OSError, ValueError, TypeError):
+        record = Record.load(main_root() / OUTBOX / record.key / "record.json")
     record.name, record.tags = new.name, new.tags
     record.status, record.end = "RUNNING", None
     return record

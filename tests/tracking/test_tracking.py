@@ -722,6 +722,19 @@ def new_record_of(name: str, folder: Path) -> Record:
     return replace(record, name=name)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": 1}'])
+def test_a_damaged_waiting_record_gives_way_to_the_checkpoints(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    waiting = tmp_path / OUTBOX / record.key / "record.json"
+    waiting.parent.mkdir(parents=True)
+    waiting.write_text(content, encoding="utf-8")
+    saved = checkpointed(replace(record, metrics=[("loss", 0.5, 1, 1)]))
+    again = continued(replace(record, name="again"), saved)
+    assert [*map(tuple, again.metrics)] == [("loss", 0.5, 1, 1)] and again.name == "again"
+
+
 def test_without_a_checkpoint_a_run_is_new_and_a_strange_key_is_refused(record: Record) -> None:
     assert continued(record, None) is record
     for key in ("", "..", "../../x", "a" * 31, "a" * 33):
