@@ -184,7 +184,8 @@ def make_database(uri: str) -> None:
         return
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH, sqlalchemy_store
 
-    part = path.with_name(f"{path.name}.part")
+    # Repositories may share a database, and each has a lock of its own.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)
     try:
         whole = f"{uri.partition(':///')[0]}:///{part}"
