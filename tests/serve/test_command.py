@@ -151,7 +151,9 @@ def test_a_request_that_is_on_its_way_when_a_stop_comes_is_answered(
     command: Callable[..., Command], used: bool
 ) -> None:
     running = command()
-    client = http.client.HTTPConnection("127.0.0.1", running.started().port, timeout=60)
+    service = running.started()
+    assert service.call("/healthz").status == 200  # it accepts connections by now
+    client = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
 
     def status() -> int:
         client.request("GET", "/healthz")
