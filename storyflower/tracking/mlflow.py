@@ -180,27 +180,36 @@ def make_database(uri: str) -> None:
     would leave one that MLflow cannot open.
     """
     path = database_file(uri)
-    if path is None or path.exists():
+    if path is None or path.exists() or path.is_symlink():
         return
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH, sqlalchemy_store
 
     # Repositories may share a database, and each has a lock of its own.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
     try:
+        sqlite3.connect(part).close()  # raises at once where MLflow would try for minutes
         whole = f"{uri.partition(':///')[0]}:///{part}"
         store = sqlalchemy_store.SqlAlchemyStore(whole, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
         store.engine.dispose()  # closes the file
-        if not path.exists():  # a program of somebody else's may have made one
+        try:
+            os.link(part, path)  # never in the place of one that another has made meanwhile
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
             part.rename(path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def database_file(uri: str) -> Path | None:
-    """The file of a SQLite store; None for another store, or with options behind the path."""
+    """The file of a SQLite store; None for another store, or where its path is written otherwise.
+
+    In a URI, ? starts the options, and %20 is a blank.
+    """
     scheme, separator, path = uri.partition(":///")
-    plain = path and "?" not in path and path != ":memory:"
+    plain = path and path != ":memory:" and not set("?%") & set(path)
     return Path(path) if scheme.startswith("sqlite") and separator and plain else None
 
 

@@ -13,13 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from storyflower.common.errors import InputError
-from storyflower.tracking.mlflow import (
-    database_file,
-    make_database,
-    refusing,
-    tracking_uri,
-    turn,
-)
+from storyflower.tracking.mlflow import tracking_uri
 
 HOST = "127.0.0.1"
 CHARTS = "/#/experiments/{}/runs?compareRunsMode=CHART"  # MLflow's path for the chart view
@@ -29,10 +23,6 @@ def serve(root: Path, port: int) -> NoReturn:
     """Replace this process with MLflow's server; raises InputError if the port cannot be used."""
     check_port(port)
     uri = tracking_uri(root)
-    path = database_file(uri)
-    if path and not path.exists():  # Ctrl-C while the server makes it would leave half of one
-        with refusing(f"cannot make {path}"), turn(root):
-            make_database(uri)
     print(f"http://{HOST}:{port}{newest_view(uri)}", flush=True)
     words = ["mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -579,6 +579,41 @@ def test_a_kill_while_the_database_is_made_is_no_harm(tmp_path: Path, record: Re
     assert left == set(command(tmp_path, "git", "check-ignore", *left).splitlines())
 
 
+@pytest.mark.slow
+def test_two_repositories_make_one_database(
+    tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one's is there just before ours gets its name: its run stays."""
+    path = tmp_path / "shared.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    link, others = os.link, []
+
+    def late(part: Path, target: Path) -> None:
+        if not others:
+            others.append(path)
+            theirs = python(WHOLE_RUN, replace(record, experiment="theirs"), tmp_path / "theirs")
+            assert theirs.communicate()[1] == ""
+        link(part, target)
+
+    monkeypatch.setattr(os, "link", late)
+    _, number = mlflow.connect("ours", tmp_path / "ours")
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
+        query = "SELECT name FROM experiments WHERE experiment_id = ?"
+        assert database.execute(query, [number]).fetchall() == [("ours",)]
+    assert outbox(tmp_path / "theirs") == []
+
+
+@pytest.mark.parametrize(("uri", "file"), [("a%20b.db", "a b.db"), ("link.db", "target.db")])
+def test_a_database_whose_path_is_written_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, file: str
+) -> None:
+    (tmp_path / "link.db").symlink_to("target.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{uri}")
+    mlflow.connect("sample", tmp_path)
+    assert (tmp_path / file).stat().st_size and (tmp_path / "link.db").is_symlink()
+
+
 def test_a_database_in_which_a_migration_was_stopped(
     record: Record, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture, monkeypatch
 ) -> None:
