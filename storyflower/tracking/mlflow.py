@@ -12,7 +12,7 @@ import re
 import shlex
 import sqlite3
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,12 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
 
     uri = tracking_uri(root)
     server = uri.startswith(("http://", "https://", "databricks"))
-    with nullcontext() if server else turn(root):
+    # If several processes create the same database, all but one fail in its migrations.
+    lock = root / OUTBOX.parent / "mlflow.lock"
+    held = nullcontext() if server else locks.acquire_free(lock, TURN_SECONDS)
+    if held is None:
+        raise OSError(f"another process has held {lock} for {TURN_SECONDS} s")
+    with held:
         check_database(uri)
         make_database(uri)
         client = MlflowClient(uri)
@@ -98,19 +103,6 @@ def connect(experiment: str, root: Path) -> tuple[Any, str]:
             if known is None:
                 raise
             return client, known.experiment_id
-
-
-def turn(root: Path) -> AbstractContextManager[object]:
-    """Until its end no other process of ours opens the store of this repository.
-
-    If several create the same database, all but one fail in its migrations. Raises OSError if
-    another one takes too long.
-    """
-    lock = root / OUTBOX.parent / "mlflow.lock"
-    held = locks.acquire_free(lock, TURN_SECONDS)
-    if held is None:
-        raise OSError(f"another process has held {lock} for {TURN_SECONDS} s")
-    return held
 
 
 def set_up() -> None:
@@ -154,11 +146,11 @@ def client_of_store(root: Path) -> Any:
 
 
 def check_database(uri: str) -> None:
-    """Raise sqlite3.Error for a locked, damaged or read-only database.
+    """Raise sqlite3.Error for a locked, damaged or read-only database, or a half-made one.
 
-    MLflow itself would wait 20 s or more. So it does for one in which a migration was stopped, for
-    that one's table is in the way of the next. Does nothing for other stores, or for a database
-    that does not exist yet.
+    MLflow itself would wait 20 s or more, and of a migration that was stopped half-way it would
+    only say that a table is there already. Does nothing for other stores, or for a database that
+    does not exist yet.
     """
     path = database_file(uri)
     if path and path.exists():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from storyflower.common.errors import InputError
-from storyflower.tracking.mlflow import tracking_uri
+from storyflower.tracking.mlflow import database_file, tracking_uri
 
 HOST = "127.0.0.1"
 CHARTS = "/#/experiments/{}/runs?compareRunsMode=CHART"  # MLflow's path for the chart view
@@ -43,8 +43,8 @@ def check_port(port: int) -> None:
 
 def newest_view(uri: str) -> str:
     """The path of the charts for the corpus trained on last; "/" if there is none."""
-    path = Path(uri.partition(":///")[2])
-    if uri.startswith("sqlite") and path.is_file():
+    path = database_file(uri)
+    if path and path.is_file():
         query = (
             "SELECT experiment_id FROM runs WHERE lifecycle_stage = 'active' "
             "ORDER BY start_time DESC LIMIT 1"

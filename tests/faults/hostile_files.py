@@ -130,9 +130,7 @@ def zipped(parts: dict[str, Content | None]) -> bytes:
             member = zipfile.ZipInfo(name)
             member.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(member, "w", force_zip64=True) as file:
-                pieces = flat(
-                    content
-                )  # as many as a million cells: some thousand are written at once
+                pieces = flat(content)  # up to some million: thousands go into one write
                 while joined := b"".join(islice(pieces, 4096)):
                     file.write(joined)
     return buffer.getvalue()

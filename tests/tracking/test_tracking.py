@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -521,18 +521,33 @@ def test_a_run_lands_in_its_repository_whatever_that_is_called(
     assert len(list(root.glob("a/*/artifacts/[ab]*.json"))) == 2
 
 
+@pytest.fixture
+def line_about(
+    record: Record, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[[Path, str], str]:
+    """What a run says whose database, in a folder, is the store's after some SQL."""
+
+    def line(root: Path, change: str) -> str:
+        monkeypatch.setattr(run_module, "CLOSE_SECONDS", 0.5)
+        shutil.copyfile(store / "mlflow.db", root / "mlflow.db")
+        with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+            database.execute(change)
+        Run(record, root).close()
+        (said,) = capsys.readouterr().err.splitlines()
+        return said
+
+    return line
+
+
 @pytest.mark.slow
 def test_a_deleted_experiment_is_named_with_what_restores_it(
-    record: Record, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture, monkeypatch
+    record: Record, tmp_path: Path, line_about: Callable[[Path, str], str]
 ) -> None:
-    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 0.1)
     root = tmp_path / "a folder"
     root.mkdir()
-    shutil.copyfile(store / "mlflow.db", root / "mlflow.db")
-    with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
-        database.execute("UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'sample'")
-    Run(record, root).close()
-    (line,) = capsys.readouterr().err.splitlines()
+    line = line_about(
+        root, "UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'sample'"
+    )
     assert line.startswith("MLflow has not got this run (its experiment 'sample' was deleted")
     restore = re.search("restore it: (.*restore --experiment-id [0-9]+)", line)[1]
     command(root, "sh", "-c", restore)
@@ -541,14 +556,9 @@ def test_a_deleted_experiment_is_named_with_what_restores_it(
 
 
 def test_a_database_of_another_version_gets_mlflows_whole_message(
-    record: Record, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture, monkeypatch
+    tmp_path: Path, line_about: Callable[[Path, str], str]
 ) -> None:
-    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 0.1)
-    shutil.copyfile(store / "mlflow.db", tmp_path / "mlflow.db")
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
-        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
-    Run(record, tmp_path).close()
-    (line,) = capsys.readouterr().err.splitlines()
+    line = line_about(tmp_path, "UPDATE alembic_version SET version_num = '451aebb31d03'")
     assert "451aebb31d03" in line and "mlflow db upgrade" in line
     assert line.endswith("nothing is lost. When it is back: python -m storyflower sync")
     with pytest.raises(InputError, match="mlflow db upgrade"):
@@ -615,14 +625,9 @@ def test_a_database_whose_path_is_written_otherwise(
 
 
 def test_a_database_in_which_a_migration_was_stopped(
-    record: Record, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture, monkeypatch
+    record: Record, tmp_path: Path, line_about: Callable[[Path, str], str]
 ) -> None:
-    monkeypatch.setattr(run_module, "CLOSE_SECONDS", 0.5)
-    shutil.copyfile(store / "mlflow.db", tmp_path / "mlflow.db")
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
-        database.execute("CREATE TABLE _alembic_tmp_tags (key TEXT)")
-    Run(record, tmp_path).close()
-    (line,) = capsys.readouterr().err.splitlines()
+    line = line_about(tmp_path, "CREATE TABLE _alembic_tmp_tags (key TEXT)")
     assert f"{tmp_path / 'mlflow.db'}: MLflow was stopped while it made or upgraded" in line
     assert "remove it if it was new" in line
     assert record.key in outbox(tmp_path)
